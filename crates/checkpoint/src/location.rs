@@ -1,0 +1,91 @@
+//! Where stored values lie: a weight is a set of byte ranges until something touches it.
+
+use crate::format::{FloatType, Format};
+
+/// Index of a data file in [`crate::Checkpoint::files`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u32);
+
+/// A byte range of a data file; known to lie inside the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Extent {
+    /// The file.
+    pub file: FileId,
+    /// First byte, from the beginning of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A stored matrix of shape (rows, cols), applied as `x W^T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixLocation {
+    /// How the values are stored.
+    pub format: Format,
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub cols: usize,
+    /// The values or codes.
+    pub data: Extent,
+    /// Scales and biases, for the formats that keep them apart.
+    pub scales: Option<[Extent; 2]>,
+}
+
+impl MatrixLocation {
+    /// The byte ranges of the matrix: data, then scales and biases where there are any.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> {
+        [Some(self.data), self.scales.map(|s| s[0]), self.scales.map(|s| s[1])].into_iter().flatten()
+    }
+
+    /// Stored bytes.
+    pub fn bytes(&self) -> u64 {
+        self.extents().map(|extent| extent.len).sum()
+    }
+}
+
+/// What a stored vector means, from the point of view of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorKind {
+    /// Used as stored.
+    Plain,
+    /// The weight of a zero-centred RMS norm: the effective weight is `1 + w`, which some layouts
+    /// store as such and others as `w`.
+    ZeroCentredNorm,
+}
+
+/// A stored vector.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VectorLocation {
+    /// Type of the stored values.
+    pub dtype: FloatType,
+    /// Number of values.
+    pub len: usize,
+    /// Their bytes.
+    pub extent: Extent,
+    /// What is added to every stored value to make the effective one (0 or 1).
+    pub offset: f32,
+}
+
+/// The three matrices of one routed expert: `(silu(x gate^T) * (x up^T)) down^T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertLocation {
+    /// Gate projection (intermediate, hidden).
+    pub gate: MatrixLocation,
+    /// Up projection (intermediate, hidden).
+    pub up: MatrixLocation,
+    /// Down projection (hidden, intermediate).
+    pub down: MatrixLocation,
+}
+
+impl ExpertLocation {
+    /// The matrices in the order gate, up, down.
+    pub fn matrices(&self) -> [&MatrixLocation; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Stored bytes of the expert.
+    pub fn bytes(&self) -> u64 {
+        self.matrices().iter().map(|matrix| matrix.bytes()).sum()
+    }
+}

@@ -1,0 +1,259 @@
+//! The operations that a model is made of.
+//!
+//! A model's forward pass is written once against [`Backend`]. Operations are fused and take opaque
+//! buffers, so a CPU executes each at once while a GPU records it; the only values that come back to
+//! the host inside a pass are the router's choices ([`Backend::route`]), because an expert may have to
+//! be fetched from the drive. There is no access to single elements.
+//!
+//! **Batch invariance.** The result of a row never depends on which other rows are in the call, on
+//! how rows are split over calls, or on the number of threads. This is what makes the output the same
+//! at any prompt chunk size, and it is a requirement on every implementation: fixed reduction orders
+//! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
+//! positions.
+
+use crate::matrix::{ExpertWeights, Matrix};
+
+/// Consecutive rows of a batch that belong to one sequence, in order of position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First row in the batch.
+    pub row: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// Position in its sequence of the first row.
+    pub position: usize,
+}
+
+/// Dimensions of gated full attention (Qwen3.5: query gate, head norms, partial rotary embedding).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`. Query head `h` reads `h / (n_heads / n_kv_heads)`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Leading dimensions that rotary embedding turns; pairs are `(j, j + rotary_dim / 2)`.
+    pub rotary_dim: usize,
+    /// Base of the rotary frequencies: `theta^(-2j / rotary_dim)`.
+    pub rope_theta: f64,
+    /// Epsilon of the norms of query and key heads.
+    pub eps: f32,
+}
+
+/// What [`Backend::attention`] reads besides the cache.
+#[derive(Debug)]
+pub struct AttentionInputs<'a, B: Backend + ?Sized> {
+    /// (rows, n_heads * 2 * head_dim): per head, `head_dim` query values and then as many gate values.
+    pub query_and_gate: &'a B::Buffer,
+    /// (rows, n_kv_heads * head_dim).
+    pub key: &'a B::Buffer,
+    /// (rows, n_kv_heads * head_dim).
+    pub value: &'a B::Buffer,
+    /// Effective weight of the query-head norm, (head_dim).
+    pub query_norm: &'a B::Vector,
+    /// Effective weight of the key-head norm, (head_dim).
+    pub key_norm: &'a B::Vector,
+}
+
+/// Dimensions of a gated delta net.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeltaNetSpec {
+    /// Key and query heads.
+    pub n_key_heads: usize,
+    /// Value heads; value head `h` uses key head `h / (n_value_heads / n_key_heads)`.
+    pub n_value_heads: usize,
+    /// Width of a key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Taps of the causal convolution.
+    pub conv_kernel: usize,
+    /// Epsilon of the gated output norm.
+    pub eps: f32,
+}
+
+impl DeltaNetSpec {
+    /// Channels of the convolution: all query heads, all key heads, all value heads.
+    pub const fn channels(&self) -> usize {
+        2 * self.n_key_heads * self.key_dim + self.n_value_heads * self.value_dim
+    }
+}
+
+/// What [`Backend::gated_delta_net`] reads besides the state.
+#[derive(Debug)]
+pub struct DeltaNetInputs<'a, B: Backend + ?Sized> {
+    /// (rows, channels): inputs of the convolution, queries, keys, values.
+    pub qkv: &'a B::Buffer,
+    /// (rows, n_value_heads * value_dim): the output gate.
+    pub z: &'a B::Buffer,
+    /// (rows, n_value_heads): writing strength before its sigmoid.
+    pub b: &'a B::Buffer,
+    /// (rows, n_value_heads): decay before its softplus.
+    pub a: &'a B::Buffer,
+    /// (channels, conv_kernel): the last tap multiplies the current row.
+    pub conv: &'a B::Vector,
+    /// (n_value_heads).
+    pub a_log: &'a B::Vector,
+    /// (n_value_heads).
+    pub dt_bias: &'a B::Vector,
+    /// (value_dim): weight of the output norm, used as it is.
+    pub norm: &'a B::Vector,
+}
+
+/// The router's choices for the rows of a batch, on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    /// Experts of a row.
+    pub top_k: usize,
+    /// (rows, top_k) expert indices in order of falling weight; of equals, the lower index first.
+    pub experts: Vec<u32>,
+    /// (rows, top_k) weights that sum to one in each row.
+    pub weights: Vec<f32>,
+}
+
+/// One use of an expert: the row that uses it and the rank that it has in the row's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertUse {
+    /// Row of the batch.
+    pub row: u32,
+    /// Rank in the row's choice, from 0.
+    pub rank: u32,
+}
+
+/// What [`Backend::combine`] adds to the residual stream.
+#[derive(Debug)]
+pub struct MoeOutputs<'a, B: Backend + ?Sized> {
+    /// Weights of the routed experts.
+    pub routing: &'a Routing,
+    /// (rows * top_k, hidden): row `row * top_k + rank` holds the output of that use.
+    pub routed: &'a B::Buffer,
+    /// (rows, hidden): output of the shared expert.
+    pub shared: &'a B::Buffer,
+    /// (rows, 1): the shared expert's gate before its sigmoid.
+    pub shared_gate: &'a B::Buffer,
+}
+
+/// The recurrent state of one gated-delta-net layer of one sequence, as plain values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaStateValues {
+    /// (conv_kernel - 1, channels): the last inputs of the convolution, newest last.
+    pub conv: Vec<f32>,
+    /// (n_value_heads, key_dim, value_dim): the delta-rule state after the last token.
+    pub recurrent: Vec<f32>,
+}
+
+/// The keys and values of one attention layer of one sequence, as plain values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvValues {
+    /// (n_kv_heads, positions, head_dim): normed and turned keys.
+    pub keys: Vec<f32>,
+    /// (n_kv_heads, positions, head_dim).
+    pub values: Vec<f32>,
+}
+
+/// A device that can run a model.
+///
+/// A `Buffer` is a matrix of `f32` activations with a fixed width and a number of rows that may change
+/// up to its capacity. Each operation sets the row count of its outputs. Shapes are the caller's
+/// duty: a mismatch is a bug in the model and panics.
+pub trait Backend {
+    /// Activations on the device, (rows, width).
+    type Buffer: Send;
+    /// A small constant on the device, such as the weight of a norm.
+    type Vector: Send + Sync;
+    /// Keys and values of one attention layer of one sequence.
+    type KvCache: Send;
+    /// State of one gated-delta-net layer of one sequence.
+    type DeltaState: Send;
+
+    /// A name for people, such as `cpu avx2`.
+    fn name(&self) -> String;
+
+    /// An empty buffer that can hold `max_rows` rows of `width` values.
+    fn buffer(&self, max_rows: usize, width: usize) -> Self::Buffer;
+    /// Moves a constant to the device.
+    fn vector(&self, values: &[f32]) -> Self::Vector;
+    /// An empty cache that can grow to `max_positions`.
+    fn kv_cache(&self, spec: &AttentionSpec, max_positions: usize) -> Self::KvCache;
+    /// A zero state.
+    fn delta_state(&self, spec: &DeltaNetSpec) -> Self::DeltaState;
+    /// Bytes of a key-value cache that is full.
+    fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64;
+    /// Bytes of a delta state.
+    fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64;
+
+    /// `out[i] = table[tokens[i]]`.
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Self::Buffer);
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
+    fn rms_norm(&mut self, x: &Self::Buffer, weight: &Self::Vector, eps: f32, out: &mut Self::Buffer);
+
+    /// `outs[i] = x weights[i]^T` for matrices that share their input.
+    fn project(&mut self, x: &Self::Buffer, weights: &[&Matrix], outs: &mut [&mut Self::Buffer]);
+
+    /// `x += y`.
+    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer);
+
+    /// Gated causal attention: norms and turns query and key heads, appends keys and values to the
+    /// caches, and writes `softmax(q k^T / sqrt(head_dim)) v * sigmoid(gate)`, (rows, n_heads *
+    /// head_dim). `caches[i]` belongs to `spans[i]` and holds exactly `spans[i].position` positions.
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        inputs: AttentionInputs<'_, Self>,
+        spans: &[Span],
+        caches: &mut [&mut Self::KvCache],
+        out: &mut Self::Buffer,
+    );
+
+    /// Gated delta net between its projections: causal convolution with SiLU, normalised queries and
+    /// keys, the gated delta rule (arXiv 2412.06464), and the gated output norm; writes (rows,
+    /// n_value_heads * value_dim). `states[i]` belongs to `spans[i]` and has seen exactly
+    /// `spans[i].position` tokens.
+    fn gated_delta_net(
+        &mut self,
+        spec: &DeltaNetSpec,
+        inputs: DeltaNetInputs<'_, Self>,
+        spans: &[Span],
+        states: &mut [&mut Self::DeltaState],
+        out: &mut Self::Buffer,
+    );
+
+    /// The `top_k` largest of each row's router logits, weighted by their softmax renormalised over
+    /// the chosen ones. Waits for the device: the host needs the ids.
+    fn route(&mut self, logits: &Self::Buffer, top_k: usize, routing: &mut Routing);
+
+    /// Applies one routed expert to the rows that use it:
+    /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
+    /// alone; the caller has set its row count with [`Backend::set_rows`].
+    fn expert(
+        &mut self,
+        x: &Self::Buffer,
+        expert: &ExpertWeights,
+        uses: &[ExpertUse],
+        top_k: usize,
+        out: &mut Self::Buffer,
+    );
+
+    /// `out = (silu(x gate^T) * (x up^T)) down^T` for all rows: the shared expert.
+    fn swiglu(&mut self, x: &Self::Buffer, weights: &ExpertWeights, out: &mut Self::Buffer);
+
+    /// `x += sum over rank of weight * routed + sigmoid(shared_gate) * shared`, in order of rank.
+    fn combine(&mut self, x: &mut Self::Buffer, outputs: MoeOutputs<'_, Self>);
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, x: &Self::Buffer, rows: &[u32], out: &mut Self::Buffer);
+
+    /// Sets the number of rows of a buffer; what they hold is unspecified.
+    fn set_rows(&self, buffer: &mut Self::Buffer, rows: usize);
+
+    /// Copies a buffer's rows to the host, replacing what `out` held. Waits for the device.
+    fn download(&mut self, buffer: &Self::Buffer, out: &mut Vec<f32>);
+
+    /// A cache's contents, for tests, snapshots and verification.
+    fn kv_values(&self, spec: &AttentionSpec, cache: &Self::KvCache) -> KvValues;
+
+    /// A delta state's contents, for tests, snapshots and verification.
+    fn delta_values(&self, spec: &DeltaNetSpec, state: &Self::DeltaState) -> DeltaStateValues;
+}
