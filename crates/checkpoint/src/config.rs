@@ -3,7 +3,6 @@
 
 /// A family of models that share an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Family {
     /// Qwen3.5-MoE and Qwen3.6-MoE text models.
     Qwen35Moe,

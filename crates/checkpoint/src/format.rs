@@ -35,7 +35,6 @@ pub struct Affine {
 
 /// How the rows of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Format {
     /// Plain floating-point values, row-major.
     Float(FloatType),

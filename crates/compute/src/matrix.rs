@@ -67,13 +67,13 @@ impl Matrix {
     }
 }
 
-/// The three matrices of one routed expert: `(silu(x gate^T) * (x up^T)) down^T`.
+/// The three matrices of an expert: `(silu(x gate^T) * (x up^T)) down^T`.
 #[derive(Clone, Debug)]
-pub struct ExpertWeights {
+pub struct ExpertWeights<M = Matrix> {
     /// Gate projection (intermediate, hidden).
-    pub gate: Matrix,
+    pub gate: M,
     /// Up projection (intermediate, hidden).
-    pub up: Matrix,
+    pub up: M,
     /// Down projection (hidden, intermediate).
-    pub down: Matrix,
+    pub down: M,
 }

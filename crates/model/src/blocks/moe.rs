@@ -1,0 +1,201 @@
+//! Mixture of experts: router, routed experts that arrive one by one, shared expert.
+
+use checkpoint::MoeConfig;
+use compute::{Backend, ExpertUse, ExpertWeights, Matrix, MoeOutputs, Routing};
+
+use crate::source::WeightSource;
+
+/// The trunk's part of a mixture-of-experts layer: all but the routed experts.
+#[derive(Debug)]
+pub(crate) struct Moe<M> {
+    top_k: usize,
+    router: M,
+    shared: ExpertWeights<M>,
+    shared_gate: M,
+}
+
+impl<M> Moe<M> {
+    /// Loads `{prefix}.gate.weight`, the shared expert and its gate.
+    pub(crate) fn load<S: WeightSource<Matrix = M>>(
+        source: &mut S,
+        prefix: &str,
+        hidden_size: usize,
+        config: &MoeConfig,
+    ) -> Result<Self, S::Error> {
+        let mut matrix =
+            |name, rows, cols| source.matrix(&format!("{prefix}.{name}.weight"), rows, cols);
+        let intermediate = config.shared_intermediate;
+        Ok(Self {
+            top_k: config.top_k,
+            router: matrix("gate", config.n_experts, hidden_size)?,
+            shared: ExpertWeights {
+                gate: matrix("shared_expert.gate_proj", intermediate, hidden_size)?,
+                up: matrix("shared_expert.up_proj", intermediate, hidden_size)?,
+                down: matrix("shared_expert.down_proj", hidden_size, intermediate)?,
+            },
+            shared_gate: matrix("shared_expert_gate", 1, hidden_size)?,
+        })
+    }
+}
+
+/// The steps of the block for the normed rows `x`, in order. Between them the decoder asks for the
+/// experts and receives them; outputs are summed in order of rank, so the order of arrival leaves no
+/// trace.
+impl Moe<Matrix> {
+    /// Chooses the experts of every row and groups their uses.
+    pub(crate) fn route<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        x: &B::Buffer,
+    ) {
+        let MoeScratch { logits, routed, routing, uses, .. } = scratch;
+        backend.project(x, &[&self.router], &mut [logits]);
+        backend.route(logits, self.top_k, routing);
+        backend.set_rows(routed, routing.experts.len());
+        uses.group(routing);
+    }
+
+    /// Computes the shared expert and its gate.
+    pub(crate) fn shared_expert<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        x: &B::Buffer,
+    ) {
+        backend.swiglu(x, &self.shared, &mut scratch.shared);
+        backend.project(x, &[&self.shared_gate], &mut [&mut scratch.shared_gate]);
+    }
+
+    /// Applies a routed expert to the rows that chose it.
+    pub(crate) fn routed_expert<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        x: &B::Buffer,
+        expert: u32,
+        weights: &ExpertWeights,
+    ) {
+        let uses = scratch.uses.of(expert);
+        backend.expert(x, weights, uses, self.top_k, &mut scratch.routed);
+    }
+
+    /// Adds the weighted outputs to the residual stream.
+    pub(crate) fn combine<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &MoeScratch<B>,
+        residual: &mut B::Buffer,
+    ) {
+        let MoeScratch { routed, shared, shared_gate, routing, .. } = scratch;
+        backend.combine(residual, MoeOutputs { routing, routed, shared, shared_gate });
+    }
+}
+
+/// Buffers of a mixture-of-experts layer; layers share them.
+pub(crate) struct MoeScratch<B: Backend> {
+    logits: B::Buffer,
+    routed: B::Buffer,
+    shared: B::Buffer,
+    shared_gate: B::Buffer,
+    /// The choices of the layer computed last.
+    pub(crate) routing: Routing,
+    uses: UsesByExpert,
+}
+
+impl<B: Backend> MoeScratch<B> {
+    /// The experts that the rows of the batch use, each once, in the order of the file.
+    pub(crate) fn distinct_experts(&self) -> &[u32] {
+        &self.uses.distinct
+    }
+
+    pub(crate) fn new(
+        backend: &B,
+        hidden_size: usize,
+        config: &MoeConfig,
+        max_rows: usize,
+    ) -> Self {
+        Self {
+            logits: backend.buffer(max_rows, config.n_experts),
+            routed: backend.buffer(max_rows * config.top_k, hidden_size),
+            shared: backend.buffer(max_rows, hidden_size),
+            shared_gate: backend.buffer(max_rows, 1),
+            routing: Routing::default(),
+            uses: UsesByExpert::new(config.n_experts),
+        }
+    }
+
+    /// Values that the buffers hold for each row.
+    pub(crate) fn values_per_row(hidden_size: usize, config: &MoeConfig) -> usize {
+        config.n_experts + (config.top_k + 1) * hidden_size + 1
+    }
+}
+
+/// The uses of a batch, grouped by expert.
+struct UsesByExpert {
+    /// Experts that are used at all, in order of index: their order in the file.
+    distinct: Vec<u32>,
+    /// The uses of all experts, those of one expert together.
+    uses: Vec<ExpertUse>,
+    /// For each expert of the layer, where its uses end; they begin where the one before ends.
+    ends: Vec<usize>,
+}
+
+impl UsesByExpert {
+    fn new(n_experts: usize) -> Self {
+        Self { distinct: Vec::new(), uses: Vec::new(), ends: vec![0; n_experts] }
+    }
+
+    /// Sorts the uses by expert (counting sort; within an expert by row).
+    fn group(&mut self, routing: &Routing) {
+        let n_experts = self.ends.len();
+        self.ends.fill(0);
+        for &expert in &routing.experts {
+            self.ends[expert as usize] += 1;
+        }
+        self.distinct.clear();
+        self.distinct.extend((0..n_experts as u32).filter(|&e| self.ends[e as usize] > 0));
+        // `ends` turns from counts into beginnings, and then into ends as uses are placed.
+        let mut begin = 0;
+        for end in &mut self.ends {
+            begin += std::mem::replace(end, begin);
+        }
+        self.uses.clear();
+        self.uses.resize(routing.experts.len(), ExpertUse { row: 0, rank: 0 });
+        for (index, &expert) in routing.experts.iter().enumerate() {
+            let (row, rank) = (index / routing.top_k, index % routing.top_k);
+            let end = &mut self.ends[expert as usize];
+            self.uses[*end] = ExpertUse { row: row as u32, rank: rank as u32 };
+            *end += 1;
+        }
+    }
+
+    /// The uses of an expert.
+    fn of(&self, expert: u32) -> &[ExpertUse] {
+        let expert = expert as usize;
+        let begin = if expert == 0 { 0 } else { self.ends[expert - 1] };
+        &self.uses[begin..self.ends[expert]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uses_are_grouped_by_expert_in_row_order() {
+        let routing = Routing { top_k: 2, experts: vec![3, 0, 0, 2, 3, 2], weights: vec![0.5; 6] };
+        let mut uses = UsesByExpert::new(4);
+        for _ in 0..2 {
+            uses.group(&routing);
+            assert_eq!(uses.distinct, [0, 2, 3]);
+            let of = |expert| -> Vec<(u32, u32)> {
+                uses.of(expert).iter().map(|use_| (use_.row, use_.rank)).collect()
+            };
+            assert_eq!(of(0), [(0, 1), (1, 0)]);
+            assert_eq!(of(1), []);
+            assert_eq!(of(2), [(1, 1), (2, 1)]);
+            assert_eq!(of(3), [(0, 0), (2, 0)]);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Where weights come from.
+
+use checkpoint::VectorKind;
+use compute::ExpertWeights;
+
+/// Gives the trunk's weights by canonical name: the Hugging Face name of the text model's tensor
+/// without its prefix, such as `layers.3.self_attn.q_proj.weight`.
+pub trait WeightSource {
+    /// A matrix, or a placeholder for it.
+    type Matrix;
+    /// A vector, or a placeholder for it.
+    type Vector;
+    /// Why a weight cannot be had.
+    type Error;
+
+    /// The matrix of shape (rows, cols).
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize)
+    -> Result<Self::Matrix, Self::Error>;
+
+    /// The vector of `len` values.
+    fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        kind: VectorKind,
+    ) -> Result<Self::Vector, Self::Error>;
+}
+
+/// Why experts could not be delivered.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Delivers routed experts, each as soon as its bytes are in memory.
+pub trait ExpertSource {
+    /// Asks for distinct experts of a layer; reads of those that are not in memory start at once.
+    fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError>;
+
+    /// The next expert of the request in any order, or `None` when all were delivered. Waits for the
+    /// drive when nothing is ready. An expert's memory is free again when its weights are dropped.
+    fn next_ready(&mut self) -> Result<Option<(u32, ExpertWeights)>, SourceError>;
+}
