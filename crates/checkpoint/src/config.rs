@@ -106,3 +106,19 @@ pub struct GenerationConfig {
     /// End tokens.
     pub eos_token_ids: Vec<u32>,
 }
+
+impl Family {
+    /// The name of the family for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qwen35Moe => "Qwen3.5-MoE",
+        }
+    }
+}
+
+impl ModelConfig {
+    /// How many layers have full attention.
+    pub fn attention_layers(&self) -> usize {
+        self.mixers.iter().filter(|&&kind| kind == MixerKind::Attention).count()
+    }
+}

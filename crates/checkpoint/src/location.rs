@@ -35,7 +35,9 @@ pub struct MatrixLocation {
 impl MatrixLocation {
     /// The byte ranges of the matrix: data, then scales and biases where there are any.
     pub fn extents(&self) -> impl Iterator<Item = Extent> {
-        [Some(self.data), self.scales.map(|s| s[0]), self.scales.map(|s| s[1])].into_iter().flatten()
+        [Some(self.data), self.scales.map(|s| s[0]), self.scales.map(|s| s[1])]
+            .into_iter()
+            .flatten()
     }
 
     /// Stored bytes.

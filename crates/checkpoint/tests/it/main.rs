@@ -1,0 +1,6 @@
+//! Integration tests of the `checkpoint` crate.
+
+mod codec;
+mod config;
+mod directory;
+mod support;
