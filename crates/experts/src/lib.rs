@@ -1,1 +1,22 @@
-//! placeholder
+//! Where each expert lies, and how its bytes move into memory slots under a budget.
+//!
+//! [`ExpertStore`] holds a fixed number of slots. A layer's request is answered expert by expert, each
+//! as soon as its bytes are there; reads go past the page cache ([`DataFiles`]), so that what a process
+//! uses is what it was given. Nothing here knows what an expert computes.
+
+#![deny(unsafe_code)]
+
+mod files;
+mod memory;
+mod plan;
+mod policy;
+mod reader;
+mod store;
+
+pub use files::{DataFiles, IoError, IoMode};
+pub use memory::{
+    BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, process_resident_bytes,
+};
+pub use plan::ReadPlan;
+pub use policy::{Fifo, Lru, Policy};
+pub use store::{ExpertStore, PolicyKind, Stats, StoreError, StoreOptions};
