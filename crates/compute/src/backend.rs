@@ -187,7 +187,13 @@ pub trait Backend {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Self::Buffer);
 
     /// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
-    fn rms_norm(&mut self, x: &Self::Buffer, weight: &Self::Vector, eps: f32, out: &mut Self::Buffer);
+    fn rms_norm(
+        &mut self,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    );
 
     /// `outs[i] = x weights[i]^T` for matrices that share their input.
     fn project(&mut self, x: &Self::Buffer, weights: &[&Matrix], outs: &mut [&mut Self::Buffer]);

@@ -1,11 +1,24 @@
 //! The operations a model is made of, on a device.
+//!
+//! [`Backend`] is the one interface: a few fused operations over opaque buffers. [`Reference`] computes
+//! them as the formulas are written; [`Cpu`] computes the same with threads and vector instructions.
+//! Weights stay in the format in which they were stored ([`Matrix`]), in memory that drive reads land
+//! in ([`memory`]).
+
+#![deny(unsafe_code)]
 
 mod backend;
+mod cpu;
+mod host;
 mod matrix;
 pub mod memory;
+mod reference;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     ExpertUse, KvValues, MoeOutputs, Routing, Span,
 };
+pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
+pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, Matrix};
+pub use reference::{PlainDeltaState, PlainKvCache, Reference};

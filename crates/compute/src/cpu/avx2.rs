@@ -1,0 +1,254 @@
+//! Inner loops for x86-64 with AVX2, FMA and F16C.
+
+#![expect(unsafe_code, reason = "vector instructions")]
+
+use std::arch::x86_64::*;
+
+use checkpoint::{Affine, FloatType, Format};
+
+use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
+
+/// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static KERNELS: Kernels = Kernels {
+    isa: Isa::Avx2,
+    dot_tile: |tile, sums| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { dot_tile(tile, sums) }
+    },
+    dequantize: |format, data, scales, biases, out| {
+        // SAFETY: this table is only used where AVX2, FMA and F16C are available.
+        unsafe { dequantize(format, data, scales, biases, out) }
+    },
+    dot: |x, y| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { dot(x, y) }
+    },
+    axpy: |a, x, y| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { axpy(a, x, y) }
+    },
+};
+
+#[target_feature(enable = "avx2,fma")]
+fn load(values: &[f32; 8]) -> __m256 {
+    // SAFETY: eight values are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn store(out: &mut [f32; 8], values: __m256) {
+    // SAFETY: eight values are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) }
+}
+
+/// Fewer than eight values, and zeros behind them.
+fn padded(values: &[f32]) -> [f32; 8] {
+    let mut padded = [0.0; 8];
+    padded[..values.len()].copy_from_slice(values);
+    padded
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
+    // The shapes are compiled apart, so that all running sums stay in registers.
+    match (tile.n_rows, tile.n_tokens) {
+        (4, 3) => dot_tile_of::<4, 3>(tile, sums),
+        (4, 2) => dot_tile_of::<4, 2>(tile, sums),
+        (4, 1) => dot_tile_of::<4, 1>(tile, sums),
+        (rows, tokens) => {
+            for token in 0..tokens {
+                for row in 0..rows {
+                    let one = Tile {
+                        weights: &tile.weights[row * tile.weight_stride..],
+                        tokens: &tile.tokens[token * tile.token_stride..],
+                        n_rows: 1,
+                        n_tokens: 1,
+                        ..tile
+                    };
+                    let index = token * TILE_ROWS + row;
+                    let mut one_sums = TileSums::default();
+                    one_sums[0] = sums[index];
+                    dot_tile_of::<1, 1>(one, &mut one_sums);
+                    sums[index] = one_sums[0];
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_tile_of<const ROWS: usize, const TOKENS: usize>(tile: Tile<'_>, sums: &mut TileSums) {
+    let weights: [(&[[f32; 8]], &[f32]); ROWS] = std::array::from_fn(|row| {
+        tile.weights[row * tile.weight_stride..][..tile.cols].as_chunks()
+    });
+    let tokens: [(&[[f32; 8]], &[f32]); TOKENS] = std::array::from_fn(|token| {
+        tile.tokens[token * tile.token_stride..][..tile.cols].as_chunks()
+    });
+    let mut acc = [[_mm256_setzero_ps(); ROWS]; TOKENS];
+    for (token, acc) in acc.iter_mut().enumerate() {
+        for (row, acc) in acc.iter_mut().enumerate() {
+            *acc = load(&sums[token * TILE_ROWS + row]);
+        }
+    }
+    let n_chunks = tile.cols / 8;
+    // Equal lengths, so that the loop below has no bounds checks.
+    let weight_chunks: [&[[f32; 8]]; ROWS] = std::array::from_fn(|row| &weights[row].0[..n_chunks]);
+    let token_chunks: [&[[f32; 8]]; TOKENS] = std::array::from_fn(|t| &tokens[t].0[..n_chunks]);
+    for chunk in 0..n_chunks {
+        let mut x = [_mm256_setzero_ps(); TOKENS];
+        for token in 0..TOKENS {
+            x[token] = load(&token_chunks[token][chunk]);
+        }
+        for row in 0..ROWS {
+            let w = load(&weight_chunks[row][chunk]);
+            for token in 0..TOKENS {
+                acc[token][row] = _mm256_fmadd_ps(w, x[token], acc[token][row]);
+            }
+        }
+    }
+    if !tile.cols.is_multiple_of(8) {
+        for token in 0..TOKENS {
+            let x = load(&padded(tokens[token].1));
+            for row in 0..ROWS {
+                let w = load(&padded(weights[row].1));
+                acc[token][row] = _mm256_fmadd_ps(w, x, acc[token][row]);
+            }
+        }
+    }
+    for (token, acc) in acc.iter().enumerate() {
+        for (row, acc) in acc.iter().enumerate() {
+            store(&mut sums[token * TILE_ROWS + row], *acc);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let (x, x_tail) = x.as_chunks::<8>();
+    let (y, y_tail) = y.as_chunks::<8>();
+    let mut acc = _mm256_setzero_ps();
+    for (x, y) in x.iter().zip(y) {
+        acc = _mm256_fmadd_ps(load(x), load(y), acc);
+    }
+    if !x_tail.is_empty() {
+        acc = _mm256_fmadd_ps(load(&padded(x_tail)), load(&padded(y_tail)), acc);
+    }
+    let mut lanes = Lanes::default();
+    store(&mut lanes, acc);
+    sum_lanes(&lanes)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    let (x, x_tail) = x.as_chunks::<8>();
+    let (y, y_tail) = y.as_chunks_mut::<8>();
+    let factor = _mm256_set1_ps(a);
+    for (x, y) in x.iter().zip(y) {
+        let sum = _mm256_fmadd_ps(factor, load(x), load(y));
+        store(y, sum);
+    }
+    for (x, y) in x_tail.iter().zip(y_tail) {
+        *y = a.mul_add(*x, *y);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dequantize(format: Format, data: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
+    match format {
+        Format::Float(FloatType::F32) => {
+            checkpoint::decode_floats(FloatType::F32, data, out);
+        }
+        Format::Float(FloatType::Bf16) => decode_bf16(data, out),
+        Format::Float(FloatType::F16) => decode_f16(data, out),
+        Format::Affine(affine) => match affine.bits {
+            2 => affine_groups::<2>(affine, data, scales, biases, out),
+            3 => affine_groups::<3>(affine, data, scales, biases, out),
+            4 => affine_groups::<4>(affine, data, scales, biases, out),
+            5 => affine_groups::<5>(affine, data, scales, biases, out),
+            6 => affine_groups::<6>(affine, data, scales, biases, out),
+            _ => affine_groups::<8>(affine, data, scales, biases, out),
+        },
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn decode_bf16(data: &[u8], out: &mut [f32]) {
+    let (groups, tail) = data.as_chunks::<16>();
+    let (outs, out_tail) = out.as_chunks_mut::<8>();
+    for (group, out) in groups.iter().zip(outs) {
+        // SAFETY: sixteen bytes are readable; the load needs no alignment.
+        let halves = unsafe { _mm_loadu_si128(group.as_ptr().cast()) };
+        let words = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves));
+        store(out, _mm256_castsi256_ps(words));
+    }
+    checkpoint::decode_floats(FloatType::Bf16, tail, out_tail);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_f16(data: &[u8], out: &mut [f32]) {
+    let (groups, tail) = data.as_chunks::<16>();
+    let (outs, out_tail) = out.as_chunks_mut::<8>();
+    for (group, out) in groups.iter().zip(outs) {
+        // SAFETY: sixteen bytes are readable; the load needs no alignment.
+        let halves = unsafe { _mm_loadu_si128(group.as_ptr().cast()) };
+        store(out, _mm256_cvtph_ps(halves));
+    }
+    checkpoint::decode_floats(FloatType::F16, tail, out_tail);
+}
+
+/// Decodes groups of affine codes: `scale * q + bias`, rounded once.
+#[target_feature(enable = "avx2,fma")]
+fn affine_groups<const BITS: usize>(
+    affine: Affine,
+    data: &[u8],
+    scales: &[u8],
+    biases: &[u8],
+    out: &mut [f32],
+) {
+    let (group, size) = (usize::from(affine.group), affine.scales.size());
+    let scales = scales.chunks_exact(size).zip(biases.chunks_exact(size));
+    let groups = data.chunks_exact(group * BITS / 8).zip(out.chunks_exact_mut(group));
+    for ((scale, bias), (codes, out)) in scales.zip(groups) {
+        let mut pair = [0.0; 2];
+        checkpoint::decode_floats(affine.scales, scale, &mut pair[..1]);
+        checkpoint::decode_floats(affine.scales, bias, &mut pair[1..]);
+        let (scale, bias) = (_mm256_set1_ps(pair[0]), _mm256_set1_ps(pair[1]));
+        let value = |codes: __m256i| _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, bias);
+        let (out, _) = out.as_chunks_mut::<8>();
+        if BITS == 4 {
+            for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<2>().0) {
+                let [low, high] = unpack_nibbles(codes);
+                store(&mut out[0], value(low));
+                store(&mut out[1], value(high));
+            }
+        } else {
+            for (codes, out) in codes.chunks_exact(BITS).zip(out) {
+                store(out, value(unpack_eight::<BITS>(codes)));
+            }
+        }
+    }
+}
+
+/// Sixteen codes of four bits, low nibble first.
+#[target_feature(enable = "avx2,fma")]
+fn unpack_nibbles(codes: &[u8; 8]) -> [__m256i; 2] {
+    let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
+    let mask = _mm_set1_epi8(15);
+    let low = _mm_and_si128(bytes, mask);
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
+    let nibbles = _mm_unpacklo_epi8(low, high);
+    [_mm256_cvtepu8_epi32(nibbles), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(nibbles))]
+}
+
+/// Eight codes of any width up to eight bits: two halves of four codes fit 32 bits each.
+#[target_feature(enable = "avx2,fma")]
+fn unpack_eight<const BITS: usize>(codes: &[u8]) -> __m256i {
+    let mut bytes = [0; 8];
+    bytes[..BITS].copy_from_slice(codes);
+    let stream = u64::from_le_bytes(bytes);
+    let (low, high) = (stream as i32, (stream >> (4 * BITS)) as i32);
+    let halves = _mm256_set_m128i(_mm_set1_epi32(high), _mm_set1_epi32(low));
+    let bits = BITS as i32;
+    let shifts = _mm256_setr_epi32(0, bits, 2 * bits, 3 * bits, 0, bits, 2 * bits, 3 * bits);
+    _mm256_and_si256(_mm256_srlv_epi32(halves, shifts), _mm256_set1_epi32((1 << bits) - 1))
+}

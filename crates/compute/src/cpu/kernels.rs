@@ -1,0 +1,115 @@
+//! The inner loops, and the instructions that they are written for.
+//!
+//! CPU features are looked at once, at run time, and select a table of functions. Every version keeps
+//! to the same order of additions per result: eight running sums, element `i` into sum `i % 8`, added
+//! up at the end by [`sum_lanes`]. So a result does not depend on how work was cut into calls; between
+//! versions it differs only by fused or separate rounding of products.
+
+use checkpoint::Format;
+
+use crate::cpu::scalar;
+
+/// Running sums of one result.
+pub(crate) type Lanes = [f32; 8];
+/// Weight rows of a tile.
+pub(crate) const TILE_ROWS: usize = 4;
+/// Token rows of a tile.
+pub(crate) const TILE_TOKENS: usize = 3;
+/// Running sums of a tile: those of weight row `r` and token `t` at `t * TILE_ROWS + r`.
+pub(crate) type TileSums = [Lanes; TILE_ROWS * TILE_TOKENS];
+
+/// Instructions that kernels can be written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// None in particular.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// 64-bit Arm.
+    Neon,
+}
+
+impl Isa {
+    /// What this machine has, the best first.
+    pub fn available() -> Vec<Self> {
+        let mut available = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            available.push(Self::Avx2);
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            available.push(Self::Neon);
+        }
+        available.push(Self::Scalar);
+        available
+    }
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+        }
+    }
+}
+
+/// A tile of a matrix product: some weight rows times some token rows over the same columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// Decoded weights; row `r` begins at `r * weight_stride`.
+    pub(crate) weights: &'a [f32],
+    pub(crate) weight_stride: usize,
+    /// Activations; row `t` begins at `t * token_stride`.
+    pub(crate) tokens: &'a [f32],
+    pub(crate) token_stride: usize,
+    /// At most [`TILE_ROWS`].
+    pub(crate) n_rows: usize,
+    /// At most [`TILE_TOKENS`].
+    pub(crate) n_tokens: usize,
+    pub(crate) cols: usize,
+}
+
+/// Format, data, scales, biases, and where the values go.
+type Dequantize = fn(Format, &[u8], &[u8], &[u8], &mut [f32]);
+
+/// The inner loops for certain instructions.
+pub(crate) struct Kernels {
+    pub(crate) isa: Isa,
+    /// Adds the products of a tile to its running sums. The columns before were a multiple of eight.
+    pub(crate) dot_tile: fn(Tile<'_>, &mut TileSums),
+    /// Decodes whole groups of a row, as [`checkpoint::dequantize_row`] does.
+    pub(crate) dequantize: Dequantize,
+    /// `sum of x * y`.
+    pub(crate) dot: fn(&[f32], &[f32]) -> f32,
+    /// `y += a * x`.
+    pub(crate) axpy: fn(f32, &[f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The table of an instruction set that this machine has; `None` if it has not.
+    pub(crate) fn of(isa: Isa) -> Option<&'static Self> {
+        if !Isa::available().contains(&isa) {
+            return None;
+        }
+        match isa {
+            Isa::Scalar => Some(&scalar::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(&crate::cpu::avx2::KERNELS),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&crate::cpu::neon::KERNELS),
+            #[cfg(not(all(target_arch = "x86_64", target_arch = "aarch64")))]
+            _ => None,
+        }
+    }
+}
+
+/// Adds up running sums, always in this order.
+pub(crate) fn sum_lanes(lanes: &Lanes) -> f32 {
+    let [a, b, c, d, e, f, g, h] = *lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}

@@ -1,0 +1,245 @@
+//! The CPU backend: threads and vector instructions.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod delta_net;
+mod kernels;
+mod matmul;
+mod moe;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pool;
+mod scalar;
+
+pub use attention::KvCache;
+pub use delta_net::DeltaState;
+pub use kernels::Isa;
+
+use crate::backend::{
+    AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
+    ExpertUse, KvValues, MoeOutputs, Routing, Span,
+};
+use crate::host::{HostBuffer, route_rows};
+use crate::matrix::{ExpertWeights, Matrix};
+use kernels::Kernels;
+use matmul::Product;
+use pool::{Parts, Pool};
+
+/// How a CPU backend works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads, the caller's among them; default: the cores that the process may use.
+    pub threads: Option<usize>,
+    /// Instructions; default: the best that the machine has.
+    pub isa: Option<Isa>,
+}
+
+/// Why a CPU backend cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuError {
+    /// The machine lacks instructions that were asked for.
+    #[error("this CPU has no {} instructions; it has {}", .isa.name(), .available.join(", "))]
+    NoSuchIsa {
+        /// What was asked for.
+        isa: Isa,
+        /// What there is.
+        available: Vec<&'static str>,
+    },
+    /// Threads could not be started.
+    #[error("{threads} threads could not be started: {source}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What operations run on: the inner loops of the instruction set, and threads.
+pub(crate) struct Machine {
+    kernels: &'static Kernels,
+    pool: Pool,
+}
+
+/// The CPU backend.
+pub struct Cpu {
+    machine: Machine,
+    delta_net: delta_net::Scratch,
+    moe: moe::Scratch,
+}
+
+impl Cpu {
+    /// Starts the threads and picks the instructions.
+    pub fn new(options: CpuOptions) -> Result<Self, CpuError> {
+        let available = Isa::available();
+        let isa = options.isa.unwrap_or(available[0]);
+        let kernels = Kernels::of(isa).ok_or_else(|| {
+            let available = available.iter().map(|isa| isa.name()).collect();
+            CpuError::NoSuchIsa { isa, available }
+        })?;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or_else(cores).max(1);
+        let pool = Pool::new(threads).map_err(|source| CpuError::Threads { threads, source })?;
+        Ok(Self {
+            machine: Machine { kernels, pool },
+            delta_net: delta_net::Scratch::default(),
+            moe: moe::Scratch::default(),
+        })
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = HostBuffer;
+    type Vector = Vec<f32>;
+    type KvCache = KvCache;
+    type DeltaState = DeltaState;
+
+    fn name(&self) -> String {
+        format!(
+            "cpu {}, {} threads",
+            self.machine.kernels.isa.name(),
+            self.machine.pool.n_threads()
+        )
+    }
+
+    fn buffer(&self, max_rows: usize, width: usize) -> HostBuffer {
+        HostBuffer::new(max_rows, width)
+    }
+
+    fn vector(&self, values: &[f32]) -> Vec<f32> {
+        values.to_vec()
+    }
+
+    fn kv_cache(&self, _: &AttentionSpec, max_positions: usize) -> KvCache {
+        KvCache::new(max_positions)
+    }
+
+    fn delta_state(&self, spec: &DeltaNetSpec) -> DeltaState {
+        DeltaState::new(spec)
+    }
+
+    fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
+        KvCache::bytes(spec, max_positions)
+    }
+
+    fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
+        DeltaState::bytes(spec)
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut HostBuffer) {
+        out.set_rows(tokens.len());
+        for (row, &token) in tokens.iter().enumerate() {
+            matmul::decode(self.machine.kernels, table, token as usize, 0, out.row_mut(row));
+        }
+    }
+
+    fn rms_norm(&mut self, x: &HostBuffer, weight: &Vec<f32>, eps: f32, out: &mut HostBuffer) {
+        out.set_rows(x.rows());
+        let (kernels, width) = (self.machine.kernels, x.width());
+        let out = Parts::new(out.values_mut());
+        self.machine.pool.run(x.rows(), |row| {
+            let x = x.row(row);
+            // SAFETY: each task has its own row.
+            #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+            let out = unsafe { out.part(row * width, width) };
+            let mean = (kernels.dot)(x, x) / width as f32;
+            let scale = 1.0 / (mean + eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * weight;
+            }
+        });
+    }
+
+    fn project(&mut self, x: &HostBuffer, weights: &[&Matrix], outs: &mut [&mut HostBuffer]) {
+        let products = weights.iter().zip(outs).map(|(matrix, out)| {
+            assert_eq!((matrix.cols, matrix.rows), (x.width(), out.width()), "shapes agree");
+            out.set_rows(x.rows());
+            Product { matrix, out: Parts::new(out.values_mut()) }
+        });
+        let products: Vec<_> = products.collect();
+        matmul::multiply(&mut self.machine, x.values(), x.rows(), &products);
+    }
+
+    fn add(&mut self, x: &mut HostBuffer, y: &HostBuffer) {
+        for (x, y) in x.values_mut().iter_mut().zip(y.values()) {
+            *x += y;
+        }
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        inputs: AttentionInputs<'_, Self>,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+        out: &mut HostBuffer,
+    ) {
+        let AttentionInputs { query_and_gate, key, value, query_norm, key_norm } = inputs;
+        let inputs = attention::Inputs { query_and_gate, key, value, query_norm, key_norm };
+        attention::attention(&mut self.machine, spec, &inputs, spans, caches, out);
+    }
+
+    fn gated_delta_net(
+        &mut self,
+        spec: &DeltaNetSpec,
+        inputs: DeltaNetInputs<'_, Self>,
+        spans: &[Span],
+        states: &mut [&mut DeltaState],
+        out: &mut HostBuffer,
+    ) {
+        let DeltaNetInputs { qkv, z, b, a, conv, a_log, dt_bias, norm } = inputs;
+        let inputs = delta_net::Inputs { qkv, z, b, a, conv, a_log, dt_bias, norm };
+        let (machine, scratch) = (&mut self.machine, &mut self.delta_net);
+        delta_net::gated_delta_net(machine, scratch, spec, &inputs, spans, states, out);
+    }
+
+    fn route(&mut self, logits: &HostBuffer, top_k: usize, routing: &mut Routing) {
+        route_rows(logits, top_k, routing);
+    }
+
+    fn expert(
+        &mut self,
+        x: &HostBuffer,
+        expert: &ExpertWeights,
+        uses: &[ExpertUse],
+        top_k: usize,
+        out: &mut HostBuffer,
+    ) {
+        moe::expert(&mut self.machine, &mut self.moe, x, expert, uses, top_k, out);
+    }
+
+    fn swiglu(&mut self, x: &HostBuffer, weights: &ExpertWeights, out: &mut HostBuffer) {
+        out.set_rows(x.rows());
+        moe::swiglu(&mut self.machine, &mut self.moe, x, weights, out);
+    }
+
+    fn combine(&mut self, x: &mut HostBuffer, outputs: MoeOutputs<'_, Self>) {
+        moe::combine(&mut self.machine, x, &outputs);
+    }
+
+    fn gather(&mut self, x: &HostBuffer, rows: &[u32], out: &mut HostBuffer) {
+        out.set_rows(rows.len());
+        for (index, &row) in rows.iter().enumerate() {
+            out.row_mut(index).copy_from_slice(x.row(row as usize));
+        }
+    }
+
+    fn set_rows(&self, buffer: &mut HostBuffer, rows: usize) {
+        buffer.set_rows(rows);
+    }
+
+    fn download(&mut self, buffer: &HostBuffer, out: &mut Vec<f32>) {
+        out.clear();
+        out.extend_from_slice(buffer.values());
+    }
+
+    fn kv_values(&self, spec: &AttentionSpec, cache: &KvCache) -> KvValues {
+        cache.contents(spec)
+    }
+
+    fn delta_values(&self, spec: &DeltaNetSpec, state: &DeltaState) -> DeltaStateValues {
+        state.contents(self.machine.kernels, spec)
+    }
+}

@@ -1,0 +1,273 @@
+//! Threads for short parallel regions.
+//!
+//! A token has about a thousand regions of tens of microseconds, so a region must cost little: workers
+//! spin for a moment before they sleep, tasks are taken from one counter, and nothing is allocated. The
+//! caller works too, and only waits for workers that have really begun: one that sleeps, or that the
+//! system has given to somebody else, holds nobody up.
+
+#![expect(unsafe_code, reason = "lends a closure on the caller's stack to other threads")]
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Turns of the spin loop before a worker sleeps: some 20 microseconds, longer than the caller needs
+/// between two regions of a layer, and short enough to leave the core to reading threads.
+const SPINS: usize = 1000;
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// A pool of worker threads.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    region: UnsafeCell<Region>,
+    /// Whether workers may begin to take tasks of the region.
+    open: AtomicBool,
+    /// Workers that are taking tasks.
+    inside: AtomicUsize,
+    next_task: AtomicUsize,
+    /// Counts regions, so that a worker sees that there is a new one.
+    epoch: AtomicUsize,
+    sleepers: AtomicUsize,
+    closed: AtomicBool,
+    panicked: AtomicBool,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+/// The tasks of a region.
+#[derive(Clone, Copy)]
+struct Region {
+    /// Borrowed from the caller of [`Pool::run`], who does not return while a worker is inside.
+    task: *const Task<'static>,
+    n_tasks: usize,
+}
+
+// SAFETY: the pointer is to a `Sync` closure, and is only followed while the caller keeps it alive.
+unsafe impl Send for Shared {}
+// SAFETY: `region` is written only while the pool is closed to workers and nobody is inside.
+unsafe impl Sync for Shared {}
+
+impl Pool {
+    /// A pool of so many threads, of which the caller is one.
+    pub(crate) fn new(n_threads: usize) -> std::io::Result<Self> {
+        fn nothing(_: usize) {}
+
+        let shared = Arc::new(Shared {
+            region: UnsafeCell::new(Region { task: &nothing, n_tasks: 0 }),
+            open: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            next_task: AtomicUsize::new(0),
+            epoch: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let mut pool = Self { shared, workers: Vec::new() };
+        for index in 1..n_threads {
+            let shared = Arc::clone(&pool.shared);
+            let name = format!("compute-{index}");
+            let worker = std::thread::Builder::new().name(name).spawn(move || shared.work())?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// Number of threads with the caller's.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` with every number below `n_tasks`, on all threads, in any order. Takes the pool by
+    /// unique reference: regions do not nest.
+    pub(crate) fn run(&mut self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+        if n_tasks <= 1 || self.workers.is_empty() {
+            (0..n_tasks).for_each(task);
+            return;
+        }
+        let task: *const Task<'_> = &task;
+        // SAFETY: only the lifetime changes; `Visit` waits for all workers before `task` is dropped.
+        let task: *const Task<'static> = unsafe { std::mem::transmute(task) };
+        // SAFETY: the pool is not open and nobody is inside: the last region's `Visit` saw to it.
+        unsafe { *self.shared.region.get() = Region { task, n_tasks } };
+        self.shared.next_task.store(0, SeqCst);
+        self.shared.open.store(true, SeqCst);
+        let visit = Visit(&self.shared);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        if self.shared.sleepers.load(SeqCst) > 0 {
+            let _guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_all();
+        }
+        self.shared.take_tasks();
+        drop(visit);
+        if self.shared.panicked.swap(false, SeqCst) {
+            resume_unwind(Box::new("a task of a parallel region panicked"));
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, SeqCst);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        {
+            let _guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            // Workers catch the panics of tasks, so they end in order.
+            drop(worker.join());
+        }
+    }
+}
+
+/// The caller's stay in its region: when it ends, also by a panic, no worker is inside any more.
+struct Visit<'a>(&'a Shared);
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.open.store(false, SeqCst);
+        let mut turns = 0;
+        while self.0.inside.load(SeqCst) > 0 {
+            turns += 1;
+            if turns < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+}
+
+impl Shared {
+    /// What a worker does until the pool closes.
+    fn work(&self) {
+        let mut seen = 0;
+        loop {
+            seen = self.next_epoch(seen);
+            if self.closed.load(SeqCst) {
+                return;
+            }
+            // In this order: whoever closes the region after we saw it open also sees us inside.
+            self.inside.fetch_add(1, SeqCst);
+            if self.open.load(SeqCst)
+                && catch_unwind(AssertUnwindSafe(|| self.take_tasks())).is_err()
+            {
+                self.panicked.store(true, SeqCst);
+            }
+            self.inside.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Waits for a region after the one that was seen: first awake, then asleep.
+    fn next_epoch(&self, seen: usize) -> usize {
+        for _ in 0..SPINS {
+            let epoch = self.epoch.load(SeqCst);
+            if epoch != seen {
+                return epoch;
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, SeqCst);
+        loop {
+            let epoch = self.epoch.load(SeqCst);
+            if epoch != seen {
+                self.sleepers.fetch_sub(1, SeqCst);
+                return epoch;
+            }
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes tasks until none is left.
+    fn take_tasks(&self) {
+        // SAFETY: the region is only written when nobody is inside; we are, or are the caller.
+        let Region { task, n_tasks } = unsafe { *self.region.get() };
+        loop {
+            let index = self.next_task.fetch_add(1, SeqCst);
+            if index >= n_tasks {
+                return;
+            }
+            // SAFETY: the caller keeps the closure alive until nobody is inside.
+            unsafe { (*task)(index) };
+        }
+    }
+}
+
+/// A mutable slice whose parts are written by different tasks of a region.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    start: *mut f32,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it only gives out parts under the contract of `part`.
+unsafe impl Send for Parts<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Parts<'_> {}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn new(values: &'a mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len(), lifetime: PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// Parts that are alive at the same time must not overlap.
+    #[expect(clippy::mut_from_ref, reason = "the contract replaces the borrow checker's")]
+    pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &mut [f32] {
+        assert!(begin <= self.len && len <= self.len - begin, "a part lies inside the whole");
+        // SAFETY: the range is inside the slice, and the caller keeps parts apart.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(begin), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_in_many_regions() {
+        for n_threads in [1, 2, 3, 8] {
+            let mut pool = Pool::new(n_threads).expect("threads");
+            for round in 0..2000 {
+                let n_tasks = round % 17;
+                let mut counts = vec![0.0; n_tasks];
+                let parts = Parts::new(&mut counts);
+                pool.run(n_tasks, |task| {
+                    // SAFETY: each task has its own element.
+                    let count = unsafe { parts.part(task, 1) };
+                    count[0] += 1.0;
+                });
+                assert!(
+                    counts.iter().all(|&count| count == 1.0),
+                    "{n_threads} threads: {counts:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = Pool::new(4).expect("threads");
+        for _ in 0..50 {
+            let run = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(64, |task| assert!(task != 33, "the 33rd task panics"));
+            }));
+            assert!(run.is_err());
+            let sum = AtomicUsize::new(0);
+            pool.run(64, |task| {
+                sum.fetch_add(task, SeqCst);
+            });
+            assert_eq!(sum.load(SeqCst), 63 * 32);
+        }
+    }
+}

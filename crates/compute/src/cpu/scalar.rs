@@ -1,0 +1,52 @@
+//! Inner loops in plain Rust, for any machine.
+
+use checkpoint::Format;
+
+use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
+
+pub(crate) static KERNELS: Kernels = Kernels { isa: Isa::Scalar, dot_tile, dequantize, dot, axpy };
+
+fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
+    for token in 0..tile.n_tokens {
+        let x = &tile.tokens[token * tile.token_stride..][..tile.cols];
+        for row in 0..tile.n_rows {
+            let weights = &tile.weights[row * tile.weight_stride..][..tile.cols];
+            add_products(weights, x, &mut sums[token * TILE_ROWS + row]);
+        }
+    }
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = Lanes::default();
+    add_products(x, y, &mut lanes);
+    sum_lanes(&lanes)
+}
+
+fn add_products(x: &[f32], y: &[f32], lanes: &mut Lanes) {
+    let (x, x_tail) = x.as_chunks::<8>();
+    let (y, y_tail) = y.as_chunks::<8>();
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..8 {
+            lanes[lane] += x[lane] * y[lane];
+        }
+    }
+    for (lane, (x, y)) in lanes.iter_mut().zip(x_tail.iter().zip(y_tail)) {
+        *lane += x * y;
+    }
+}
+
+fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+pub(crate) fn dequantize(
+    format: Format,
+    data: &[u8],
+    scales: &[u8],
+    biases: &[u8],
+    out: &mut [f32],
+) {
+    checkpoint::dequantize_row(format, data, scales, biases, out);
+}

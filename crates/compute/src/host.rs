@@ -1,0 +1,157 @@
+//! What both backends on the host share: buffers, routing, small functions.
+
+use crate::backend::Routing;
+
+/// Activations in ordinary memory, (rows, width).
+#[derive(Debug)]
+pub struct HostBuffer {
+    values: Vec<f32>,
+    width: usize,
+    rows: usize,
+}
+
+impl HostBuffer {
+    pub(crate) fn new(max_rows: usize, width: usize) -> Self {
+        Self { values: vec![0.0; max_rows * width], width, rows: 0 }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(crate) fn set_rows(&mut self, rows: usize) {
+        assert!(rows * self.width <= self.values.len(), "{rows} rows fit the buffer");
+        self.rows = rows;
+    }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values[..self.rows * self.width]
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values[..self.rows * self.width]
+    }
+
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.values()[row * self.width..][..self.width]
+    }
+
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let width = self.width;
+        &mut self.values_mut()[row * width..][..width]
+    }
+}
+
+/// The logistic function.
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `x * sigmoid(x)`.
+pub(crate) fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// `ln(1 + e^x)`, which is `x` to all digits from 20 on.
+pub(crate) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// The logarithm of the decay and the writing strength of a delta-rule head.
+pub(crate) fn delta_gates(a: f32, b: f32, a_log: f32, dt_bias: f32) -> (f32, f32) {
+    (-a_log.exp() * softplus(a + dt_bias), sigmoid(b))
+}
+
+/// Cosine and sine of each rotary frequency at a position, as the reference implementation computes
+/// them: frequency and angle in `f32`.
+pub(crate) fn rotary_angles(
+    theta: f64,
+    rotary_dim: usize,
+    position: usize,
+    out: &mut Vec<[f32; 2]>,
+) {
+    out.clear();
+    out.extend((0..rotary_dim / 2).map(|pair| {
+        let exponent = (2 * pair) as f64 / rotary_dim as f64;
+        let frequency = 1.0 / theta.powf(exponent) as f32;
+        let angle = position as f32 * frequency;
+        [angle.cos(), angle.sin()]
+    }));
+}
+
+/// Turns the leading dimensions of a head: pairs are `(j, j + rotary_dim / 2)`.
+pub(crate) fn rotate(head: &mut [f32], angles: &[[f32; 2]]) {
+    let (low, high) = head[..2 * angles.len()].split_at_mut(angles.len());
+    for ((x, y), [cos, sin]) in low.iter_mut().zip(high).zip(angles) {
+        (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
+    }
+}
+
+/// Softmax over all logits, the `top_k` largest, renormalised: the same as a softmax over the chosen
+/// logits alone. Of equal logits the lower index is chosen first.
+pub(crate) fn route_rows(logits: &HostBuffer, top_k: usize, routing: &mut Routing) {
+    routing.top_k = top_k;
+    routing.experts.clear();
+    routing.weights.clear();
+    for row in 0..logits.rows() {
+        let row = logits.row(row);
+        let first = routing.experts.len();
+        for (expert, &logit) in row.iter().enumerate() {
+            // A sorted list of the best so far; logits that are not numbers order like all others.
+            let chosen = &mut routing.experts[first..];
+            let place =
+                chosen.partition_point(|&other| row[other as usize].total_cmp(&logit).is_ge());
+            if place < top_k {
+                if routing.experts.len() - first == top_k {
+                    routing.experts.pop();
+                }
+                routing.experts.insert(first + place, expert as u32);
+            }
+        }
+        let chosen = &routing.experts[first..];
+        let best = row[chosen[0] as usize];
+        let begin = routing.weights.len();
+        routing.weights.extend(chosen.iter().map(|&expert| (row[expert as usize] - best).exp()));
+        let weights = &mut routing.weights[begin..];
+        let sum: f32 = weights.iter().sum();
+        for weight in weights {
+            *weight /= sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(rows: &[&[f32]], top_k: usize) -> Routing {
+        let mut logits = HostBuffer::new(rows.len(), rows[0].len());
+        logits.set_rows(rows.len());
+        logits.values_mut().copy_from_slice(&rows.concat());
+        let mut routing = Routing::default();
+        route_rows(&logits, top_k, &mut routing);
+        routing
+    }
+
+    #[test]
+    fn the_largest_are_chosen_and_the_first_of_equals() {
+        let routing = route(&[&[0.0, 2.0, 1.0, 2.0], &[5.0, -1.0, 5.0, 5.0]], 2);
+        assert_eq!(routing.experts, [1, 3, 0, 2]);
+        assert_eq!(routing.weights, [0.5, 0.5, 0.5, 0.5]);
+        let routing = route(&[&[3.0_f32.ln(), 0.0, -9.0]], 2);
+        assert!((routing.weights[0] - 0.75).abs() < 1e-6, "{routing:?}");
+    }
+
+    #[test]
+    fn numbers_that_are_none_choose_distinct_experts() {
+        let nan = f32::NAN;
+        let mut chosen = route(&[&[nan, 1.0, nan, nan]], 3).experts;
+        chosen.sort_unstable();
+        chosen.dedup();
+        assert_eq!(chosen.len(), 3);
+    }
+}

@@ -1,0 +1,216 @@
+//! Attention and gated delta net: whole sequences, cut in every way.
+
+use compute::{
+    AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
+    KvValues, Reference, Span,
+};
+
+use crate::support::{Random, assert_close, cpus, download, upload};
+
+/// Ways to cut a sequence of 150 tokens into calls.
+const CUTS: [&[usize]; 5] = [&[150], &[1; 150], &[100, 1, 1, 48], &[31, 2, 64, 53], &[7; 22]];
+const LEN: usize = 150;
+
+/// The lengths of a way to cut, which may promise more tokens than there are.
+fn calls(cut: &[usize]) -> Vec<(usize, usize)> {
+    let mut calls = Vec::new();
+    let mut begin = 0;
+    for &len in cut {
+        let len = len.min(LEN - begin);
+        if len > 0 {
+            calls.push((begin, len));
+        }
+        begin += len;
+    }
+    calls
+}
+
+/// Inputs of an attention layer for a whole sequence.
+struct AttentionCase {
+    spec: AttentionSpec,
+    query_and_gate: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    query_norm: Vec<f32>,
+    key_norm: Vec<f32>,
+}
+
+impl AttentionCase {
+    fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize, rotary_dim: usize) -> Self {
+        let random = &mut Random::new(head_dim as u64);
+        Self {
+            spec: AttentionSpec {
+                n_heads,
+                n_kv_heads,
+                head_dim,
+                rotary_dim,
+                rope_theta: 1e4,
+                eps: 1e-6,
+            },
+            query_and_gate: random.numbers(LEN * n_heads * 2 * head_dim),
+            key: random.numbers(LEN * n_kv_heads * head_dim),
+            value: random.numbers(LEN * n_kv_heads * head_dim),
+            query_norm: random.numbers(head_dim).iter().map(|x| x + 2.0).collect(),
+            key_norm: random.numbers(head_dim).iter().map(|x| x + 2.0).collect(),
+        }
+    }
+
+    fn run<B: Backend>(&self, backend: &mut B, cut: &[usize]) -> (Vec<f32>, KvValues) {
+        let mut cache = backend.kv_cache(&self.spec, LEN);
+        let mut outputs = Vec::new();
+        for (begin, len) in calls(cut) {
+            outputs.extend(self.call(backend, &[(begin, len)], &mut [&mut cache]));
+        }
+        (outputs, backend.kv_values(&self.spec, &cache))
+    }
+
+    /// One call with tokens `begin..begin + len` of each sequence.
+    fn call<B: Backend>(
+        &self,
+        backend: &mut B,
+        ranges: &[(usize, usize)],
+        caches: &mut [&mut B::KvCache],
+    ) -> Vec<f32> {
+        let spec = &self.spec;
+        let rows = |all: &[f32], width: usize| -> Vec<f32> {
+            let ranges = ranges.iter();
+            ranges.flat_map(|&(b, len)| all[b * width..(b + len) * width].to_vec()).collect()
+        };
+        let (query, kv) = (spec.n_heads * 2 * spec.head_dim, spec.n_kv_heads * spec.head_dim);
+        let query_and_gate = upload(backend, &rows(&self.query_and_gate, query), query);
+        let key = upload(backend, &rows(&self.key, kv), kv);
+        let value = upload(backend, &rows(&self.value, kv), kv);
+        let (query_norm, key_norm) =
+            (backend.vector(&self.query_norm), backend.vector(&self.key_norm));
+        let mut out = backend.buffer(2 * LEN, spec.n_heads * spec.head_dim);
+        let inputs = AttentionInputs {
+            query_and_gate: &query_and_gate,
+            key: &key,
+            value: &value,
+            query_norm: &query_norm,
+            key_norm: &key_norm,
+        };
+        backend.attention(spec, inputs, &spans(ranges), caches, &mut out);
+        download(backend, &out)
+    }
+}
+
+/// Spans of consecutive rows for sequences at these positions.
+fn spans(ranges: &[(usize, usize)]) -> Vec<Span> {
+    let mut row = 0;
+    let spans = ranges.iter().map(|&(position, len)| {
+        row += len;
+        Span { row: row - len, len, position }
+    });
+    spans.collect()
+}
+
+#[test]
+fn attention_agrees_and_does_not_depend_on_cuts() {
+    for (n_heads, n_kv_heads, head_dim, rotary_dim) in
+        [(4, 2, 32, 8), (3, 1, 20, 20), (2, 2, 64, 2)]
+    {
+        let case = AttentionCase::new(n_heads, n_kv_heads, head_dim, rotary_dim);
+        let (expected, expected_kv) = case.run(&mut Reference::new(), &[LEN]);
+        for cpu in &mut cpus() {
+            let (whole, kv) = case.run(cpu, &[LEN]);
+            assert_close(&whole, &expected, 1e-4, &cpu.name());
+            assert_close(&kv.keys, &expected_kv.keys, 1e-4, "keys");
+            assert_close(&kv.values, &expected_kv.values, 0.0, "values");
+            for cut in CUTS {
+                assert!(case.run(cpu, cut) == (whole.clone(), kv.clone()), "{}", cpu.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_touch() {
+    let case = AttentionCase::new(4, 2, 32, 8);
+    for cpu in &mut cpus() {
+        let (alone, _) = case.run(cpu, &[LEN]);
+        let width = alone.len() / LEN;
+        let mut caches = [cpu.kv_cache(&case.spec, LEN), cpu.kv_cache(&case.spec, LEN)];
+        let [first, second] = &mut caches;
+        let begin = case.call(cpu, &[(0, 40)], &mut [first]);
+        assert!(begin == alone[..40 * width]);
+        let both = case.call(cpu, &[(40, 1), (0, 70)], &mut [first, second]);
+        assert!(both[..width] == alone[40 * width..41 * width], "the decoding sequence");
+        assert!(both[width..] == alone[..70 * width], "the sequence with a prompt");
+    }
+}
+
+/// Inputs of a gated delta net for a whole sequence.
+struct DeltaCase {
+    spec: DeltaNetSpec,
+    qkv: Vec<f32>,
+    z: Vec<f32>,
+    b: Vec<f32>,
+    a: Vec<f32>,
+    conv: Vec<f32>,
+    a_log: Vec<f32>,
+    dt_bias: Vec<f32>,
+    norm: Vec<f32>,
+}
+
+impl DeltaCase {
+    fn new([n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel]: [usize; 5]) -> Self {
+        let spec =
+            DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, eps: 1e-6 };
+        let random = &mut Random::new(key_dim as u64);
+        Self {
+            spec,
+            qkv: random.numbers(LEN * spec.channels()),
+            z: random.numbers(LEN * n_value_heads * value_dim),
+            b: random.numbers(LEN * n_value_heads).iter().map(|x| 3.0 * x).collect(),
+            a: random.numbers(LEN * n_value_heads).iter().map(|x| 3.0 * x).collect(),
+            conv: random.numbers(spec.channels() * conv_kernel),
+            a_log: random.numbers(n_value_heads).iter().map(|x| x + 1.0).collect(),
+            dt_bias: random.numbers(n_value_heads).iter().map(|x| x - 4.0).collect(),
+            norm: random.numbers(value_dim).iter().map(|x| x + 2.0).collect(),
+        }
+    }
+
+    fn run<B: Backend>(&self, backend: &mut B, cut: &[usize]) -> (Vec<f32>, DeltaStateValues) {
+        let spec = &self.spec;
+        let mut state = backend.delta_state(spec);
+        let vectors =
+            [&self.conv, &self.a_log, &self.dt_bias, &self.norm].map(|v| backend.vector(v));
+        let mut outputs = Vec::new();
+        for (begin, len) in calls(cut) {
+            let rows = |all: &[f32]| {
+                let width = all.len() / LEN;
+                (all[begin * width..(begin + len) * width].to_vec(), width)
+            };
+            let [qkv, z, b, a] = [&self.qkv, &self.z, &self.b, &self.a].map(|all| {
+                let (rows, width) = rows(all);
+                upload(backend, &rows, width)
+            });
+            let mut out = backend.buffer(LEN, spec.n_value_heads * spec.value_dim);
+            let [conv, a_log, dt_bias, norm] = &vectors;
+            let inputs =
+                DeltaNetInputs { qkv: &qkv, z: &z, b: &b, a: &a, conv, a_log, dt_bias, norm };
+            let spans = [Span { row: 0, len, position: begin }];
+            backend.gated_delta_net(spec, inputs, &spans, &mut [&mut state], &mut out);
+            outputs.extend(download(backend, &out));
+        }
+        (outputs, backend.delta_values(spec, &state))
+    }
+}
+
+#[test]
+fn the_blocked_delta_rule_is_the_recurrence_and_does_not_depend_on_cuts() {
+    for shape in [[2, 4, 32, 32, 4], [1, 3, 8, 20, 2], [2, 2, 16, 12, 3]] {
+        let case = DeltaCase::new(shape);
+        let (expected, expected_state) = case.run(&mut Reference::new(), &[LEN]);
+        for cpu in &mut cpus() {
+            let (whole, state) = case.run(cpu, &[LEN]);
+            assert_close(&whole, &expected, 2e-3, &cpu.name());
+            assert_close(&state.recurrent, &expected_state.recurrent, 1e-4, "state");
+            assert_close(&state.conv, &expected_state.conv, 0.0, "convolution");
+            for cut in CUTS {
+                assert!(case.run(cpu, cut) == (whole.clone(), state.clone()), "{}", cpu.name());
+            }
+        }
+    }
+}

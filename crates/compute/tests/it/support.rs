@@ -1,0 +1,122 @@
+//! Random numbers, matrices of every format, and comparisons.
+
+use std::sync::Arc;
+
+use checkpoint::{Affine, FloatType, Format, QuantizedRow, encode_floats, quantize_affine};
+use compute::memory::Arena;
+use compute::{Backend, Cpu, CpuOptions, Isa, Matrix};
+
+/// A small generator of reproducible numbers (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number in [-1, 1).
+    pub fn number(&mut self) -> f32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
+        bits as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn numbers(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.number()).collect()
+    }
+}
+
+/// All formats of matrices, with a group of affine codes that fits `cols`.
+pub fn formats(cols: usize) -> Vec<Format> {
+    let mut formats: Vec<_> =
+        [FloatType::F32, FloatType::F16, FloatType::Bf16].map(Format::Float).to_vec();
+    for (bits, group, scales) in [
+        (4, 64, FloatType::Bf16),
+        (8, 64, FloatType::Bf16),
+        (4, 32, FloatType::F16),
+        (2, 32, FloatType::Bf16),
+        (3, 32, FloatType::F32),
+        (5, 64, FloatType::Bf16),
+        (6, 128, FloatType::F16),
+    ] {
+        if cols.is_multiple_of(usize::from(group)) {
+            formats.push(Format::Affine(Affine { bits, group, scales }));
+        }
+    }
+    formats
+}
+
+/// A random matrix, at odd places of its block.
+pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> Matrix {
+    let mut stored = QuantizedRow::default();
+    for _ in 0..rows {
+        let row = random.numbers(cols);
+        match format {
+            Format::Float(float) => encode_floats(float, &row, &mut stored.data),
+            Format::Affine(affine) => {
+                // Rows are packed one by one: a row is a whole number of bytes.
+                let mut one = QuantizedRow::default();
+                quantize_affine(affine, &row, &mut one);
+                stored.data.extend(one.data);
+                stored.scales.extend(one.scales);
+                stored.biases.extend(one.biases);
+            }
+        }
+    }
+    let mut bytes = vec![0xff; 3];
+    let mut offsets = [0; 3];
+    for (part, offset) in [stored.data, stored.scales, stored.biases].iter().zip(&mut offsets) {
+        *offset = bytes.len();
+        bytes.extend(part);
+        bytes.push(0xff);
+    }
+    let mut arena = Arena::new(bytes.len()).expect("memory");
+    let mut block = arena.take(bytes.len()).expect("it was sized for it");
+    block.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+    Matrix::new(format, (rows, cols), Arc::new(block), offsets)
+}
+
+/// A buffer of a backend with the given rows.
+pub fn upload<B: Backend>(backend: &mut B, values: &[f32], width: usize) -> B::Buffer {
+    // Identity rows of a plain matrix are the only way into a buffer that every backend has.
+    let rows = values.len() / width;
+    let mut bytes = Vec::new();
+    encode_floats(FloatType::F32, values, &mut bytes);
+    let mut arena = Arena::new(bytes.len()).expect("memory");
+    let mut block = arena.take(bytes.len()).expect("it was sized for it");
+    block.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+    let format = Format::Float(FloatType::F32);
+    let table = Matrix::new(format, (rows, width), Arc::new(block), [0; 3]);
+    let mut buffer = backend.buffer(rows, width);
+    let tokens: Vec<u32> = (0..rows as u32).collect();
+    backend.embed(&table, &tokens, &mut buffer);
+    buffer
+}
+
+pub fn download<B: Backend>(backend: &mut B, buffer: &B::Buffer) -> Vec<f32> {
+    let mut values = Vec::new();
+    backend.download(buffer, &mut values);
+    values
+}
+
+/// The CPU backend in every form that this machine has.
+pub fn cpus() -> Vec<Cpu> {
+    let isas = Isa::available().into_iter();
+    let forms = isas.flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
+    let cpus = forms.map(|(isa, threads)| {
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
+        Cpu::new(options).expect("the instructions are available")
+    });
+    cpus.collect()
+}
+
+#[track_caller]
+pub fn assert_close(ours: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(ours.len(), expected.len(), "{what}: lengths");
+    for (index, (a, b)) in ours.iter().zip(expected).enumerate() {
+        let allowed = tolerance * b.abs().max(1.0);
+        assert!((a - b).abs() <= allowed, "{what}: {a} instead of {b} at {index}");
+    }
+}
