@@ -27,6 +27,7 @@ mod quantization;
 mod resolver;
 mod safetensors;
 pub mod safetensors_file;
+pub mod synth;
 
 pub use checkpoint::{Checkpoint, DataFile, StoredTensor};
 pub use codec::{

@@ -1,1 +1,38 @@
-fn main(){}
+//! `flash-moe`: run Mixture-of-Experts language models larger than memory.
+//!
+//! This crate parses, calls the library and prints; it knows no tensors.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod demo;
+mod inspect;
+mod output;
+mod run;
+mod synth;
+mod timing;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let result = match command {
+        Command::Run(args) => run::run(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Verify(args) => verify::verify(args),
+        Command::Synth(args) => synth::synth(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

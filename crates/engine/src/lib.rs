@@ -1,1 +1,47 @@
-//! placeholder
+//! The library's face: open a checkpoint, hold sessions, generate.
+//!
+//! ```no_run
+//! use engine::{Engine, EngineOptions, GenerateOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = EngineOptions { memory: Some(8 << 30), ..EngineOptions::default() };
+//! let mut engine = Engine::open("models/qwen3.5-35b-a3b".as_ref(), &options)?;
+//! let prompt = engine.tokenizer()?.encode("Once upon a time")?;
+//! let mut session = engine.session()?;
+//! for step in engine.generate(&mut session, &prompt, GenerateOptions::default())? {
+//!     print!("{}", step?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod budget;
+mod engine;
+mod error;
+mod generate;
+mod inventory;
+mod options;
+mod runner;
+mod sampler;
+mod session;
+mod stop;
+mod trunk;
+mod usage;
+pub mod verify;
+
+pub use budget::{MemoryPlan, format_bytes};
+pub use engine::{Engine, Part, plan_memory};
+pub use error::Error;
+pub use generate::{FinishReason, GenerateOptions, Generation, Step};
+pub use inventory::{Inventory, TensorClass, TrunkLocation, TrunkTensor};
+pub use options::{Device, EngineOptions};
+pub use runner::LayerValues;
+pub use sampler::{Sampling, TokenLogprob, best};
+pub use session::Session;
+pub use usage::Usage;
+
+pub use compute::Isa;
+pub use experts::parse_size;
+pub use model::Phase;

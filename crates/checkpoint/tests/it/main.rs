@@ -4,3 +4,4 @@ mod codec;
 mod config;
 mod directory;
 mod support;
+mod synth;

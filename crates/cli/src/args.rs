@@ -1,0 +1,285 @@
+//! The command line as typed, and the engine's options made from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine::{Device, EngineOptions, Isa};
+
+/// Run Mixture-of-Experts language models larger than memory, on the machine you own.
+#[derive(Debug, Parser)]
+#[command(name = "flash-moe", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer a prompt.
+    Run(RunArgs),
+    /// Show what a checkpoint holds and what it needs.
+    Inspect(InspectArgs),
+    /// Compare with golden outputs of a reference implementation.
+    Verify(VerifyArgs),
+    /// Write a synthetic checkpoint of a true shape, for measurements.
+    Synth(SynthArgs),
+}
+
+/// What every command that loads a model takes.
+#[derive(Args, Debug)]
+pub struct EngineArgs {
+    /// Bound of all memory that the process uses, such as 8G; default: nine tenths of what is free.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// Bound of the memory for routed experts within that; default: all that is left.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub expert_cache: Option<u64>,
+    /// Threads that compute; default: all cores.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Threads that read from the drive.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
+    pub io_threads: usize,
+    /// Longest sequence in tokens; default: what the budget allows.
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub context: Option<usize>,
+    /// Most prompt tokens in one forward pass; default: what the budget allows.
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub prompt_chunk: Option<usize>,
+    /// What computes.
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub device: DeviceArg,
+    /// Read through the system's page cache instead of past it.
+    #[arg(long)]
+    pub buffered_io: bool,
+}
+
+impl EngineArgs {
+    /// The engine's options.
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
+            memory: self.memory,
+            expert_cache: self.expert_cache,
+            threads: self.threads,
+            io_threads: self.io_threads,
+            context: self.context,
+            prompt_chunk: self.prompt_chunk,
+            device: self.device.into(),
+            direct_io: !self.buffered_io,
+            ..EngineOptions::default()
+        }
+    }
+}
+
+/// Names of devices.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DeviceArg {
+    /// The CPU, with the best instructions that it has.
+    Cpu,
+    /// The CPU with plain instructions.
+    CpuScalar,
+    /// The CPU with AVX2 and FMA.
+    CpuAvx2,
+    /// The CPU with NEON.
+    CpuNeon,
+    /// The slow reference that everything else is compared with.
+    Reference,
+}
+
+impl From<DeviceArg> for Device {
+    fn from(device: DeviceArg) -> Self {
+        match device {
+            DeviceArg::Cpu => Self::Cpu,
+            DeviceArg::CpuScalar => Self::CpuIsa(Isa::Scalar),
+            DeviceArg::CpuAvx2 => Self::CpuIsa(Isa::Avx2),
+            DeviceArg::CpuNeon => Self::CpuIsa(Isa::Neon),
+            DeviceArg::Reference => Self::Reference,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Directory of a checkpoint, or `demo` for the built-in model; default: demo.
+    pub model: Option<String>,
+    /// What to answer; default: standard input.
+    pub prompt: Option<String>,
+    /// Continue the prompt as it is, without the chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// A system message.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Let the model think before it answers, or not; default: the template's.
+    #[arg(long, value_enum, conflicts_with = "raw")]
+    pub think: Option<Switch>,
+    /// Most tokens to generate; default: as many as the context holds.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tokens: Option<usize>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// End the answer at this text; can be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Do not end the answer at the model's own end tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// With --json: logarithms of probabilities of each token and of the N best ones.
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
+    /// Show where the time went, for the prompt and for a generated token.
+    #[arg(long)]
+    pub timing: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// How tokens are chosen; defaults are the model's own.
+#[derive(Args, Debug)]
+pub struct SamplingArgs {
+    /// Take the best token every time; same as --temperature 0.
+    #[arg(long, conflicts_with = "temperature")]
+    pub greedy: bool,
+    /// Softmax temperature.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the best N tokens; 0 keeps all.
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Keep the smallest set of best tokens with this probability.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep tokens with at least this share of the best token's probability.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Divide the logits of tokens already in the context; 1 is off.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Subtract from the logits of tokens generated before; 0 is off.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtract from logits as often as the token was generated before; 0 is off.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Seed of the random numbers: the same seed gives the same answer.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// The model's own sampling, changed by what was given.
+    pub fn apply(&self, default: &engine::Sampling) -> engine::Sampling {
+        engine::Sampling {
+            temperature: if self.greedy {
+                0.0
+            } else {
+                self.temperature.unwrap_or(default.temperature)
+            },
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+            seed: self.seed,
+        }
+    }
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// Directory of a checkpoint, or `demo` for the built-in model.
+    pub model: String,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Directory of a checkpoint.
+    pub model: PathBuf,
+    /// The golden outputs; default: golden.safetensors in the directory.
+    #[arg(long, value_name = "FILE")]
+    pub golden: Option<PathBuf>,
+    /// Largest difference of a logit that counts as equal.
+    #[arg(long, value_name = "X", default_value_t = engine::verify::TOLERANCE)]
+    pub tolerance: f32,
+    /// Write our own outputs under the golden names.
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct SynthArgs {
+    /// The model whose shapes to take.
+    #[arg(long, value_enum)]
+    pub preset: PresetArg,
+    /// Layers, if not all.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub layers: Option<usize>,
+    /// Experts of a layer, if not all.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub experts: Option<usize>,
+    /// Bits of a weight: 2, 3, 4, 5, 6 or 8.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub bits: u8,
+    /// Rows of the vocabulary; default: the model's own, or 4096 with fewer layers.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub vocab: Option<usize>,
+    /// Seed of the random numbers.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Directory to write; must not exist or be empty.
+    pub out: PathBuf,
+}
+
+/// Names of shapes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetArg {
+    /// Qwen3.5-35B-A3B: 40 layers of 256 experts.
+    #[value(name = "qwen3.5-35b-a3b", alias = "35b")]
+    A3b,
+    /// Qwen3.5-122B-A10B: 48 layers of 256 experts.
+    #[value(name = "qwen3.5-122b-a10b", alias = "122b")]
+    A10b,
+    /// Qwen3.5-397B-A17B: 60 layers of 512 experts.
+    #[value(name = "qwen3.5-397b-a17b", alias = "397b")]
+    A17b,
+    /// A few megabytes with the same structure, for tests.
+    #[value(name = "tiny")]
+    Tiny,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    engine::parse_size(text).map_err(|error| error.to_string())
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("must be a whole number from 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}

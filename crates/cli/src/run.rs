@@ -1,0 +1,235 @@
+//! `flash-moe run`: answers a prompt.
+
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use chat::{ChatTemplate, Message, RenderOptions};
+use engine::{Engine, FinishReason, GenerateOptions, Sampling, Step, Usage, format_bytes};
+use serde_json::{Value, json};
+
+use crate::args::{RunArgs, Switch};
+use crate::demo;
+use crate::output::{self, Progress};
+use crate::timing;
+
+/// Runs the command.
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let (model, prompt) = model_and_prompt(args.model.as_deref(), args.prompt.as_deref())?;
+    let directory = demo::resolve(&model)?;
+    let mut options = args.engine.options();
+    if model == demo::NAME && options.memory.is_none() && options.expert_cache.is_none() {
+        options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
+    }
+    let prompt = match prompt {
+        Some(prompt) => prompt,
+        None => prompt_from_stdin()?,
+    };
+
+    let mut progress = Progress::new();
+    progress.show(&format!("loading {model} ..."));
+    let mut engine =
+        Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
+    progress.clear();
+    let tokens = prompt_tokens(&args, &engine, &directory, &prompt)?;
+    let sampling = args.sampling.apply(engine.default_sampling());
+    let generate = GenerateOptions {
+        sampling: sampling.clone(),
+        max_tokens: args.tokens,
+        stop: args.stop.clone(),
+        stop_tokens: if args.ignore_eos { Vec::new() } else { engine.stop_tokens().to_vec() },
+        logprobs: args.logprobs,
+        show_special: args.raw,
+        cancel: Some(Arc::new(AtomicBool::new(false))),
+    };
+
+    let mut session = engine.session()?;
+    let mut answer = Answer::default();
+    progress.show(&format!("reading {} prompt tokens ...", tokens.len()));
+    for step in engine.generate(&mut session, &tokens, generate)? {
+        let step = step?;
+        progress.clear();
+        if !args.json {
+            output::stream(&step.text)?;
+        }
+        answer.add(step);
+    }
+    if args.json {
+        output::json(&answer.to_json(&args, &engine, &model, &tokens, &sampling))?;
+    } else if !answer.text.ends_with('\n') {
+        output::stream("\n")?;
+    }
+    if args.timing {
+        let plan = engine.plan();
+        eprintln!(
+            "\n{model} on {}: {} of memory, {} of {} routed-expert bytes in slots",
+            engine.device_name(),
+            format_bytes(plan.total),
+            format_bytes(plan.experts),
+            format_bytes(plan.all_experts),
+        );
+        timing::print(&answer.prompt, &answer.decode);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Two arguments are a model and a prompt. One is a model when it looks like a path, so that a
+/// mistyped path is reported as one; else it is a prompt for the demo model.
+fn model_and_prompt(
+    first: Option<&str>,
+    second: Option<&str>,
+) -> anyhow::Result<(String, Option<String>)> {
+    let (model, prompt) = match (first, second) {
+        (Some(model), Some(prompt)) => (model, Some(prompt)),
+        (Some(one), None) if is_model(one) => (one, None),
+        (Some(prompt), None) => (demo::NAME, Some(prompt)),
+        (None, _) => (demo::NAME, None),
+    };
+    if prompt.is_some_and(|prompt| prompt.is_empty()) {
+        bail!("the prompt is empty");
+    }
+    Ok((model.to_owned(), prompt.map(str::to_owned)))
+}
+
+fn is_model(argument: &str) -> bool {
+    let has_space = argument.contains(char::is_whitespace);
+    let like_path = argument.contains(['/', '\\']) && !has_space;
+    argument == demo::NAME || like_path || (!has_space && Path::new(argument).exists())
+}
+
+fn prompt_from_stdin() -> anyhow::Result<String> {
+    let mut stdin = io::stdin();
+    if stdin.is_terminal() {
+        bail!("there is no prompt\nhint: flash-moe run [MODEL] \"PROMPT\", or pipe the prompt in");
+    }
+    let mut prompt = String::new();
+    stdin.read_to_string(&mut prompt).context("reading the prompt from standard input")?;
+    if prompt.trim().is_empty() {
+        bail!("the prompt on standard input is empty");
+    }
+    Ok(prompt)
+}
+
+/// The tokens of the prompt: in the model's chat template, or as they are.
+fn prompt_tokens(
+    args: &RunArgs,
+    engine: &Engine,
+    directory: &Path,
+    prompt: &str,
+) -> anyhow::Result<Vec<u32>> {
+    let tokenizer = match engine.tokenizer() {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => bail!("{error}"),
+    };
+    if args.raw {
+        return Ok(tokenizer.encode_trusted(prompt)?);
+    }
+    let template = ChatTemplate::open(directory)?;
+    let system = args.system.as_deref().map(Message::system);
+    let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
+    let render = RenderOptions {
+        add_generation_prompt: true,
+        enable_thinking: args.think.map(|think| think == Switch::On),
+        ..RenderOptions::default()
+    };
+    Ok(chat::encode(&template, tokenizer, &messages, &render)?)
+}
+
+/// What was generated.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<Value>,
+    prompt: Usage,
+    decode: Usage,
+    finish: Option<FinishReason>,
+    steps: usize,
+}
+
+impl Answer {
+    fn add(&mut self, step: Step) {
+        let usage = if self.steps == 0 { &mut self.prompt } else { &mut self.decode };
+        *usage += &step.usage;
+        self.steps += 1;
+        self.text.push_str(&step.text);
+        self.tokens.extend(step.token);
+        if let (Some(token), Some((logprob, top))) = (step.token, step.logprobs) {
+            let top = top.iter().map(|t| json!({ "token": t.token, "logprob": t.logprob }));
+            let top: Vec<Value> = top.collect();
+            self.logprobs.push(json!({ "token": token, "logprob": logprob, "top": top }));
+        }
+        self.finish = step.finish;
+    }
+
+    fn to_json(
+        &self,
+        args: &RunArgs,
+        engine: &Engine,
+        model: &str,
+        prompt_tokens: &[u32],
+        sampling: &Sampling,
+    ) -> Value {
+        let finish = self.finish.map(|finish| match finish {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        });
+        let plan = engine.plan();
+        let mut object = json!({
+            "model": model,
+            "device": engine.device_name(),
+            "text": self.text,
+            "finish_reason": finish,
+            "prompt_tokens": prompt_tokens,
+            "tokens": self.tokens,
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "min_p": sampling.min_p,
+                "repetition_penalty": sampling.repetition_penalty,
+                "presence_penalty": sampling.presence_penalty,
+                "frequency_penalty": sampling.frequency_penalty,
+                "seed": sampling.seed,
+            },
+            "memory": {
+                "budget_bytes": plan.total,
+                "expert_slot_bytes": plan.experts,
+                "all_expert_bytes": plan.all_experts,
+                "context": plan.context,
+                "prompt_chunk": plan.chunk,
+            },
+            "timing": {
+                "prompt": timing::to_json(&self.prompt),
+                "decode": timing::to_json(&self.decode),
+            },
+        });
+        if args.logprobs.is_some() {
+            object["logprobs"] = Value::Array(self.logprobs.clone());
+        }
+        object
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_argument_is_a_prompt_unless_it_looks_like_a_path() {
+        let parse = |first, second| model_and_prompt(first, second).expect("not empty");
+        let pair =
+            |model: &str, prompt: Option<&str>| (model.to_owned(), prompt.map(str::to_owned));
+        assert_eq!(parse(None, None), pair("demo", None));
+        assert_eq!(parse(Some("Tell me a story"), None), pair("demo", Some("Tell me a story")));
+        assert_eq!(parse(Some("hello"), None), pair("demo", Some("hello")));
+        assert_eq!(parse(Some("models/missing"), None), pair("models/missing", None));
+        assert_eq!(parse(Some("either / or"), None), pair("demo", Some("either / or")));
+        assert_eq!(parse(Some("a"), Some("b")), pair("a", Some("b")));
+        assert!(model_and_prompt(Some("a"), Some("")).is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: they drive the program as a user would.
+
+mod bad_input;
+mod inspect;
+mod invariance;
+mod memory;
+mod run;
+mod support;
+mod synth;
+mod verify;

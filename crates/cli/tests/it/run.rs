@@ -1,0 +1,128 @@
+//! `run`: what a user types, pipes and reads.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::support::{error, flash_moe, json, output, stdout};
+
+#[test]
+fn the_demo_model_answers_and_streams_its_experts() {
+    let answer = json(&["run", "What is 34 plus 58?", "--think", "off", "--greedy"]);
+    let text = answer["text"].as_str().expect("there is text");
+    assert!(text.contains("92"), "{answer:#}");
+    assert_eq!(answer["finish_reason"], "stop");
+    let prompt = &answer["timing"]["prompt"];
+    assert!(prompt["expert_misses"].as_u64() > Some(0), "experts come from the drive: {answer:#}");
+    let memory = &answer["memory"];
+    assert!(
+        memory["expert_slot_bytes"].as_u64() < memory["all_expert_bytes"].as_u64(),
+        "the default keeps fewer experts than there are: {memory:#}"
+    );
+    let decode = &answer["timing"]["decode"];
+    assert!(decode["bytes_read"].as_u64() > Some(0), "decoding streams too: {decode:#}");
+}
+
+#[test]
+fn text_is_the_same_as_in_json() {
+    let args = ["run", "demo", "Tell me a story.", "--tokens", "40", "--seed", "3"];
+    let text = stdout(&args);
+    let answer = json(&args);
+    assert_eq!(
+        text.trim_end_matches('\n'),
+        answer["text"].as_str().unwrap().trim_end_matches('\n')
+    );
+    assert_eq!(answer["finish_reason"], "length");
+    assert_eq!(answer["tokens"].as_array().map(Vec::len), Some(40));
+}
+
+#[test]
+fn the_prompt_can_be_piped() {
+    let mut child = flash_moe()
+        .args(["run", "--think", "off", "--greedy"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    stdin.write_all(b"What is 34 plus 58?").expect("the program reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("the program ends");
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("92"));
+}
+
+#[test]
+fn a_closed_pipe_is_not_an_error() {
+    let mut child = flash_moe()
+        .args(["run", "Tell me a story.", "--tokens", "64"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("the program ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn raw_prompts_are_continued() {
+    let answer =
+        json(&["run", "Once upon a time", "--raw", "--greedy", "--tokens", "24", "--json"]);
+    let text = answer["text"].as_str().expect("there is text");
+    assert!(text.starts_with(", there was a forgetful boy"), "{text}");
+}
+
+#[test]
+fn stop_strings_end_the_answer_before_them() {
+    let args =
+        ["run", "Once upon a time", "--raw", "--greedy", "--tokens", "60", "--stop", "boy named"];
+    let answer = json(&args);
+    assert_eq!(answer["finish_reason"], "stop");
+    assert!(answer["text"].as_str().unwrap().ends_with("forgetful "), "{answer:#}");
+}
+
+#[test]
+fn control_tokens_in_a_message_stay_text() {
+    let plain = json(&["run", "a b", "--tokens", "1"]);
+    let trick = json(&["run", "a<|im_end|>b", "--tokens", "1"]);
+    let count = |answer: &serde_json::Value, id: u64| {
+        let tokens = answer["prompt_tokens"].as_array().expect("prompt tokens are listed");
+        tokens.iter().filter(|token| token.as_u64() == Some(id)).count()
+    };
+    let im_end = 8161;
+    assert_eq!(count(&trick, im_end), count(&plain, im_end), "a user cannot end the turn");
+}
+
+#[test]
+fn timing_tells_where_the_time_went() {
+    let output = output(&["run", "Hi", "--tokens", "4", "--timing"]);
+    let table = String::from_utf8_lossy(&output.stderr).into_owned();
+    for row in [
+        "waiting for drive",
+        "routed experts",
+        "delta net",
+        "head",
+        "expert hits",
+        "read from drive",
+    ] {
+        assert!(table.contains(row), "{row} is in the table:\n{table}");
+    }
+}
+
+#[test]
+fn senseless_requests_are_refused_by_name() {
+    for (args, words) in [
+        (&["run", "hi", "--top-p", "0"][..], &["top_p"][..]),
+        (&["run", "hi", "--temperature", "-1"], &["temperature"]),
+        (&["run", "models/missing", "hi"], &["models/missing"]),
+        (&["run", "hi", "--context", "100000000"], &["100000000", "4096"]),
+        (&["run", "hi", "--context", "4"], &["--context"]),
+        (&["run", "hi", "--memory", "8M"], &["needs at least", "trunk", "--memory"]),
+        (&["run"], &["prompt"]),
+    ] {
+        let message = error(args);
+        for word in words {
+            assert!(message.contains(word), "{args:?} names {word}:\n{message}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Every fixture agrees with the reference implementation, on every device, however it is run.
+
+use crate::support::{fixture, json, output, text};
+
+const FIXTURES: [&str; 3] =
+    ["qwen35moe-tiny", "qwen35moe-tiny-mlx-4bit", "qwen35moe-mini-mlx-8bit"];
+
+#[test]
+fn fixtures_agree_with_their_goldens() {
+    for name in FIXTURES {
+        let directory = fixture(name);
+        for args in [
+            &[][..],
+            &["--device", "reference"],
+            &["--device", "cpu-scalar", "--threads", "2"],
+            &["--prompt-chunk", "7", "--threads", "1", "--expert-cache", "1"],
+        ] {
+            let report = json(&[&["verify", text(&directory)], args].concat());
+            assert_eq!(report["passes"], true, "{name} {args:?}: {report:#}");
+            let checks = report["checks"].as_array().expect("checks are listed");
+            let least = if name == "qwen35moe-tiny" { 9 } else { 6 };
+            assert!(checks.len() >= least, "{name}: all sequences were compared: {report:#}");
+        }
+    }
+}
+
+#[test]
+fn a_difference_fails() {
+    let directory = fixture("qwen35moe-mini-mlx-8bit");
+    let golden = fixture("qwen35moe-tiny-mlx-4bit").join("golden.safetensors");
+    let output = output(&["verify", text(&directory), "--golden", text(&golden)]);
+    assert_eq!(output.status.code(), Some(1), "another model's goldens are not met");
+    let strict = fixture("qwen35moe-tiny");
+    let output = crate::support::output(&["verify", text(&strict), "--tolerance", "1e-9"]);
+    assert_eq!(output.status.code(), Some(1), "no tolerance is met exactly");
+}

@@ -1,0 +1,187 @@
+//! How the memory budget is spent, decided before any of it is.
+
+use std::fmt::Write;
+
+use checkpoint::ModelConfig;
+use compute::Backend;
+use experts::{ExpertStore, MemoryLimits};
+use model::Workspace;
+
+use crate::error::Error;
+use crate::inventory::Inventory;
+use crate::options::EngineOptions;
+
+/// Kept for what is not counted one by one: thread stacks, queues, the allocator's slack, text.
+const RESERVE_BYTES: u64 = 24 << 20;
+/// Prompt rows of a forward pass when the budget is large.
+const LARGEST_CHUNK: usize = 512;
+/// Context when nothing is asked for and the budget is large.
+const LARGEST_DEFAULT_CONTEXT: usize = 32_768;
+/// Context when nothing is asked for, however small the budget.
+const SMALLEST_DEFAULT_CONTEXT: usize = 2_048;
+/// Bytes that logits of one pass may take.
+const LOGIT_BYTES: u64 = 16 << 20;
+
+/// The budget and its parts, in bytes unless said otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPlan {
+    /// The whole budget.
+    pub total: u64,
+    /// Resident before loading: program, tokenizer, directory of tensors.
+    pub process: u64,
+    /// Kept for what is not counted one by one.
+    pub reserve: u64,
+    /// The trunk.
+    pub trunk: u64,
+    /// States of all sessions at their full context.
+    pub states: u64,
+    /// Buffers of a forward pass.
+    pub workspace: u64,
+    /// Slots of routed experts.
+    pub experts: u64,
+    /// What all routed experts would take.
+    pub all_experts: u64,
+    /// Tokens of a session, at most.
+    pub context: usize,
+    /// Prompt rows of a forward pass, at most.
+    pub chunk: usize,
+    /// Rows with logits of a forward pass, at most.
+    pub logit_rows: usize,
+}
+
+impl MemoryPlan {
+    /// Spends the budget: what must be in memory first, the rest on experts.
+    pub fn new<B: Backend>(
+        inventory: &Inventory,
+        backend: &B,
+        options: &EngineOptions,
+        trunk: u64,
+    ) -> Result<Self, Error> {
+        let config = inventory.checkpoint.config();
+        let process = experts::process_resident_bytes().unwrap_or(0);
+        let total = match options.memory {
+            Some(bytes) => bytes,
+            None => default_budget(process)?,
+        };
+        let slot = ExpertStore::slot_bytes(&inventory.experts);
+        let all_experts = slot * (config.mixers.len() * config.moe.n_experts) as u64;
+        let least_experts = slot * ExpertStore::MIN_SLOTS as u64;
+        let left_of = |plan: &Self| plan.total.saturating_sub(plan.fixed());
+        let mut plan = Self {
+            total,
+            process,
+            reserve: RESERVE_BYTES,
+            trunk,
+            states: 0,
+            workspace: 0,
+            experts: least_experts,
+            all_experts,
+            context: 0,
+            chunk: 0,
+            logit_rows: 0,
+        };
+
+        let free = left_of(&plan);
+        plan.set_context(inventory, backend, options, free / 8)?;
+        let free = left_of(&plan);
+        plan.set_chunk::<B>(config, options, free / 4);
+        let needed = plan.fixed() + least_experts;
+        if needed > total {
+            return Err(Error::Budget { needed, plan: Box::new(plan) });
+        }
+        let room = total - plan.fixed();
+        let wanted = options.expert_cache.unwrap_or(u64::MAX).min(all_experts).max(least_experts);
+        plan.experts = room.min(wanted);
+        Ok(plan)
+    }
+
+    /// What is taken whatever the experts get.
+    fn fixed(&self) -> u64 {
+        self.process + self.reserve + self.trunk + self.states + self.workspace
+    }
+
+    /// Takes the context that is asked for, or the longest whose states fit into `share`.
+    fn set_context<B: Backend>(
+        &mut self,
+        inventory: &Inventory,
+        backend: &B,
+        options: &EngineOptions,
+        share: u64,
+    ) -> Result<(), Error> {
+        let limit = inventory.checkpoint.config().max_context;
+        let states = |context| {
+            let bytes = inventory.outline.sequence_state_bytes(backend, context);
+            bytes.saturating_mul(options.sessions as u64)
+        };
+        self.context = match options.context {
+            Some(asked) if asked > limit => return Err(Error::ContextLimit { asked, limit }),
+            Some(asked) => asked.max(1),
+            None => {
+                let mut context = LARGEST_DEFAULT_CONTEXT;
+                while context > SMALLEST_DEFAULT_CONTEXT && states(context) > share {
+                    context /= 2;
+                }
+                context.min(limit)
+            }
+        };
+        self.states = states(self.context);
+        Ok(())
+    }
+
+    /// Takes the prompt chunk that is asked for, or the longest whose buffers fit into `share`.
+    fn set_chunk<B: Backend>(&mut self, config: &ModelConfig, options: &EngineOptions, share: u64) {
+        let logit_row_bytes = 2 * size_of::<f32>() as u64 * config.vocab_size as u64;
+        let logit_rows = |chunk: usize| ((LOGIT_BYTES / logit_row_bytes) as usize).clamp(1, chunk);
+        let workspace = |chunk| Workspace::<B>::bytes(config, chunk, logit_rows(chunk));
+        self.chunk = match options.prompt_chunk {
+            Some(asked) => asked.clamp(1, self.context),
+            None => {
+                let mut chunk = LARGEST_CHUNK;
+                while chunk > 1 && workspace(chunk) > share {
+                    chunk /= 2;
+                }
+                chunk.min(self.context)
+            }
+        };
+        // A batch holds at least a token of every session.
+        self.chunk = self.chunk.max(options.sessions);
+        self.logit_rows = logit_rows(self.chunk).max(options.sessions);
+        self.workspace = Workspace::<B>::bytes(config, self.chunk, self.logit_rows);
+    }
+}
+
+impl std::fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        let mut line = |bytes: u64, what: String| {
+            writeln!(text, "  {:>10}  {what}", format_bytes(bytes)).expect("a String takes all");
+        };
+        line(self.process, "program, tokenizer, tensor directory".to_owned());
+        line(self.reserve, "reserve for stacks and small allocations".to_owned());
+        line(self.trunk, "trunk".to_owned());
+        line(self.states, format!("states of a context of {} tokens", self.context));
+        line(self.workspace, format!("buffers of {} prompt rows", self.chunk));
+        let all = format_bytes(self.all_experts);
+        line(self.experts, format!("routed experts, of {all} for all of them"));
+        f.write_str(text.trim_end())
+    }
+}
+
+/// What may be used when nothing is said: what is free, less a tenth for everything else that runs.
+fn default_budget(process: u64) -> Result<u64, Error> {
+    let limits = MemoryLimits::detect().map_err(|error| Error::UnknownMemory(error.to_string()))?;
+    let free = limits.available_bytes() + process;
+    Ok(free - free / 10)
+}
+
+/// A number of bytes for people: `7.1 MiB`.
+pub fn format_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

@@ -1,0 +1,290 @@
+//! The engine: a loaded model, and sessions on it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use checkpoint::ModelConfig;
+use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
+use experts::{DataFiles, ExpertStore, IoMode, StoreOptions};
+use model::{Batch, Workspace};
+use tokenizer::Tokenizer;
+
+use crate::budget::MemoryPlan;
+use crate::error::Error;
+use crate::generate::{GenerateOptions, Generation};
+use crate::inventory::Inventory;
+use crate::options::{Device, EngineOptions};
+use crate::runner::{DecoderRunner, LayerValues, Runner, StreamedExperts};
+use crate::sampler::Sampling;
+use crate::session::{Permit, Session};
+use crate::trunk::load_trunk;
+use crate::usage::Usage;
+
+/// A loaded model on a device.
+pub struct Engine {
+    config: ModelConfig,
+    sampling: Sampling,
+    stop_tokens: Vec<u32>,
+    tokenizer: Result<Tokenizer, tokenizer::Error>,
+    plan: MemoryPlan,
+    runner: Box<dyn Runner>,
+    sessions: Arc<AtomicUsize>,
+    session_limit: usize,
+    batch: Batch,
+}
+
+/// Tokens to compute for one of several sessions in one pass.
+pub struct Part<'a> {
+    /// The session.
+    pub session: &'a mut Session,
+    /// Its next tokens.
+    pub tokens: &'a [u32],
+    /// For which of them logits are wanted.
+    pub wants_logits: &'a dyn Fn(usize) -> bool,
+}
+
+/// How an engine with these options would spend memory on a checkpoint; loads nothing.
+pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<MemoryPlan, Error> {
+    let trunk = crate::trunk::resident_bytes(inventory);
+    match options.device {
+        Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
+        Device::Cpu | Device::CpuIsa(_) => {
+            let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None })?;
+            MemoryPlan::new(inventory, &cpu, options, trunk)
+        }
+    }
+}
+
+impl Engine {
+    /// Opens a checkpoint: reads its directory, decides how memory is spent, loads the trunk. Routed
+    /// experts stay on the drive until they are used.
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Self, Error> {
+        let inventory = Inventory::read(path)?;
+        if !inventory.problems.is_empty() {
+            let path = path.to_owned();
+            return Err(Error::Incomplete { path, problems: inventory.problems });
+        }
+        let tokenizer = Tokenizer::open(path);
+        match options.device {
+            Device::Reference => Self::on(inventory, tokenizer, Reference::new(), options),
+            Device::Cpu => {
+                let cpu = Cpu::new(CpuOptions { threads: options.threads, isa: None })?;
+                Self::on(inventory, tokenizer, cpu, options)
+            }
+            Device::CpuIsa(isa) => {
+                let cpu = Cpu::new(CpuOptions { threads: options.threads, isa: Some(isa) })?;
+                Self::on(inventory, tokenizer, cpu, options)
+            }
+        }
+    }
+
+    fn on<B: Backend + Send + 'static>(
+        inventory: Inventory,
+        tokenizer: Result<Tokenizer, tokenizer::Error>,
+        backend: B,
+        options: &EngineOptions,
+    ) -> Result<Self, Error> {
+        let mode = if options.direct_io { IoMode::Direct } else { IoMode::Buffered };
+        let paths: Vec<_> =
+            inventory.checkpoint.files().iter().map(|file| file.path.clone()).collect();
+        let files = Arc::new(DataFiles::open(&paths, mode)?);
+        let trunk_bytes = crate::trunk::resident_bytes(&inventory);
+        let plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
+
+        let decoder = load_trunk(&inventory, &files, &backend, options.io_threads)?;
+        let store_options = StoreOptions {
+            cache_bytes: plan.experts,
+            io_threads: options.io_threads,
+            ..StoreOptions::default()
+        };
+        let Inventory { checkpoint, experts, .. } = inventory;
+        let store = ExpertStore::new(files, experts, &store_options)?;
+        let workspace = Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        let config = checkpoint.config().clone();
+        let mut stop_tokens = checkpoint.generation().eos_token_ids.clone();
+        stop_tokens.extend_from_slice(&config.eos_token_ids);
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        Ok(Self {
+            sampling: Sampling::from_generation_config(checkpoint.generation()),
+            config,
+            stop_tokens,
+            tokenizer,
+            plan,
+            runner: Box::new(DecoderRunner { decoder, workspace, experts: StreamedExperts(store) }),
+            sessions: Arc::default(),
+            session_limit: options.sessions,
+            batch: Batch::default(),
+        })
+    }
+
+    /// The model's dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The checkpoint's tokenizer.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, &tokenizer::Error> {
+        self.tokenizer.as_ref()
+    }
+
+    /// How the model's authors sample from it.
+    pub fn default_sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// Tokens that end the model's turn, from `generation_config.json` and `config.json`.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// How memory is spent.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// A name of the device for people.
+    pub fn device_name(&self) -> String {
+        self.runner.device_name()
+    }
+
+    /// What moving experts cost since the engine was opened.
+    pub fn expert_stats(&self) -> experts::Stats {
+        self.runner.expert_stats()
+    }
+
+    /// Most prompt tokens in one forward pass.
+    pub fn prompt_chunk(&self) -> usize {
+        self.plan.chunk
+    }
+
+    /// Starts an empty session.
+    pub fn session(&mut self) -> Result<Session, Error> {
+        let limit = self.session_limit;
+        let permit = Permit::take(&self.sessions, limit).ok_or(Error::TooManySessions { limit })?;
+        let context = self.plan.context;
+        Ok(Session::new(self.runner.new_state(context), context, permit))
+    }
+
+    /// Generates after `prompt`, which continues what the session holds.
+    pub fn generate<'a>(
+        &'a mut self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: GenerateOptions,
+    ) -> Result<Generation<'a>, Error> {
+        Generation::new(self, session, prompt, options)
+    }
+
+    /// Appends tokens to a session, any number of them, and calls `visit` with the index and the
+    /// logits of each token for which `wants_logits` says so.
+    pub fn evaluate(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        wants_logits: impl Fn(usize) -> bool,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        let mut begin = 0;
+        while begin < tokens.len() {
+            // As many rows as the buffers hold, with as many logits as they hold.
+            let mut end = begin;
+            let mut wanted = 0;
+            while end < tokens.len() && end - begin < self.plan.chunk {
+                wanted += usize::from(wants_logits(end));
+                if wanted > self.plan.logit_rows {
+                    break;
+                }
+                end += 1;
+            }
+            let wants = |row: usize| wants_logits(begin + row);
+            let part = Part { session, tokens: &tokens[begin..end], wants_logits: &wants };
+            usage += &self.forward(&mut [part])?;
+            let logits = self.runner.logits().chunks_exact(self.config.vocab_size);
+            for (index, row) in (begin..end).filter(|&index| wants_logits(index)).zip(logits) {
+                visit(index, row);
+            }
+            begin = end;
+        }
+        Ok(usage)
+    }
+
+    /// Computes tokens of several sessions in one pass; [`Engine::logits`] has the wanted logits
+    /// afterwards, (rows, vocab_size), in the order of the parts.
+    ///
+    /// # Panics
+    /// If there are more rows than [`Engine::prompt_chunk`], or more wanted logits than
+    /// [`MemoryPlan::logit_rows`].
+    pub fn forward(&mut self, parts: &mut [Part<'_>]) -> Result<Usage, Error> {
+        let begin = Instant::now();
+        self.batch.clear();
+        for part in parts.iter() {
+            self.check_tokens(part.tokens)?;
+            let session = &*part.session;
+            if session.broken {
+                return Err(Error::SessionBroken);
+            }
+            let needed = session.tokens.len() + part.tokens.len();
+            if needed > session.context {
+                return Err(Error::ContextFull { needed, context: session.context });
+            }
+            self.batch.push(part.tokens, session.tokens.len(), part.wants_logits);
+        }
+        assert!(self.batch.tokens.len() <= self.plan.chunk, "the batch fits the buffers");
+        assert!(self.batch.logit_rows.len() <= self.plan.logit_rows, "the logits fit the buffers");
+
+        let position = parts.first().map_or(0, |part| part.session.tokens.len());
+        let mut states: Vec<_> = parts.iter_mut().map(|part| &mut part.session.state).collect();
+        let before = self.runner.expert_stats();
+        self.runner.log().timeline.reset();
+        let result = self.runner.forward(&self.batch, &mut states);
+        let result = result.map_err(|source| Error::Forward { position, source });
+        let result =
+            result.and_then(|()| match self.runner.logits().iter().all(|x| x.is_finite()) {
+                true => Ok(()),
+                false => {
+                    Err(Error::LogitsNotFinite { position: position + self.batch.tokens.len() })
+                }
+            });
+        for part in parts.iter_mut() {
+            part.session.broken = result.is_err();
+            part.session.tokens.extend_from_slice(part.tokens);
+        }
+        result?;
+        let after = self.runner.expert_stats();
+        let timeline = &self.runner.log().timeline;
+        Ok(Usage::of_pass(self.batch.tokens.len(), begin.elapsed(), timeline, &before, &after))
+    }
+
+    /// The wanted logits of the last pass.
+    pub fn logits(&self) -> &[f32] {
+        self.runner.logits()
+    }
+
+    /// Starts or stops recording the routing of every layer of every pass.
+    pub fn record_routing(&mut self, record: bool) {
+        self.runner.log().routing = record.then(Vec::new);
+    }
+
+    /// The routing recorded since the last call: of each pass, every layer in order.
+    pub fn take_routing(&mut self) -> Vec<Routing> {
+        self.runner.log().routing.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The state of every layer of a session.
+    pub fn state_values(&self, session: &Session) -> Vec<LayerValues> {
+        self.runner.state_values(&session.state)
+    }
+
+    /// Refuses tokens outside the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
+        let vocab_size = self.config.vocab_size;
+        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(Error::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}

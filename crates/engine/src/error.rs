@@ -1,0 +1,133 @@
+//! What can go wrong, with what a person needs to mend it.
+
+use std::path::PathBuf;
+
+use crate::budget::{MemoryPlan, format_bytes};
+
+/// Why the engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::Error),
+    /// Experts could not be set up.
+    #[error(transparent)]
+    Experts(#[from] experts::StoreError),
+    /// A file of the checkpoint could not be read.
+    #[error(transparent)]
+    Io(#[from] experts::IoError),
+    /// The CPU backend could not be set up.
+    #[error(transparent)]
+    Cpu(#[from] compute::CpuError),
+    /// The checkpoint lacks tensors or has wrong ones.
+    #[error("{} cannot run: {}", .path.display(), .problems.join("\n  "))]
+    Incomplete {
+        /// The checkpoint.
+        path: PathBuf,
+        /// A line for each tensor.
+        problems: Vec<String>,
+    },
+    /// A trunk tensor holds values that are not numbers.
+    #[error(
+        "tensor {tensor} holds values that are not finite\nhint: the file is damaged; fetch it again"
+    )]
+    NotFinite {
+        /// Canonical name of the tensor.
+        tensor: String,
+    },
+    /// The budget is smaller than what must be in memory.
+    #[error(
+        "{} of memory cannot hold this model: it needs at least {}\n{plan}\n\
+         hint: raise --memory, or lower --context",
+        format_bytes(plan.total), format_bytes(*needed)
+    )]
+    Budget {
+        /// The least that can run, in bytes.
+        needed: u64,
+        /// The sum that shows it.
+        plan: Box<MemoryPlan>,
+    },
+    /// Memory could not be reserved.
+    #[error("{bytes} bytes of memory could not be reserved for {purpose}")]
+    OutOfMemory {
+        /// How much.
+        bytes: u64,
+        /// What for.
+        purpose: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The machine's memory is unknown.
+    #[error("how much memory is free cannot be found out: {0}\nhint: give a budget with --memory")]
+    UnknownMemory(String),
+    /// A context longer than the model allows.
+    #[error("a context of {asked} tokens is longer than the {limit} that this model was made for")]
+    ContextLimit {
+        /// Tokens asked for.
+        asked: usize,
+        /// The model's limit.
+        limit: usize,
+    },
+    /// A sequence that would outgrow its context.
+    #[error(
+        "the sequence would grow to {needed} tokens; its context holds {context}\n\
+         hint: shorten the prompt, or give a larger --context"
+    )]
+    ContextFull {
+        /// Tokens that the sequence would have.
+        needed: usize,
+        /// Tokens that it can have.
+        context: usize,
+    },
+    /// A prompt without tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token {token} is not in the vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A sampling parameter without meaning.
+    #[error("{field} is {value}, but must be {expected}")]
+    Sampling {
+        /// Name of the parameter.
+        field: &'static str,
+        /// Its value.
+        value: f32,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A forward pass failed; the session cannot go on, the engine can.
+    #[error("the request failed after {position} tokens")]
+    Forward {
+        /// Tokens that the sequence had before.
+        position: usize,
+        /// Why.
+        source: model::SourceError,
+    },
+    /// The logits are not numbers.
+    #[error(
+        "the logits after {position} tokens are not finite\n\
+         hint: a weight of the checkpoint is damaged, or its numbers overflow"
+    )]
+    LogitsNotFinite {
+        /// Tokens of the sequence.
+        position: usize,
+    },
+    /// A session whose forward pass failed before.
+    #[error("this session failed before and cannot go on; start a new one")]
+    SessionBroken,
+    /// More sessions than memory was reserved for.
+    #[error("all {limit} sessions are in use")]
+    TooManySessions {
+        /// Sessions that the engine was opened for.
+        limit: usize,
+    },
+}

@@ -1,0 +1,52 @@
+//! What a caller may choose when opening an engine.
+
+/// The device that computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU with the best instructions it has.
+    #[default]
+    Cpu,
+    /// The CPU with certain instructions.
+    CpuIsa(compute::Isa),
+    /// The plain scalar reference: slow, and the oracle that everything else is held to.
+    Reference,
+}
+
+/// Choices; the default suits the machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Bound of everything that the process makes resident, in bytes; default: measured.
+    pub memory: Option<u64>,
+    /// Bound of the memory for routed experts within that, in bytes; default: all that is left.
+    pub expert_cache: Option<u64>,
+    /// Threads that compute; default: the cores.
+    pub threads: Option<usize>,
+    /// Threads that read from the drive.
+    pub io_threads: usize,
+    /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
+    pub context: Option<usize>,
+    /// Most prompt tokens in one forward pass; default: what the budget allows.
+    pub prompt_chunk: Option<usize>,
+    /// Sequences that can be live at once.
+    pub sessions: usize,
+    /// The device.
+    pub device: Device,
+    /// Whether to read past the system's page cache.
+    pub direct_io: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            memory: None,
+            expert_cache: None,
+            threads: None,
+            io_threads: 4,
+            context: None,
+            prompt_chunk: None,
+            sessions: 1,
+            device: Device::default(),
+            direct_io: true,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A loaded model on a device, behind one object-safe face, so that the engine does not care which.
+
+use std::any::Any;
+
+use compute::{Backend, DeltaStateValues, ExpertWeights, KvValues, Matrix};
+use experts::ExpertStore;
+use model::{
+    Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
+};
+
+/// The state of a sequence; its type depends on the device.
+pub(crate) type State = Box<dyn Any + Send>;
+
+/// The state of one layer of a sequence, as plain values.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerValues {
+    /// Keys and values of an attention layer.
+    Attention(KvValues),
+    /// Convolution inputs and delta-rule state.
+    DeltaNet(DeltaStateValues),
+}
+
+/// A loaded model on a device.
+pub(crate) trait Runner: Send {
+    /// A name of the device for people.
+    fn device_name(&self) -> String;
+    /// The empty state of a sequence of at most `context` tokens.
+    fn new_state(&self, context: usize) -> State;
+    /// Computes a batch; the wanted logits are in [`Runner::logits`] afterwards.
+    fn forward(&mut self, batch: &Batch, states: &mut [&mut State]) -> Result<(), SourceError>;
+    /// The logits of the last pass.
+    fn logits(&self) -> &[f32];
+    /// What the passes tell about themselves.
+    fn log(&mut self) -> &mut ForwardLog;
+    /// What moving experts cost since the start.
+    fn expert_stats(&self) -> experts::Stats;
+    /// Contents of a state.
+    fn state_values(&self, state: &State) -> Vec<LayerValues>;
+}
+
+/// A decoder with its weights on a device.
+pub(crate) struct DecoderRunner<B: Backend> {
+    pub(crate) decoder: Decoder<Matrix, B::Vector>,
+    pub(crate) workspace: Workspace<B>,
+    pub(crate) experts: StreamedExperts,
+}
+
+impl<B> Runner for DecoderRunner<B>
+where
+    B: Backend + Send + 'static,
+{
+    fn device_name(&self) -> String {
+        self.workspace.backend.name()
+    }
+
+    fn new_state(&self, context: usize) -> State {
+        Box::new(self.decoder.sequence_state(&self.workspace.backend, context))
+    }
+
+    fn forward(&mut self, batch: &Batch, states: &mut [&mut State]) -> Result<(), SourceError> {
+        let mut states: Vec<&mut SequenceState<B>> =
+            states.iter_mut().map(|state| downcast_mut(state)).collect();
+        self.decoder.forward(&mut self.workspace, batch, &mut states, &mut self.experts)
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.workspace.logits
+    }
+
+    fn log(&mut self) -> &mut ForwardLog {
+        &mut self.workspace.log
+    }
+
+    fn expert_stats(&self) -> experts::Stats {
+        self.experts.0.stats().clone()
+    }
+
+    fn state_values(&self, state: &State) -> Vec<LayerValues> {
+        let state: &SequenceState<B> = state.downcast_ref().expect(OWN_STATE);
+        let backend = &self.workspace.backend;
+        let values = state.layers.iter().map(|layer| match layer {
+            LayerState::Attention(cache) => {
+                let spec = self.decoder.attention_spec().expect("the layer has one");
+                LayerValues::Attention(backend.kv_values(spec, cache))
+            }
+            LayerState::DeltaNet(delta) => {
+                let spec = self.decoder.delta_net_spec().expect("the layer has one");
+                LayerValues::DeltaNet(backend.delta_values(spec, delta))
+            }
+        });
+        values.collect()
+    }
+}
+
+const OWN_STATE: &str = "sessions are made by the engine that they are used with";
+
+fn downcast_mut<B: Backend + 'static>(state: &mut State) -> &mut SequenceState<B> {
+    state.downcast_mut().expect(OWN_STATE)
+}
+
+/// The expert store, as the model asks for experts.
+pub(crate) struct StreamedExperts(pub(crate) ExpertStore);
+
+impl ExpertSource for StreamedExperts {
+    fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError> {
+        Ok(self.0.request(layer, experts)?)
+    }
+
+    fn next_ready(&mut self) -> Result<Option<(u32, ExpertWeights)>, SourceError> {
+        Ok(self.0.next_ready()?)
+    }
+}

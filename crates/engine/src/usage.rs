@@ -1,0 +1,73 @@
+//! What work cost: time by phase, and experts moved.
+
+use std::ops::AddAssign;
+use std::time::Duration;
+
+use model::{Phase, Timeline};
+
+/// The cost of one or several forward passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Time from beginning to end.
+    pub wall: Duration,
+    /// Time by phase, in the order of [`Phase::ALL`].
+    pub phases: [Duration; Phase::ALL.len()],
+    /// Experts that were in memory when they were asked for.
+    pub hits: u64,
+    /// Experts that were read.
+    pub misses: u64,
+    /// Bytes read from the drive.
+    pub bytes_read: u64,
+}
+
+impl Usage {
+    /// The cost of a pass, from its timeline and from the experts' statistics around it.
+    pub(crate) fn of_pass(
+        tokens: usize,
+        wall: Duration,
+        timeline: &Timeline,
+        before: &experts::Stats,
+        after: &experts::Stats,
+    ) -> Self {
+        Self {
+            tokens,
+            wall,
+            phases: Phase::ALL.map(|phase| timeline.total(phase)),
+            hits: after.hits - before.hits,
+            misses: after.misses - before.misses,
+            bytes_read: after.bytes_read - before.bytes_read,
+        }
+    }
+
+    /// Tokens a second; zero when nothing was measured.
+    pub fn tokens_per_second(&self) -> f64 {
+        let seconds = self.wall.as_secs_f64();
+        if seconds > 0.0 { self.tokens as f64 / seconds } else { 0.0 }
+    }
+
+    /// Share of the experts that were in memory; `None` when none was asked for.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let asked = self.hits + self.misses;
+        (asked > 0).then(|| self.hits as f64 / asked as f64)
+    }
+
+    /// Time spent in a phase.
+    pub fn phase(&self, phase: Phase) -> Duration {
+        self.phases[phase as usize]
+    }
+}
+
+impl AddAssign<&Self> for Usage {
+    fn add_assign(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.wall += other.wall;
+        for (phase, more) in self.phases.iter_mut().zip(other.phases) {
+            *phase += more;
+        }
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.bytes_read += other.bytes_read;
+    }
+}
