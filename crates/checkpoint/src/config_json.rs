@@ -105,7 +105,7 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
         n_key_heads: text.size("linear_num_key_heads", 1 << 14)?,
         n_value_heads: text.size("linear_num_value_heads", 1 << 14)?,
         key_dim: text.size("linear_key_head_dim", 1 << 14)?,
-        value_dim: text.size("linear_value_head_dim", 1 << 14)?,
+        value_dim: text.size("linear_value_head_dim", 1024)?,
         conv_kernel: text.integer("linear_conv_kernel_dim", 2, 16)?.unwrap_or(4),
     };
     let n_key_heads = delta_net.n_key_heads;

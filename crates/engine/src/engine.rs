@@ -45,8 +45,10 @@ pub struct Part<'a> {
     pub wants_logits: &'a dyn Fn(usize) -> bool,
 }
 
-/// How an engine with these options would spend memory on a checkpoint; loads nothing.
+/// How an engine with these options would spend memory on a checkpoint. The tokenizer is there while
+/// this is found out, because it is part of what the process takes.
 pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<MemoryPlan, Error> {
+    let _tokenizer = Tokenizer::open(inventory.checkpoint.path());
     let trunk = crate::trunk::resident_bytes(inventory);
     match options.device {
         Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),

@@ -166,12 +166,9 @@ fn attend(
         for (index, page) in cache.pages[..=position / PAGE].iter().enumerate() {
             let visible = PAGE.min(position + 1 - index * PAGE);
             let begin = kv_head * PAGE * head_dim;
-            let keys = page.keys[begin..].chunks_exact(head_dim);
-            let values = page.values[begin..].chunks_exact(head_dim);
             let scores = &mut scores[..visible];
-            for (score, key) in scores.iter_mut().zip(keys) {
-                *score = (kernels.dot)(turned, key) * scale;
-            }
+            (kernels.dots)(&page.keys[begin..][..visible * head_dim], turned, scores);
+            scores.iter_mut().for_each(|score| *score *= scale);
             let new_max = scores.iter().copied().fold(max, f32::max);
             let shrink = (max - new_max).exp();
             if shrink != 1.0 {
@@ -179,11 +176,11 @@ fn attend(
                 sum.iter_mut().for_each(|value| *value *= shrink);
             }
             max = new_max;
-            for (score, value) in scores.iter().zip(values) {
-                let weight = (score - max).exp();
-                total += weight;
-                (kernels.axpy)(weight, value, sum);
+            for score in scores.iter_mut() {
+                *score = (*score - max).exp();
+                total += *score;
             }
+            (kernels.weighted_sum)(scores, &page.values[begin..], sum);
         }
         for ((out, value), gate) in out.iter_mut().zip(sum.iter()).zip(gate) {
             *out = value / total * sigmoid(*gate);

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use checkpoint::{Affine, FloatType, Format};
 
-use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
+use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
 
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
@@ -23,9 +23,13 @@ pub(crate) static KERNELS: Kernels = Kernels {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dot(x, y) }
     },
-    axpy: |a, x, y| {
+    dots: |rows, x, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
-        unsafe { axpy(a, x, y) }
+        unsafe { dots(rows, x, out) }
+    },
+    weighted_sum: |weights, rows, out| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { weighted_sum(weights, rows, out) }
     },
 };
 
@@ -133,22 +137,81 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
     if !x_tail.is_empty() {
         acc = _mm256_fmadd_ps(load(&padded(x_tail)), load(&padded(y_tail)), acc);
     }
-    let mut lanes = Lanes::default();
-    store(&mut lanes, acc);
-    sum_lanes(&lanes)
+    sum(acc)
+}
+
+/// Adds up running sums in the order of `sum_lanes`.
+#[target_feature(enable = "avx2,fma")]
+fn sum(lanes: __m256) -> f32 {
+    let halves = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let quarters = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+    _mm_cvtss_f32(_mm_add_ss(quarters, _mm_shuffle_ps::<1>(quarters, quarters)))
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    let (x, x_tail) = x.as_chunks::<8>();
-    let (y, y_tail) = y.as_chunks_mut::<8>();
-    let factor = _mm256_set1_ps(a);
-    for (x, y) in x.iter().zip(y) {
-        let sum = _mm256_fmadd_ps(factor, load(x), load(y));
-        store(y, sum);
+fn dots(rows: &[f32], x: &[f32], out: &mut [f32]) {
+    // Four rows at a time share the loads of x and hide the latency of each other's additions.
+    let (outs, rest) = out.as_chunks_mut::<4>();
+    let (x_chunks, x_tail) = x.as_chunks::<8>();
+    let mut groups = rows.chunks_exact(4 * x.len());
+    for (out, rows) in outs.iter_mut().zip(&mut groups) {
+        let rows: [&[f32]; 4] = std::array::from_fn(|row| &rows[row * x.len()..][..x.len()]);
+        let chunks = rows.map(|row| &row.as_chunks::<8>().0[..x_chunks.len()]);
+        let mut acc = [_mm256_setzero_ps(); 4];
+        for (index, x) in x_chunks.iter().enumerate() {
+            let x = load(x);
+            for row in 0..4 {
+                acc[row] = _mm256_fmadd_ps(load(&chunks[row][index]), x, acc[row]);
+            }
+        }
+        for row in 0..4 {
+            if !x_tail.is_empty() {
+                let tail = load(&padded(rows[row].as_chunks::<8>().1));
+                acc[row] = _mm256_fmadd_ps(tail, load(&padded(x_tail)), acc[row]);
+            }
+            out[row] = sum(acc[row]);
+        }
     }
-    for (x, y) in x_tail.iter().zip(y_tail) {
-        *y = a.mul_add(*x, *y);
+    for (out, row) in rest.iter_mut().zip(groups.remainder().chunks_exact(x.len())) {
+        *out = dot(row, x);
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn weighted_sum(weights: &[f32], rows: &[f32], out: &mut [f32]) {
+    let width = out.len();
+    let rows = &rows[..weights.len() * width];
+    // Columns whose sums stay in registers while all rows pass by.
+    let (wide, rest) = out.as_chunks_mut::<32>();
+    for (index, out) in wide.iter_mut().enumerate() {
+        let out = out.as_chunks_mut::<8>().0;
+        let mut acc = [load(&out[0]), load(&out[1]), load(&out[2]), load(&out[3])];
+        for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+            let weight = _mm256_set1_ps(*weight);
+            let row = row[32 * index..][..32].as_chunks::<8>().0;
+            for part in 0..4 {
+                acc[part] = _mm256_fmadd_ps(weight, load(&row[part]), acc[part]);
+            }
+        }
+        for (out, acc) in out.iter_mut().zip(acc) {
+            store(out, acc);
+        }
+    }
+    let begin = width - rest.len();
+    let (eights, tail) = rest.as_chunks_mut::<8>();
+    for (index, out) in eights.iter_mut().enumerate() {
+        let mut acc = load(out);
+        for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+            let row = row[begin + 8 * index..].as_chunks::<8>().0;
+            acc = _mm256_fmadd_ps(_mm256_set1_ps(*weight), load(&row[0]), acc);
+        }
+        store(out, acc);
+    }
+    let begin = width - tail.len();
+    for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+        for (out, value) in tail.iter_mut().zip(&row[begin..]) {
+            *out = weight.mul_add(*value, *out);
+        }
     }
 }
 

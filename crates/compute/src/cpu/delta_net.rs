@@ -11,12 +11,10 @@
 //! ```
 //!
 //! So the state of a sequence is S at the last block boundary with the rows k, v', G since then. A
-//! decoded token only reads S, half the traffic of updating it; a prompt chunk reads each row of S once
-//! for all its tokens; and since row i never depends on how tokens came in, neither does the output.
+//! decoded token only reads S, half the traffic of updating it; S of a head stays in cache for all
+//! tokens of a block; and since row i never depends on how tokens came in, neither does the output.
 
 #![expect(unsafe_code, reason = "tasks write disjoint parts of states and outputs")]
-
-use std::cell::RefCell;
 
 use crate::backend::{DeltaNetSpec, DeltaStateValues, Span};
 use crate::cpu::Machine;
@@ -29,13 +27,10 @@ use crate::host::{HostBuffer, delta_gates, silu};
 pub(crate) const BLOCK: usize = 32;
 /// Added to the sum of squares when queries and keys are normalised.
 const L2_EPS: f32 = 1e-6;
+/// Widest value head, so that what a token reads from the state fits the stack.
+const MAX_HEAD: usize = 1024;
 /// Channels of a task of the convolution.
 const TASK_CHANNELS: usize = 512;
-
-thread_local! {
-    /// What the rows of a block read from the state: for keys, and for queries.
-    static READS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-}
 
 /// State of a layer of a sequence.
 #[derive(Debug)]
@@ -115,12 +110,17 @@ impl BlockRows<'_> {
         let key_dim = state.len() / value_dim;
         let last = self.decays[n - 1];
         let decay = last.exp();
+        let mut remaining = [0.0; BLOCK];
+        for (remaining, decay) in remaining.iter_mut().zip(&self.decays[..n]) {
+            *remaining = (last - decay).exp();
+        }
+        let mut weights = [0.0; BLOCK];
         for (d, row) in state.chunks_exact_mut(value_dim).enumerate() {
             row.iter_mut().for_each(|value| *value *= decay);
             for j in 0..n {
-                let weight = (last - self.decays[j]).exp() * self.keys[j * key_dim + d];
-                (kernels.axpy)(weight, &self.values[j * value_dim..][..value_dim], row);
+                weights[j] = remaining[j] * self.keys[j * key_dim + d];
             }
+            (kernels.weighted_sum)(&weights[..n], self.values, row);
         }
     }
 }
@@ -277,71 +277,62 @@ impl BlockPart<'_, '_> {
             let query = |i: usize| &mixed[i * channels + key_head * key_dim..][..key_dim];
             let value_begin = 2 * spec.n_key_heads * key_dim + head * value_dim;
             let value = |i: usize| &mixed[i * channels + value_begin..][..value_dim];
-            READS.with_borrow_mut(|[by_key, by_query]| {
-                read_state(kernels, state, n, value_dim, |i| key(first + i), by_key);
-                read_state(kernels, state, n, value_dim, query, by_query);
-                for i in 0..n {
-                    let place = first + i;
-                    let (g, beta) = delta_gates(
-                        inputs.a.row(row + i)[head],
-                        inputs.b.row(row + i)[head],
-                        inputs.a_log[head],
-                        inputs.dt_bias[head],
-                    );
-                    let before = if place == 0 { 0.0 } else { decays[place - 1] };
-                    decays[place] = before + g;
-                    let sum = decays[place];
-                    let decay = sum.exp();
-
-                    // The corrected value: what the state and the block do not yet give for this key.
-                    let (done, rest) = values.split_at_mut(place * value_dim);
-                    let corrected = &mut rest[..value_dim];
-                    corrected.copy_from_slice(value(i));
-                    (kernels.axpy)(-decay, &by_key[i * value_dim..][..value_dim], corrected);
-                    for j in 0..place {
-                        let overlap = (kernels.dot)(key(place), key(j));
-                        let weight = (sum - decays[j]).exp() * overlap;
-                        (kernels.axpy)(-weight, &done[j * value_dim..][..value_dim], corrected);
-                    }
-                    corrected.iter_mut().for_each(|value| *value *= beta);
-
-                    // The output: what the state and the block give for the query.
-                    let begin = (row + i) * width + head * value_dim;
-                    // SAFETY: each task has its own head of every row.
-                    let out = unsafe { out.part(begin, value_dim) };
-                    out.fill(0.0);
-                    (kernels.axpy)(decay, &by_query[i * value_dim..][..value_dim], out);
-                    for j in 0..=place {
-                        let overlap = (kernels.dot)(query(i), key(j));
-                        let weight = (sum - decays[j]).exp() * overlap;
-                        (kernels.axpy)(weight, &values[j * value_dim..][..value_dim], out);
-                    }
-                    gated_norm(kernels, spec, inputs, row + i, head, out);
+            let mut read = [0.0; MAX_HEAD];
+            let read = &mut read[..value_dim];
+            for i in 0..n {
+                let place = first + i;
+                let (g, beta) = delta_gates(
+                    inputs.a.row(row + i)[head],
+                    inputs.b.row(row + i)[head],
+                    inputs.a_log[head],
+                    inputs.dt_bias[head],
+                );
+                let before = if place == 0 { 0.0 } else { decays[place - 1] };
+                decays[place] = before + g;
+                let sum = decays[place];
+                let decay = sum.exp();
+                let mut remaining = [1.0; BLOCK];
+                for (remaining, decay) in remaining.iter_mut().zip(&decays[..place]) {
+                    *remaining = (sum - decay).exp();
                 }
-            });
+                let mut weights = [0.0; BLOCK];
+
+                // The corrected value: what the state and the block do not yet give for this key.
+                let (done, rest) = values.split_at_mut(place * value_dim);
+                let corrected = &mut rest[..value_dim];
+                read.fill(0.0);
+                (kernels.weighted_sum)(key(place), state, read);
+                for (out, (value, read)) in corrected.iter_mut().zip(value(i).iter().zip(&*read)) {
+                    *out = value - decay * read;
+                }
+                (kernels.dots)(&keys[..place * key_dim], key(place), &mut weights[..place]);
+                for (weight, remaining) in weights[..place].iter_mut().zip(remaining) {
+                    *weight *= -remaining;
+                }
+                (kernels.weighted_sum)(&weights[..place], done, corrected);
+                corrected.iter_mut().for_each(|value| *value *= beta);
+
+                // The output: what the state and the block give for the query.
+                let begin = (row + i) * width + head * value_dim;
+                // SAFETY: each task has its own head of every row.
+                let out = unsafe { out.part(begin, value_dim) };
+                read.fill(0.0);
+                (kernels.weighted_sum)(query(i), state, read);
+                for (out, read) in out.iter_mut().zip(&*read) {
+                    *out = decay * read;
+                }
+                (kernels.dots)(&keys[..(place + 1) * key_dim], query(i), &mut weights[..=place]);
+                for (weight, remaining) in weights[..=place].iter_mut().zip(remaining) {
+                    *weight *= remaining;
+                }
+                (kernels.weighted_sum)(&weights[..=place], values, out);
+                gated_norm(kernels, spec, inputs, row + i, head, out);
+            }
             if first + n == BLOCK {
                 let rows = BlockRows { keys, values, decays };
                 rows.fold_into(kernels, state, BLOCK, value_dim);
             }
         });
-    }
-}
-
-/// `S^T x` for several rows x: each row of S is loaded once for all of them.
-fn read_state<'a>(
-    kernels: &Kernels,
-    state: &[f32],
-    n: usize,
-    value_dim: usize,
-    row: impl Fn(usize) -> &'a [f32],
-    out: &mut Vec<f32>,
-) {
-    out.clear();
-    out.resize(n * value_dim, 0.0);
-    for (d, state) in state.chunks_exact(value_dim).enumerate() {
-        for (i, out) in out.chunks_exact_mut(value_dim).enumerate() {
-            (kernels.axpy)(row(i)[d], state, out);
-        }
     }
 }
 

@@ -86,8 +86,10 @@ pub(crate) struct Kernels {
     pub(crate) dequantize: Dequantize,
     /// `sum of x * y`.
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
-    /// `y += a * x`.
-    pub(crate) axpy: fn(f32, &[f32], &mut [f32]),
+    /// `out[j] = row_j . x` for consecutive rows as wide as `x`.
+    pub(crate) dots: fn(&[f32], &[f32], &mut [f32]),
+    /// `out += sum over j of weights[j] * row_j` for consecutive rows as wide as `out`, j rising.
+    pub(crate) weighted_sum: fn(&[f32], &[f32], &mut [f32]),
 }
 
 impl Kernels {

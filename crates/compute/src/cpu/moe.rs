@@ -101,10 +101,9 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
     pool.run(rows, |row| {
         // SAFETY: each task has its own row.
         let x = unsafe { x.part(row * width, width) };
-        for rank in 0..top_k {
-            let index = row * top_k + rank;
-            (kernels.axpy)(routing.weights[index], routed.row(index), x);
-        }
-        (kernels.axpy)(sigmoid(shared_gate.row(row)[0]), shared.row(row), x);
+        let ranks = row * top_k..(row + 1) * top_k;
+        let outputs = &routed.values()[ranks.start * width..ranks.end * width];
+        (kernels.weighted_sum)(&routing.weights[ranks], outputs, x);
+        (kernels.weighted_sum)(&[sigmoid(shared_gate.row(row)[0])], shared.row(row), x);
     });
 }

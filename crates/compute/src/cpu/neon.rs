@@ -20,9 +20,15 @@ pub(crate) static KERNELS: Kernels = Kernels {
         // SAFETY: this table is only used where NEON is available.
         unsafe { dot(x, y) }
     },
-    axpy: |a, x, y| {
+    dots: |rows, x, out| {
+        for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len())) {
+            // SAFETY: this table is only used where NEON is available.
+            *out = unsafe { dot(row, x) };
+        }
+    },
+    weighted_sum: |weights, rows, out| {
         // SAFETY: this table is only used where NEON is available.
-        unsafe { axpy(a, x, y) }
+        unsafe { weighted_sum(weights, rows, out) }
     },
 };
 
@@ -100,15 +106,23 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "neon")]
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    let (x, x_tail) = x.as_chunks::<8>();
-    let (y, y_tail) = y.as_chunks_mut::<8>();
-    let factor = [vdupq_n_f32(a); 2];
-    for (x, y) in x.iter().zip(y) {
-        let sum = multiply_add(load(y), factor, load(x));
-        store(y, sum);
+fn weighted_sum(weights: &[f32], rows: &[f32], out: &mut [f32]) {
+    let width = out.len();
+    let rows = &rows[..weights.len() * width];
+    // Columns whose sums stay in registers while all rows pass by.
+    let (eights, tail) = out.as_chunks_mut::<8>();
+    for (index, out) in eights.iter_mut().enumerate() {
+        let mut acc = load(out);
+        for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+            let row = row[8 * index..].as_chunks::<8>().0;
+            acc = multiply_add(acc, [vdupq_n_f32(*weight); 2], load(&row[0]));
+        }
+        store(out, acc);
     }
-    for (x, y) in x_tail.iter().zip(y_tail) {
-        *y = a.mul_add(*x, *y);
+    let begin = width - tail.len();
+    for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+        for (out, value) in tail.iter_mut().zip(&row[begin..]) {
+            *out = weight.mul_add(*value, *out);
+        }
     }
 }

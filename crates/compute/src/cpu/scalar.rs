@@ -4,7 +4,8 @@ use checkpoint::Format;
 
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 
-pub(crate) static KERNELS: Kernels = Kernels { isa: Isa::Scalar, dot_tile, dequantize, dot, axpy };
+pub(crate) static KERNELS: Kernels =
+    Kernels { isa: Isa::Scalar, dot_tile, dequantize, dot, dots, weighted_sum };
 
 fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
     for token in 0..tile.n_tokens {
@@ -35,9 +36,17 @@ fn add_products(x: &[f32], y: &[f32], lanes: &mut Lanes) {
     }
 }
 
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
+fn dots(rows: &[f32], x: &[f32], out: &mut [f32]) {
+    for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len())) {
+        *out = dot(row, x);
+    }
+}
+
+fn weighted_sum(weights: &[f32], rows: &[f32], out: &mut [f32]) {
+    for (weight, row) in weights.iter().zip(rows.chunks_exact(out.len())) {
+        for (out, value) in out.iter_mut().zip(row) {
+            *out += weight * value;
+        }
     }
 }
 
