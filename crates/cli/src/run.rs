@@ -120,10 +120,7 @@ fn prompt_tokens(
     directory: &Path,
     prompt: &str,
 ) -> anyhow::Result<Vec<u32>> {
-    let tokenizer = match engine.tokenizer() {
-        Ok(tokenizer) => tokenizer,
-        Err(error) => bail!("{error}"),
-    };
+    let tokenizer = engine.tokenizer()?;
     if args.raw {
         return Ok(tokenizer.encode_trusted(prompt)?);
     }

@@ -128,8 +128,8 @@ impl Engine {
     }
 
     /// The checkpoint's tokenizer.
-    pub fn tokenizer(&self) -> Result<&Tokenizer, &tokenizer::Error> {
-        self.tokenizer.as_ref()
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().map_err(|error| Error::NoTokenizer(error.to_string()))
     }
 
     /// How the model's authors sample from it.

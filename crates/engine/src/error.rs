@@ -11,9 +11,9 @@ pub enum Error {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// The tokenizer cannot be used.
-    #[error(transparent)]
-    Tokenizer(#[from] tokenizer::Error),
+    /// The checkpoint has no tokenizer that can be used.
+    #[error("{0}")]
+    NoTokenizer(String),
     /// Experts could not be set up.
     #[error(transparent)]
     Experts(#[from] experts::StoreError),

@@ -66,19 +66,20 @@ fn a_closed_pipe_is_not_an_error() {
 
 #[test]
 fn raw_prompts_are_continued() {
-    let answer =
-        json(&["run", "Once upon a time", "--raw", "--greedy", "--tokens", "24", "--json"]);
+    let answer = json(&["run", "Once upon a time", "--raw", "--greedy", "--tokens", "24"]);
     let text = answer["text"].as_str().expect("there is text");
-    assert!(text.starts_with(", there was a forgetful boy"), "{text}");
+    assert!(text.starts_with(", there was a"), "{text}");
 }
 
 #[test]
 fn stop_strings_end_the_answer_before_them() {
-    let args =
-        ["run", "Once upon a time", "--raw", "--greedy", "--tokens", "60", "--stop", "boy named"];
-    let answer = json(&args);
-    assert_eq!(answer["finish_reason"], "stop");
-    assert!(answer["text"].as_str().unwrap().ends_with("forgetful "), "{answer:#}");
+    let args = ["run", "Once upon a time", "--raw", "--greedy", "--tokens", "40"];
+    let free = json(&args);
+    let free = free["text"].as_str().expect("there is text");
+    let at = free.find("named").expect("stories name somebody");
+    let stopped = json(&[&args[..], &["--stop", "named"]].concat());
+    assert_eq!(stopped["finish_reason"], "stop");
+    assert_eq!(stopped["text"], free[..at]);
 }
 
 #[test]
