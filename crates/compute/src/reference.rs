@@ -153,6 +153,7 @@ impl Backend for Reference {
         for (span, cache) in spans.iter().zip(caches) {
             for index in 0..span.len {
                 let (row, position) = (span.row + index, span.position + index);
+                angles.clear();
                 rotary_angles(spec.rope_theta, spec.rotary_dim, position, &mut angles);
                 for key in inputs.key.row(row).chunks_exact(head_dim) {
                     let mut key = rms_norm(key, inputs.key_norm, spec.eps);

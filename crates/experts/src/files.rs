@@ -4,7 +4,7 @@
 //! system allows: `O_DIRECT` on Linux, `F_NOCACHE` on macOS. Where it refuses, reads are buffered and
 //! their pages given back at once.
 
-#![expect(unsafe_code, reason = "advice and file flags need system calls")]
+#![cfg_attr(unix, expect(unsafe_code, reason = "advice and file flags need system calls"))]
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -66,28 +66,25 @@ impl KvCache {
         kernels: &Kernels,
         spec: &AttentionSpec,
         rows: std::ops::Range<usize>,
-        [key, value]: [&HostBuffer; 2],
-        key_norm: &[f32],
+        inputs: &Inputs<'_>,
     ) {
         let AttentionSpec { n_kv_heads, head_dim, .. } = *spec;
         assert!(self.len + rows.len() <= self.max_positions, "the positions fit the cache");
-        let mut angles = Vec::new();
         for row in rows {
             if self.len.is_multiple_of(PAGE) {
                 let empty = || vec![0.0; n_kv_heads * PAGE * head_dim].into_boxed_slice();
                 self.pages.push(Page { keys: empty(), values: empty() });
             }
-            rotary_angles(spec.rope_theta, spec.rotary_dim, self.len, &mut angles);
             let slot = self.len % PAGE;
             let page = self.pages.last_mut().expect("there is a page for the position");
             for head in 0..n_kv_heads {
                 let begin = (head * PAGE + slot) * head_dim;
                 let out = &mut page.keys[begin..begin + head_dim];
-                out.copy_from_slice(&key.row(row)[head * head_dim..][..head_dim]);
-                norm_head(kernels, out, key_norm, spec.eps);
-                rotate(out, &angles);
+                out.copy_from_slice(&inputs.key.row(row)[head * head_dim..][..head_dim]);
+                norm_head(kernels, out, inputs.key_norm, spec.eps);
+                rotate(out, inputs.angles(spec, row));
                 page.values[begin..begin + head_dim]
-                    .copy_from_slice(&value.row(row)[head * head_dim..][..head_dim]);
+                    .copy_from_slice(&inputs.value.row(row)[head * head_dim..][..head_dim]);
             }
             self.len += 1;
         }
@@ -101,6 +98,26 @@ pub(crate) struct Inputs<'a> {
     pub(crate) value: &'a HostBuffer,
     pub(crate) query_norm: &'a [f32],
     pub(crate) key_norm: &'a [f32],
+    /// Cosine and sine of the rotary angles of each row, (rows, rotary_dim / 2).
+    pub(crate) angles: &'a [[f32; 2]],
+}
+
+impl Inputs<'_> {
+    fn angles(&self, spec: &AttentionSpec, row: usize) -> &[[f32; 2]] {
+        let pairs = spec.rotary_dim / 2;
+        &self.angles[row * pairs..][..pairs]
+    }
+}
+
+/// The angles of all rows, for [`Inputs`].
+pub(crate) fn angles(spec: &AttentionSpec, spans: &[Span]) -> Vec<[f32; 2]> {
+    let mut angles = Vec::new();
+    for span in spans {
+        for position in span.position..span.position + span.len {
+            rotary_angles(spec.rope_theta, spec.rotary_dim, position, &mut angles);
+        }
+    }
+    angles
 }
 
 /// See [`crate::Backend::attention`].
@@ -117,7 +134,7 @@ pub(crate) fn attention(
     for (span, cache) in spans.iter().zip(caches.iter_mut()) {
         assert_eq!(cache.len, span.position, "the cache holds what came before");
         let rows = span.row..span.row + span.len;
-        cache.append(kernels, spec, rows, [inputs.key, inputs.value], inputs.key_norm);
+        cache.append(kernels, spec, rows, inputs);
     }
     let caches: Vec<&KvCache> = caches.iter().map(|cache| &**cache).collect();
     let (n_heads, width) = (spec.n_heads, out.width());
@@ -154,9 +171,7 @@ fn attend(
         turned.clear();
         turned.extend_from_slice(query);
         norm_head(kernels, turned, inputs.query_norm, spec.eps);
-        let mut angles = Vec::new();
-        rotary_angles(spec.rope_theta, spec.rotary_dim, position, &mut angles);
-        rotate(turned, &angles);
+        rotate(turned, inputs.angles(spec, row));
         sum.clear();
         sum.resize(head_dim, 0.0);
 

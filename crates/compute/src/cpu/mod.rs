@@ -177,7 +177,8 @@ impl Backend for Cpu {
         out: &mut HostBuffer,
     ) {
         let AttentionInputs { query_and_gate, key, value, query_norm, key_norm } = inputs;
-        let inputs = attention::Inputs { query_and_gate, key, value, query_norm, key_norm };
+        let angles = &attention::angles(spec, spans);
+        let inputs = attention::Inputs { query_and_gate, key, value, query_norm, key_norm, angles };
         attention::attention(&mut self.machine, spec, &inputs, spans, caches, out);
     }
 
