@@ -5,7 +5,6 @@
 
 use crate::format::Format;
 use crate::location::{ExpertLocation, Extent, MatrixLocation};
-use crate::resolver::part_of;
 
 /// Where the routed experts of a layer lie.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +94,7 @@ impl StackedMatrix {
         let Self { format, rows, cols, row_stride, first_row, .. } = *self;
         let row = (index * row_stride + first_row) as u64;
         let part = |extent: Extent, row_bytes: usize| {
-            part_of(extent, row * row_bytes as u64, (rows * row_bytes) as u64)
+            extent.part(row * row_bytes as u64, (rows * row_bytes) as u64)
         };
         let data = part(self.data, format.row_bytes(cols));
         let scales = self.scales;

@@ -17,6 +17,14 @@ pub struct Extent {
     pub len: u64,
 }
 
+impl Extent {
+    /// A part of the range, which lies inside it.
+    pub(crate) fn part(self, offset: u64, len: u64) -> Self {
+        debug_assert!(offset + len <= self.len, "a part lies inside the whole");
+        Self { file: self.file, offset: self.offset + offset, len }
+    }
+}
+
 /// A stored matrix of shape (rows, cols), applied as `x W^T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixLocation {

@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::Error;
 use crate::expert_table::{ExpertTable, StackedMatrix};
 use crate::format::{Affine, FloatType, Format};
-use crate::location::{ExpertLocation, Extent, MatrixLocation, VectorKind, VectorLocation};
+use crate::location::{ExpertLocation, MatrixLocation, VectorKind, VectorLocation};
 use crate::safetensors::Dtype;
 
 const PREFIXES: [&str; 5] =
@@ -238,10 +238,4 @@ impl<'a> Resolver<'a> {
         let (path, name) = (self.checkpoint.file_of(tensor), tensor.name.clone());
         Error::Type { path, tensor: name, found: tensor.dtype.name().to_owned(), expected }
     }
-}
-
-/// A byte range of the same file, some bytes further on.
-pub(crate) fn part_of(extent: Extent, offset: u64, len: u64) -> Extent {
-    debug_assert!(offset + len <= extent.len, "a part lies inside the whole");
-    Extent { file: extent.file, offset: extent.offset + offset, len }
 }

@@ -46,6 +46,23 @@ impl HostBuffer {
     }
 }
 
+impl HostBuffer {
+    /// Takes rows of another buffer.
+    pub(crate) fn gather(&mut self, other: &Self, rows: &[u32]) {
+        self.set_rows(rows.len());
+        for (index, &row) in rows.iter().enumerate() {
+            self.row_mut(index).copy_from_slice(other.row(row as usize));
+        }
+    }
+
+    /// Adds another buffer of the same shape.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (value, other) in self.values_mut().iter_mut().zip(other.values()) {
+            *value += other;
+        }
+    }
+}
+
 /// The logistic function.
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())

@@ -163,9 +163,7 @@ impl Backend for Cpu {
     }
 
     fn add(&mut self, x: &mut HostBuffer, y: &HostBuffer) {
-        for (x, y) in x.values_mut().iter_mut().zip(y.values()) {
-            *x += y;
-        }
+        x.add(y);
     }
 
     fn attention(
@@ -221,10 +219,7 @@ impl Backend for Cpu {
     }
 
     fn gather(&mut self, x: &HostBuffer, rows: &[u32], out: &mut HostBuffer) {
-        out.set_rows(rows.len());
-        for (index, &row) in rows.iter().enumerate() {
-            out.row_mut(index).copy_from_slice(x.row(row as usize));
-        }
+        out.gather(x, rows);
     }
 
     fn set_rows(&self, buffer: &mut HostBuffer, rows: usize) {
