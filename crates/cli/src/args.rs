@@ -127,7 +127,7 @@ pub struct RunArgs {
     /// With --json: logarithms of probabilities of each token and of the N best ones.
     #[arg(long, value_name = "N", requires = "json")]
     pub logprobs: Option<usize>,
-    /// Show where the time went, for the prompt and for a generated token.
+    /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
     /// Print one JSON object instead of text.

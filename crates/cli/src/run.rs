@@ -34,6 +34,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
     progress.clear();
+    if let [first, rest @ ..] = engine.unknown_tensors() {
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
+    }
     let tokens = prompt_tokens(&args, &engine, &directory, &prompt)?;
     let sampling = args.sampling.apply(engine.default_sampling());
     let generate = GenerateOptions {
@@ -144,14 +149,15 @@ struct Answer {
     prompt: Usage,
     decode: Usage,
     finish: Option<FinishReason>,
-    steps: usize,
+    /// What each step cost: the first holds the prompt.
+    steps: Vec<Usage>,
 }
 
 impl Answer {
     fn add(&mut self, step: Step) {
-        let usage = if self.steps == 0 { &mut self.prompt } else { &mut self.decode };
+        let usage = if self.steps.is_empty() { &mut self.prompt } else { &mut self.decode };
         *usage += &step.usage;
-        self.steps += 1;
+        self.steps.push(step.usage);
         self.text.push_str(&step.text);
         self.tokens.extend(step.token);
         if let (Some(token), Some((logprob, top))) = (step.token, step.logprobs) {
@@ -205,6 +211,10 @@ impl Answer {
                 "decode": timing::to_json(&self.decode),
             },
         });
+        if args.timing {
+            let steps = self.steps.iter().map(timing::to_json);
+            object["timing"]["steps"] = Value::Array(steps.collect());
+        }
         if args.logprobs.is_some() {
             object["logprobs"] = Value::Array(self.logprobs.clone());
         }

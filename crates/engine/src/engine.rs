@@ -28,6 +28,7 @@ pub struct Engine {
     sampling: Sampling,
     stop_tokens: Vec<u32>,
     tokenizer: Result<Tokenizer, tokenizer::Error>,
+    unknown_tensors: Vec<String>,
     plan: MemoryPlan,
     runner: Box<dyn Runner>,
     sessions: Arc<AtomicUsize>,
@@ -101,7 +102,7 @@ impl Engine {
             io_threads: options.io_threads,
             ..StoreOptions::default()
         };
-        let Inventory { checkpoint, experts, .. } = inventory;
+        let Inventory { checkpoint, experts, leftover, .. } = inventory;
         let store = ExpertStore::new(files, experts, &store_options)?;
         let workspace = Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
         let config = checkpoint.config().clone();
@@ -114,6 +115,7 @@ impl Engine {
             config,
             stop_tokens,
             tokenizer,
+            unknown_tensors: leftover.unknown,
             plan,
             runner: Box::new(DecoderRunner { decoder, workspace, experts: StreamedExperts(store) }),
             sessions: Arc::default(),
@@ -140,6 +142,11 @@ impl Engine {
     /// Tokens that end the model's turn, from `generation_config.json` and `config.json`.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
+    }
+
+    /// Names of tensors in the checkpoint that this program does not know and does not use.
+    pub fn unknown_tensors(&self) -> &[String] {
+        &self.unknown_tensors
     }
 
     /// How memory is spent.

@@ -58,6 +58,32 @@ fn truncated_files_are_refused_before_work_starts() {
 }
 
 #[test]
+fn files_that_cannot_be_read_are_named() {
+    for name in ["model.safetensors", "config.json", "generation_config.json"] {
+        let copy = TempDir::copy_of("qwen35moe-mini-mlx-8bit");
+        let path = copy.path().join(name);
+        drop(fs::remove_file(&path));
+        fs::create_dir(&path).expect("a directory can be made in its place");
+        refused(copy.path(), &[name]);
+    }
+}
+
+#[test]
+fn unknown_tensors_are_named_when_a_model_runs() {
+    let copy = TempDir::copy_of("qwen35moe-tiny");
+    let path = copy.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("the fixture can be read");
+    // A tensor of the prediction head gets a name that nobody knows.
+    let at = bytes.windows(8).position(|window| window == b"\"mtp.fc.").expect("it is there");
+    bytes[at + 1..at + 4].copy_from_slice(b"odd");
+    fs::write(&path, bytes).expect("the copy can be written");
+    let output = output(&["run", text(copy.path()), "a", "--tokens", "1"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    assert!(message.contains("warning") && message.contains("odd.fc.weight"), "{message}");
+}
+
+#[test]
 fn missing_shards_and_wrong_indexes_are_named() {
     let copy = TempDir::copy_of("qwen35moe-tiny-mlx-4bit");
     let shard = copy.path().join("model-00002-of-00002.safetensors");

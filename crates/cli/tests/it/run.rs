@@ -108,6 +108,14 @@ fn timing_tells_where_the_time_went() {
     ] {
         assert!(table.contains(row), "{row} is in the table:\n{table}");
     }
+    let answer = json(&["run", "Hi", "--tokens", "4", "--timing"]);
+    let steps = answer["timing"]["steps"].as_array().expect("every token has its times");
+    assert_eq!(steps.len(), 4);
+    assert_eq!(steps[3]["tokens"], 1);
+    let phases = steps[3]["phase_seconds"].as_object().expect("times by phase");
+    let sum: f64 = phases.values().filter_map(serde_json::Value::as_f64).sum();
+    let wall = steps[3]["seconds"].as_f64().expect("a time");
+    assert!(sum > 0.0 && sum <= wall, "phases {sum} are part of {wall}");
 }
 
 #[test]
