@@ -6,6 +6,10 @@
 pub enum Family {
     /// Qwen3.5-MoE and Qwen3.6-MoE text models.
     Qwen35Moe,
+    /// Qwen3-Next and Qwen3-Coder-Next.
+    Qwen3Next,
+    /// Qwen3-MoE and Qwen3-Coder.
+    Qwen3Moe,
 }
 
 /// The token mixer of a layer.
@@ -15,6 +19,15 @@ pub enum MixerKind {
     Attention,
     /// Gated delta net (linear attention).
     DeltaNet,
+}
+
+/// What follows the mixer in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnKind {
+    /// Mixture of experts.
+    Moe,
+    /// A dense SwiGLU block of this intermediate width.
+    Dense(usize),
 }
 
 /// Dimensions of the full-attention layers.
@@ -30,6 +43,8 @@ pub struct AttentionConfig {
     pub rotary_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Whether the query projection also gives a gate of the output.
+    pub gated: bool,
 }
 
 /// Dimensions of the gated-delta-net layers.
@@ -56,8 +71,10 @@ pub struct MoeConfig {
     pub top_k: usize,
     /// Intermediate width of a routed expert.
     pub intermediate: usize,
-    /// Intermediate width of the shared expert.
-    pub shared_intermediate: usize,
+    /// Intermediate width of the shared expert, if there is one.
+    pub shared_intermediate: Option<usize>,
+    /// Whether the weights of the chosen experts are renormalised to sum to one.
+    pub normalise: bool,
 }
 
 /// A model's dimensions, whatever file they were read from. Every value is checked: positive, in
@@ -72,10 +89,12 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// The mixer of every layer, in order.
     pub mixers: Vec<MixerKind>,
+    /// What follows the mixer of every layer, in order.
+    pub ffns: Vec<FfnKind>,
     /// Full attention.
     pub attention: AttentionConfig,
-    /// Gated delta net.
-    pub delta_net: DeltaNetConfig,
+    /// Gated delta net, of families that have it.
+    pub delta_net: Option<DeltaNetConfig>,
     /// Experts.
     pub moe: MoeConfig,
     /// Epsilon of the RMS norms.
@@ -112,6 +131,8 @@ impl Family {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qwen35Moe => "Qwen3.5-MoE",
+            Self::Qwen3Next => "Qwen3-Next",
+            Self::Qwen3Moe => "Qwen3-MoE",
         }
     }
 }

@@ -10,7 +10,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    AttentionConfig, DeltaNetConfig, Family, GenerationConfig, MixerKind, ModelConfig, MoeConfig,
+    AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,
+    MoeConfig,
 };
 use crate::error::Error;
 use crate::quantization::Quantization;
@@ -54,6 +55,8 @@ fn family(top: &Object<'_>, text: &Object<'_>) -> Result<Family, Error> {
     };
     match model_type {
         Some("qwen3_5_moe" | "qwen3_5_moe_text") => Ok(Family::Qwen35Moe),
+        Some("qwen3_next") => Ok(Family::Qwen3Next),
+        Some("qwen3_moe") => Ok(Family::Qwen3Moe),
         other => {
             let architecture = top.map.get("architectures").and_then(|list| list.get(0)?.as_str());
             let what = match (architecture, other) {
@@ -94,32 +97,30 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
         }
     };
     let rope_theta = rope_number("rope_theta", 1.0..=1e12)?.unwrap_or(1e7);
-    let partial = rope_number("partial_rotary_factor", 1e-3..=1.0)?.unwrap_or(0.25);
+    // Qwen3-MoE turns whole heads, has no delta nets, no gates, and no shared expert.
+    let is_plain = family == Family::Qwen3Moe;
+    let default_partial = if is_plain { 1.0 } else { 0.25 };
+    let partial = rope_number("partial_rotary_factor", 1e-3..=1.0)?.unwrap_or(default_partial);
     let rotary_dim = (head_dim as f64 * partial) as usize;
     text.check(rotary_dim >= 2 && rotary_dim.is_multiple_of(2), "partial_rotary_factor", || {
         format!("such that an even number of the {head_dim} dimensions turn")
     })?;
-    let attention = AttentionConfig { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta };
+    let attention =
+        AttentionConfig { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta, gated: !is_plain };
+    let delta_net = if is_plain { None } else { Some(delta_net(text)?) };
 
-    let delta_net = DeltaNetConfig {
-        n_key_heads: text.size("linear_num_key_heads", 1 << 14)?,
-        n_value_heads: text.size("linear_num_value_heads", 1 << 14)?,
-        key_dim: text.size("linear_key_head_dim", 1 << 14)?,
-        value_dim: text.size("linear_value_head_dim", 1024)?,
-        conv_kernel: text.integer("linear_conv_kernel_dim", 2, 16)?.unwrap_or(4),
-    };
-    let n_key_heads = delta_net.n_key_heads;
-    text.check(
-        delta_net.n_value_heads.is_multiple_of(n_key_heads),
-        "linear_num_value_heads",
-        || format!("a multiple of linear_num_key_heads ({n_key_heads})"),
-    )?;
-
+    let shared = |key| if is_plain { Ok(None) } else { text.size(key, 1 << 20).map(Some) };
     let moe = MoeConfig {
         n_experts: text.size("num_experts", 1 << 16)?,
         top_k: text.size("num_experts_per_tok", 1 << 10)?,
         intermediate: text.size("moe_intermediate_size", 1 << 20)?,
-        shared_intermediate: text.size("shared_expert_intermediate_size", 1 << 20)?,
+        shared_intermediate: shared("shared_expert_intermediate_size")?,
+        normalise: match family {
+            Family::Qwen35Moe => true,
+            Family::Qwen3Next | Family::Qwen3Moe => {
+                text.boolean("norm_topk_prob")?.unwrap_or(false)
+            }
+        },
     };
     text.check(moe.top_k <= moe.n_experts, "num_experts_per_tok", || {
         format!("at most num_experts ({})", moe.n_experts)
@@ -128,10 +129,10 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
     // What the forward pass takes for granted.
     text.one_of("hidden_act", &["silu"])?;
     text.expect_flag("attention_bias", false)?;
-    text.expect_flag("attn_output_gate", true)?;
-    text.expect_flag("norm_topk_prob", true)?;
-    if text.map.get("mlp_only_layers").is_some_and(|list| *list != Value::Array(Vec::new())) {
-        return Err(text.wrong("mlp_only_layers", "an empty list"));
+    text.expect_flag("attn_output_gate", !is_plain)?;
+    text.expect_flag("use_sliding_window", false)?;
+    if family == Family::Qwen35Moe {
+        text.expect_flag("norm_topk_prob", true)?;
     }
 
     let eps = text.number("rms_norm_eps", 1e-12..=1.0)?.unwrap_or(1e-6);
@@ -145,7 +146,12 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
         family,
         hidden_size,
         vocab_size: text.size("vocab_size", 1 << 24)?,
-        mixers: mixers(text, n_layers)?,
+        mixers: if is_plain {
+            vec![MixerKind::Attention; n_layers]
+        } else {
+            mixers(text, n_layers)?
+        },
+        ffns: ffns(text, n_layers)?,
         attention,
         delta_net,
         moe,
@@ -154,6 +160,44 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
         max_context: text.integer("max_position_embeddings", 1, 1 << 30)?.unwrap_or(262_144),
         eos_token_ids,
     })
+}
+
+fn delta_net(text: &Object<'_>) -> Result<DeltaNetConfig, Error> {
+    let delta_net = DeltaNetConfig {
+        n_key_heads: text.size("linear_num_key_heads", 1 << 14)?,
+        n_value_heads: text.size("linear_num_value_heads", 1 << 14)?,
+        key_dim: text.size("linear_key_head_dim", 1 << 14)?,
+        value_dim: text.size("linear_value_head_dim", 1024)?,
+        conv_kernel: text.integer("linear_conv_kernel_dim", 2, 16)?.unwrap_or(4),
+    };
+    let n_key_heads = delta_net.n_key_heads;
+    text.check(
+        delta_net.n_value_heads.is_multiple_of(n_key_heads),
+        "linear_num_value_heads",
+        || format!("a multiple of linear_num_key_heads ({n_key_heads})"),
+    )?;
+    Ok(delta_net)
+}
+
+/// Layers of `mlp_only_layers`, and those that `decoder_sparse_step` passes over, are dense.
+fn ffns(text: &Object<'_>, n_layers: usize) -> Result<Vec<FfnKind>, Error> {
+    let step = text.integer("decoder_sparse_step", 1, 4096)?.unwrap_or(1);
+    let dense: Vec<u64> = match text.map.get("mlp_only_layers") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(list) => {
+            let wrong = || text.wrong("mlp_only_layers", "a list of layers");
+            let layers = list.as_array().ok_or_else(wrong)?.iter();
+            layers.map(|layer| layer.as_u64().ok_or_else(wrong)).collect::<Result<_, _>>()?
+        }
+    };
+    let kinds = (0..n_layers).map(|layer| {
+        if dense.contains(&(layer as u64)) || !(layer + 1).is_multiple_of(step) {
+            Ok(FfnKind::Dense(text.size("intermediate_size", 1 << 20)?))
+        } else {
+            Ok(FfnKind::Moe)
+        }
+    });
+    kinds.collect()
 }
 
 /// The mixer of each layer: listed, or every `full_attention_interval`th is full attention.

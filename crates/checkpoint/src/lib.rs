@@ -35,7 +35,8 @@ pub use codec::{
     quantize_affine,
 };
 pub use config::{
-    AttentionConfig, DeltaNetConfig, Family, GenerationConfig, MixerKind, ModelConfig, MoeConfig,
+    AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,
+    MoeConfig,
 };
 pub use error::Error;
 pub use expert_table::ExpertTable;

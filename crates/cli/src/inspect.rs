@@ -48,7 +48,8 @@ fn to_text(model: &str, inventory: &Inventory, plan: &Option<Result<MemoryPlan, 
     line("vocabulary", config.vocab_size.to_string());
     line("context", format!("{} tokens", config.max_context));
     let moe = &config.moe;
-    line("experts", format!("{} a layer, {} a token, and a shared one", moe.n_experts, moe.top_k));
+    let shared = if moe.shared_intermediate.is_some() { ", and a shared one" } else { "" };
+    line("experts", format!("{} a layer, {} a token{shared}", moe.n_experts, moe.top_k));
     let files = inventory.checkpoint.files();
     let bytes = files.iter().map(|file| file.len).sum::<u64>();
     line("files", format!("{}, {}", files.len(), format_bytes(bytes)));

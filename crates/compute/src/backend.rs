@@ -24,7 +24,7 @@ pub struct Span {
     pub position: usize,
 }
 
-/// Dimensions of gated full attention (Qwen3.5: query gate, head norms, partial rotary embedding).
+/// Dimensions of full attention with normed heads and partial rotary embedding, gated or not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
     /// Query heads.
@@ -39,13 +39,23 @@ pub struct AttentionSpec {
     pub rope_theta: f64,
     /// Epsilon of the norms of query and key heads.
     pub eps: f32,
+    /// Whether the query heads carry gates of the output.
+    pub gated: bool,
+}
+
+impl AttentionSpec {
+    /// Values of a query head as projected: the query, and its gate if there is one.
+    pub const fn query_width(&self) -> usize {
+        if self.gated { 2 * self.head_dim } else { self.head_dim }
+    }
 }
 
 /// What [`Backend::attention`] reads besides the cache.
 #[derive(Debug)]
 pub struct AttentionInputs<'a, B: Backend + ?Sized> {
-    /// (rows, n_heads * 2 * head_dim): per head, `head_dim` query values and then as many gate values.
-    pub query_and_gate: &'a B::Buffer,
+    /// (rows, n_heads * query_width): per head, `head_dim` query values and then as many gate values
+    /// if there are gates.
+    pub query: &'a B::Buffer,
     /// (rows, n_kv_heads * head_dim).
     pub key: &'a B::Buffer,
     /// (rows, n_kv_heads * head_dim).
@@ -101,6 +111,15 @@ pub struct DeltaNetInputs<'a, B: Backend + ?Sized> {
     pub norm: &'a B::Vector,
 }
 
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterSpec {
+    /// Experts of a row.
+    pub top_k: usize,
+    /// Whether the weights of the chosen experts are renormalised to sum to one.
+    pub normalise: bool,
+}
+
 /// The router's choices for the rows of a batch, on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routing {
@@ -108,7 +127,7 @@ pub struct Routing {
     pub top_k: usize,
     /// (rows, top_k) expert indices in order of falling weight; of equals, the lower index first.
     pub experts: Vec<u32>,
-    /// (rows, top_k) weights that sum to one in each row.
+    /// (rows, top_k) their weights.
     pub weights: Vec<f32>,
 }
 
@@ -128,10 +147,9 @@ pub struct MoeOutputs<'a, B: Backend + ?Sized> {
     pub routing: &'a Routing,
     /// (rows * top_k, hidden): row `row * top_k + rank` holds the output of that use.
     pub routed: &'a B::Buffer,
-    /// (rows, hidden): output of the shared expert.
-    pub shared: &'a B::Buffer,
-    /// (rows, 1): the shared expert's gate before its sigmoid.
-    pub shared_gate: &'a B::Buffer,
+    /// If there is a shared expert: its output, (rows, hidden), and its gate before the sigmoid,
+    /// (rows, 1).
+    pub shared: Option<[&'a B::Buffer; 2]>,
 }
 
 /// The recurrent state of one gated-delta-net layer of one sequence, as plain values.
@@ -201,8 +219,8 @@ pub trait Backend {
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer);
 
-    /// Gated causal attention: norms and turns query and key heads, appends keys and values to the
-    /// caches, and writes `softmax(q k^T / sqrt(head_dim)) v * sigmoid(gate)`, (rows, n_heads *
+    /// Causal attention: norms and turns query and key heads, appends keys and values to the
+    /// caches, and writes `softmax(q k^T / sqrt(head_dim)) v`, times `sigmoid(gate)` if there are gates, (rows, n_heads *
     /// head_dim). `caches[i]` belongs to `spans[i]` and holds exactly `spans[i].position` positions.
     fn attention(
         &mut self,
@@ -226,9 +244,9 @@ pub trait Backend {
         out: &mut Self::Buffer,
     );
 
-    /// The `top_k` largest of each row's router logits, weighted by their softmax renormalised over
-    /// the chosen ones. Waits for the device: the host needs the ids.
-    fn route(&mut self, logits: &Self::Buffer, top_k: usize, routing: &mut Routing);
+    /// The largest of each row's router logits, weighted by their softmax, which is renormalised over
+    /// the chosen ones if the model says so. Waits for the device: the host needs the ids.
+    fn route(&mut self, logits: &Self::Buffer, spec: RouterSpec, routing: &mut Routing);
 
     /// Applies one routed expert to the rows that use it:
     /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
@@ -245,7 +263,7 @@ pub trait Backend {
     /// `out = (silu(x gate^T) * (x up^T)) down^T` for all rows: the shared expert.
     fn swiglu(&mut self, x: &Self::Buffer, weights: &ExpertWeights, out: &mut Self::Buffer);
 
-    /// `x += sum over rank of weight * routed + sigmoid(shared_gate) * shared`, in order of rank.
+    /// `x += sum over rank of weight * routed + sigmoid(gate) * shared`, in order of rank.
     fn combine(&mut self, x: &mut Self::Buffer, outputs: MoeOutputs<'_, Self>);
 
     /// `out[i] = x[rows[i]]`.

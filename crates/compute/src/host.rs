@@ -1,6 +1,6 @@
 //! What both backends on the host share: buffers, routing, small functions.
 
-use crate::backend::Routing;
+use crate::backend::{RouterSpec, Routing};
 
 /// Activations in ordinary memory, (rows, width).
 #[derive(Debug)]
@@ -107,9 +107,10 @@ pub(crate) fn rotate(head: &mut [f32], angles: &[[f32; 2]]) {
     }
 }
 
-/// Softmax over all logits, the `top_k` largest, renormalised: the same as a softmax over the chosen
+/// Softmax over all logits, and the `top_k` largest; renormalised, that is a softmax over the chosen
 /// logits alone. Of equal logits the lower index is chosen first.
-pub(crate) fn route_rows(logits: &HostBuffer, top_k: usize, routing: &mut Routing) {
+pub(crate) fn route_rows(logits: &HostBuffer, spec: RouterSpec, routing: &mut Routing) {
+    let RouterSpec { top_k, normalise } = spec;
     routing.top_k = top_k;
     routing.experts.clear();
     routing.weights.clear();
@@ -133,7 +134,11 @@ pub(crate) fn route_rows(logits: &HostBuffer, top_k: usize, routing: &mut Routin
         let begin = routing.weights.len();
         routing.weights.extend(chosen.iter().map(|&expert| (row[expert as usize] - best).exp()));
         let weights = &mut routing.weights[begin..];
-        let sum: f32 = weights.iter().sum();
+        let sum: f32 = if normalise {
+            weights.iter().sum()
+        } else {
+            row.iter().map(|logit| (logit - best).exp()).sum()
+        };
         for weight in weights {
             *weight /= sum;
         }
@@ -145,11 +150,15 @@ mod tests {
     use super::*;
 
     fn route(rows: &[&[f32]], top_k: usize) -> Routing {
+        route_as(rows, RouterSpec { top_k, normalise: true })
+    }
+
+    fn route_as(rows: &[&[f32]], spec: RouterSpec) -> Routing {
         let mut logits = HostBuffer::new(rows.len(), rows[0].len());
         logits.set_rows(rows.len());
         logits.values_mut().copy_from_slice(&rows.concat());
         let mut routing = Routing::default();
-        route_rows(&logits, top_k, &mut routing);
+        route_rows(&logits, spec, &mut routing);
         routing
     }
 
@@ -160,6 +169,9 @@ mod tests {
         assert_eq!(routing.weights, [0.5, 0.5, 0.5, 0.5]);
         let routing = route(&[&[3.0_f32.ln(), 0.0, -9.0]], 2);
         assert!((routing.weights[0] - 0.75).abs() < 1e-6, "{routing:?}");
+        let spec = RouterSpec { top_k: 1, normalise: false };
+        let routing = route_as(&[&[3.0_f32.ln(), 0.0, 0.0]], spec);
+        assert!((routing.weights[0] - 0.6).abs() < 1e-6, "{routing:?}");
     }
 
     #[test]

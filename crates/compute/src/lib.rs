@@ -16,7 +16,7 @@ mod reference;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, Routing, Span,
+    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use host::HostBuffer;

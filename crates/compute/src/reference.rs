@@ -5,7 +5,7 @@
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, Routing, Span,
+    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 use crate::host::{HostBuffer, delta_gates, rotary_angles, rotate, route_rows, sigmoid, silu};
 use crate::matrix::{ExpertWeights, Matrix};
@@ -146,7 +146,7 @@ impl Backend for Reference {
         out: &mut HostBuffer,
     ) {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
-        out.set_rows(inputs.query_and_gate.rows());
+        out.set_rows(inputs.query.rows());
         let mut angles = Vec::new();
         for (span, cache) in spans.iter().zip(caches) {
             for index in 0..span.len {
@@ -161,8 +161,9 @@ impl Backend for Reference {
                 cache.values.extend_from_slice(inputs.value.row(row));
                 for head in 0..n_heads {
                     let kv_head = head / (n_heads / n_kv_heads);
-                    let stored = &inputs.query_and_gate.row(row)[head * 2 * head_dim..];
-                    let (query, gate) = stored[..2 * head_dim].split_at(head_dim);
+                    let width = spec.query_width();
+                    let stored = &inputs.query.row(row)[head * width..][..width];
+                    let (query, gates) = stored.split_at(head_dim);
                     let mut query = rms_norm(query, inputs.query_norm, spec.eps);
                     rotate(&mut query, &angles);
                     let place = |position: usize| (position * n_kv_heads + kv_head) * head_dim;
@@ -177,7 +178,7 @@ impl Backend for Reference {
                     for (d, out) in out.iter_mut().enumerate() {
                         let terms = weights.iter().enumerate();
                         let sum: f32 = terms.map(|(p, w)| w * cache.values[place(p) + d]).sum();
-                        *out = sum / total * sigmoid(gate[d]);
+                        *out = sum / total * gates.get(d).map_or(1.0, |gate| sigmoid(*gate));
                     }
                 }
             }
@@ -257,8 +258,8 @@ impl Backend for Reference {
         }
     }
 
-    fn route(&mut self, logits: &HostBuffer, top_k: usize, routing: &mut Routing) {
-        route_rows(logits, top_k, routing);
+    fn route(&mut self, logits: &HostBuffer, spec: RouterSpec, routing: &mut Routing) {
+        route_rows(logits, spec, routing);
     }
 
     fn expert(
@@ -283,14 +284,16 @@ impl Backend for Reference {
     }
 
     fn combine(&mut self, x: &mut HostBuffer, outputs: MoeOutputs<'_, Self>) {
-        let MoeOutputs { routing, routed, shared, shared_gate } = outputs;
+        let MoeOutputs { routing, routed, shared } = outputs;
         for row in 0..x.rows() {
             for (column, x) in x.row_mut(row).iter_mut().enumerate() {
                 for rank in 0..routing.top_k {
                     let index = row * routing.top_k + rank;
                     *x += routing.weights[index] * routed.row(index)[column];
                 }
-                *x += sigmoid(shared_gate.row(row)[0]) * shared.row(row)[column];
+                if let Some([shared, gate]) = shared {
+                    *x += sigmoid(gate.row(row)[0]) * shared.row(row)[column];
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use checkpoint::ModelConfig;
+use checkpoint::{ExpertTable, ModelConfig};
 use compute::Backend;
 use experts::{ExpertStore, MemoryLimits};
 use model::Workspace;
@@ -64,7 +64,8 @@ impl MemoryPlan {
             None => default_budget(process)?,
         };
         let slot = ExpertStore::slot_bytes(&inventory.experts);
-        let all_experts = slot * (config.mixers.len() * config.moe.n_experts) as u64;
+        let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
+        let all_experts = slot * n_experts as u64;
         let least_experts = slot * ExpertStore::MIN_SLOTS as u64;
         let left_of = |plan: &Self| plan.total.saturating_sub(plan.fixed());
         let mut plan = Self {

@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::path::Path;
 
 use checkpoint::{
-    Checkpoint, ExpertTable, Extent, Leftover, MatrixLocation, Resolver, VectorKind, VectorLocation,
+    Checkpoint, ExpertTable, Extent, FfnKind, Leftover, MatrixLocation, Resolver, VectorKind,
+    VectorLocation,
 };
 use model::{Decoder, WeightSource};
 
@@ -29,6 +31,8 @@ pub struct TrunkTensor {
     pub name: String,
     /// Where it lies.
     pub location: TrunkLocation,
+    /// The rows of the stored matrix that are used, in order, when not all are as stored.
+    pub rows: Option<Vec<Range<usize>>>,
 }
 
 impl TrunkTensor {
@@ -40,9 +44,16 @@ impl TrunkTensor {
         }
     }
 
-    /// Stored bytes.
+    /// Stored bytes that are used.
     pub fn bytes(&self) -> u64 {
-        self.extents().iter().map(|extent| extent.len).sum()
+        let all = self.extents().iter().map(|extent| extent.len).sum::<u64>();
+        match (&self.location, &self.rows) {
+            (TrunkLocation::Matrix(matrix), Some(rows)) => {
+                let used = rows.iter().map(ExactSizeIterator::len).sum::<usize>();
+                all / matrix.rows as u64 * used as u64
+            }
+            _ => all,
+        }
     }
 
     /// How its values are stored, for people.
@@ -90,7 +101,11 @@ impl Inventory {
         let Ok(outline) = model::load(&config, &mut source);
         let ListSource { mut resolver, trunk, mut problems } = source;
         let mut experts = Vec::with_capacity(config.mixers.len());
-        for layer in 0..config.mixers.len() {
+        for (layer, ffn) in config.ffns.iter().enumerate() {
+            if let FfnKind::Dense(_) = ffn {
+                experts.push(ExpertTable::separate(Vec::new()));
+                continue;
+            }
             let name = model::expert_block_name(layer);
             let moe = &config.moe;
             match resolver.experts(&name, moe.n_experts, config.hidden_size, moe.intermediate) {
@@ -150,13 +165,14 @@ impl Inventory {
 
 /// The class of a trunk tensor, for summaries.
 fn class_of(name: &str) -> &'static str {
-    const CLASSES: [(&str, &str); 8] = [
+    const CLASSES: [(&str, &str); 9] = [
         ("embed_tokens.", "embedding"),
         ("lm_head.", "head"),
         (".self_attn.", "attention"),
         (".linear_attn.", "delta net"),
         (".mlp.gate.", "routers"),
         (".mlp.shared_expert", "shared experts"),
+        (".mlp.", "dense blocks"),
         ("norm", "norms"),
         ("", "other"),
     ];
@@ -172,9 +188,14 @@ struct ListSource<'a> {
 }
 
 impl ListSource<'_> {
-    fn add(&mut self, name: &str, location: Result<TrunkLocation, checkpoint::Error>) {
+    fn add(
+        &mut self,
+        name: &str,
+        location: Result<TrunkLocation, checkpoint::Error>,
+        rows: Option<Vec<Range<usize>>>,
+    ) {
         match location {
-            Ok(location) => self.trunk.push(TrunkTensor { name: name.to_owned(), location }),
+            Ok(location) => self.trunk.push(TrunkTensor { name: name.to_owned(), location, rows }),
             Err(error) => self.problems.push(error.to_string()),
         }
     }
@@ -187,13 +208,24 @@ impl WeightSource for ListSource<'_> {
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<(), Infallible> {
         let location = self.resolver.matrix(name, rows, cols).map(TrunkLocation::Matrix);
-        self.add(name, location);
+        self.add(name, location, None);
+        Ok(())
+    }
+
+    fn matrix_of_rows(
+        &mut self,
+        name: &str,
+        (stored_rows, cols): (usize, usize),
+        rows: Vec<Range<usize>>,
+    ) -> Result<(), Infallible> {
+        let location = self.resolver.matrix(name, stored_rows, cols).map(TrunkLocation::Matrix);
+        self.add(name, location, Some(rows));
         Ok(())
     }
 
     fn vector(&mut self, name: &str, len: usize, kind: VectorKind) -> Result<(), Infallible> {
         let location = self.resolver.vector(name, len, kind).map(TrunkLocation::Vector);
-        self.add(name, location);
+        self.add(name, location, None);
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Loading the trunk: every tensor once, by direct reads, in the order of the files.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use checkpoint::{Format, VectorKind};
-use compute::memory::{Arena, Block};
+use compute::memory::{Arena, BLOCK_ALIGNMENT, Block};
 use compute::{Backend, Matrix};
 use experts::{DataFiles, IoError, ReadPlan};
 use model::{Decoder, WeightSource};
@@ -15,6 +16,10 @@ use crate::inventory::{Inventory, TrunkLocation, TrunkTensor};
 /// Bytes that the loaded trunk takes: matrices as stored, in whole pages, and vectors as `f32`.
 pub(crate) fn resident_bytes(inventory: &Inventory) -> u64 {
     let bytes = inventory.trunk.iter().map(|tensor| match &tensor.location {
+        // Rows in another order are copied out of what was read, part by part in whole blocks.
+        TrunkLocation::Matrix(matrix) if tensor.rows.is_some() => {
+            tensor.bytes() + (matrix.extents().count() * BLOCK_ALIGNMENT) as u64
+        }
         TrunkLocation::Matrix(_) => ReadPlan::new(&tensor.extents()).bytes() as u64,
         TrunkLocation::Vector(vector) => (vector.len * size_of::<f32>()) as u64,
     });
@@ -28,8 +33,9 @@ pub(crate) fn load_trunk<B: Backend>(
     backend: &B,
     io_threads: usize,
 ) -> Result<Decoder<Matrix, B::Vector>, Error> {
-    let reads = read_all(&inventory.trunk, files, io_threads)?;
-    let mut source = LoadedSource { backend, tensors: inventory.trunk.iter().zip(reads).collect() };
+    let reads = read_ahead(&inventory.trunk, files, io_threads)?;
+    let tensors = inventory.trunk.iter().zip(reads).collect();
+    let mut source = LoadedSource { backend, files, tensors };
     model::load(inventory.checkpoint.config(), &mut source)
 }
 
@@ -39,30 +45,27 @@ struct Read {
     block: Block,
 }
 
-/// Reads all tensors, several at a time.
-fn read_all(
+/// Reads the matrices that stay as they are stored, several at a time. The other tensors are small or
+/// are copied; they are read one by one when they are asked for, so that they never add up.
+fn read_ahead(
     tensors: &[TrunkTensor],
     files: &DataFiles,
     io_threads: usize,
-) -> Result<Vec<Read>, Error> {
-    let plans: Vec<ReadPlan> =
-        tensors.iter().map(|tensor| ReadPlan::new(&tensor.extents())).collect();
-    let is_matrix = |tensor: &TrunkTensor| matches!(tensor.location, TrunkLocation::Matrix(_));
-    // Vectors are decoded and forgotten: what they are read into must not stay with the matrices.
-    let mut matrices = arena(tensors.iter().zip(&plans).filter(|(t, _)| is_matrix(t)))?;
-    let mut vectors = arena(tensors.iter().zip(&plans).filter(|(t, _)| !is_matrix(t)))?;
-    matrices.advise_huge_pages();
-    let mut reads: Vec<Read> = tensors
-        .iter()
-        .zip(plans)
-        .map(|(tensor, plan)| {
-            let arena = if is_matrix(tensor) { &mut matrices } else { &mut vectors };
-            let block = arena.take(plan.bytes()).expect("the arena was sized for all plans");
-            Read { plan, block }
-        })
-        .collect();
+) -> Result<Vec<Option<Read>>, Error> {
+    let plan = |tensor: &TrunkTensor| match (&tensor.location, &tensor.rows) {
+        (TrunkLocation::Matrix(_), None) => Some(ReadPlan::new(&tensor.extents())),
+        _ => None,
+    };
+    let plans: Vec<Option<ReadPlan>> = tensors.iter().map(plan).collect();
+    let mut arena = arena(plans.iter().flatten().map(ReadPlan::bytes).sum())?;
+    arena.advise_huge_pages();
+    let mut take = |plan: ReadPlan| {
+        let block = arena.take(plan.bytes()).expect("the arena was sized for all plans");
+        Read { plan, block }
+    };
+    let mut reads: Vec<Option<Read>> = plans.into_iter().map(|plan| plan.map(&mut take)).collect();
 
-    let mut queue: Vec<&mut Read> = reads.iter_mut().collect();
+    let mut queue: Vec<&mut Read> = reads.iter_mut().flatten().collect();
     queue.sort_by_key(|read| std::cmp::Reverse(read.plan.first_byte()));
     let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -83,10 +86,7 @@ fn read_all(
     Ok(reads)
 }
 
-fn arena<'a>(
-    tensors: impl Iterator<Item = (&'a TrunkTensor, &'a ReadPlan)>,
-) -> Result<Arena, Error> {
-    let bytes: usize = tensors.map(|(_, plan)| plan.bytes()).sum();
+fn arena(bytes: usize) -> Result<Arena, Error> {
     Arena::new(bytes).map_err(|source| {
         let (bytes, purpose) = (bytes as u64, "the trunk");
         Error::OutOfMemory { bytes, purpose, source }
@@ -96,14 +96,22 @@ fn arena<'a>(
 /// Gives the tensors in the order in which the model asked for them when they were listed.
 struct LoadedSource<'a, B> {
     backend: &'a B,
-    tensors: VecDeque<(&'a TrunkTensor, Read)>,
+    files: &'a DataFiles,
+    tensors: VecDeque<(&'a TrunkTensor, Option<Read>)>,
 }
 
 impl<'a, B> LoadedSource<'a, B> {
-    fn next(&mut self, name: &str) -> (&'a TrunkTensor, Read) {
+    fn next(&mut self, name: &str) -> Result<(&'a TrunkTensor, Read), Error> {
         let (tensor, read) = self.tensors.pop_front().expect("the model asks as it did before");
         assert_eq!(tensor.name, name, "the model asks in the same order");
-        (tensor, read)
+        if let Some(read) = read {
+            return Ok((tensor, read));
+        }
+        let plan = ReadPlan::new(&tensor.extents());
+        let mut block =
+            arena(plan.bytes())?.take(plan.bytes()).expect("the arena was sized for the plan");
+        self.files.read(&plan, block.bytes_mut())?;
+        Ok((tensor, Read { plan, block }))
     }
 }
 
@@ -113,13 +121,19 @@ impl<B: Backend> WeightSource for LoadedSource<'_, B> {
     type Error = Error;
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {
-        let (tensor, Read { plan, block }) = self.next(name);
+        let (tensor, Read { plan, block }) = self.next(name)?;
         let TrunkLocation::Matrix(location) = &tensor.location else {
             unreachable!("{name} was listed as a matrix");
         };
         let offset = |part| if part < plan.parts() { plan.offset(part) } else { 0 };
         let offsets = [offset(0), offset(1), offset(2)];
-        let matrix = Matrix::new(location.format, (rows, cols), Arc::new(block), offsets);
+        let stored = (location.rows, cols);
+        let matrix = Matrix::new(location.format, stored, Arc::new(block), offsets);
+        let matrix = match &tensor.rows {
+            Some(order) => rows_of(&matrix, order)?,
+            None => matrix,
+        };
+        assert_eq!(matrix.rows, rows, "the model asks for the same rows");
         if let Format::Affine(affine) = location.format {
             let finite = checkpoint::are_finite(affine.scales, matrix.scales())
                 && checkpoint::are_finite(affine.scales, matrix.biases());
@@ -130,8 +144,17 @@ impl<B: Backend> WeightSource for LoadedSource<'_, B> {
         Ok(matrix)
     }
 
+    fn matrix_of_rows(
+        &mut self,
+        name: &str,
+        (_, cols): (usize, usize),
+        rows: Vec<Range<usize>>,
+    ) -> Result<Matrix, Error> {
+        self.matrix(name, rows.iter().map(ExactSizeIterator::len).sum(), cols)
+    }
+
     fn vector(&mut self, name: &str, _: usize, _: VectorKind) -> Result<B::Vector, Error> {
-        let (tensor, Read { plan, block }) = self.next(name);
+        let (tensor, Read { plan, block }) = self.next(name)?;
         let TrunkLocation::Vector(location) = &tensor.location else {
             unreachable!("{name} was listed as a vector");
         };
@@ -143,4 +166,24 @@ impl<B: Backend> WeightSource for LoadedSource<'_, B> {
         }
         Ok(self.backend.vector(&values))
     }
+}
+
+/// A matrix of some rows of another, in a block of its own.
+fn rows_of(matrix: &Matrix, rows: &[Range<usize>]) -> Result<Matrix, Error> {
+    let n_rows: usize = rows.iter().map(ExactSizeIterator::len).sum();
+    let parts = [matrix.data(), matrix.scales(), matrix.biases()];
+    let row_bytes = parts.map(|part| part.len() / matrix.rows);
+    let bytes = row_bytes.iter().sum::<usize>() * n_rows;
+    let mut block = arena(bytes)?.take(bytes).expect("the arena was sized for it");
+    let mut offsets = [0; 3];
+    let mut end = 0;
+    for ((part, row_bytes), offset) in parts.iter().zip(row_bytes).zip(&mut offsets) {
+        *offset = end;
+        for rows in rows {
+            let stored = &part[rows.start * row_bytes..rows.end * row_bytes];
+            block.bytes_mut()[end..end + stored.len()].copy_from_slice(stored);
+            end += stored.len();
+        }
+    }
+    Ok(Matrix::new(matrix.format, (n_rows, matrix.cols), Arc::new(block), offsets))
 }

@@ -7,6 +7,7 @@
 
 use std::path::Path;
 
+use checkpoint::FfnKind;
 use checkpoint::safetensors_file::{SafetensorsFile, TensorData, write_safetensors};
 
 use crate::engine::Engine;
@@ -128,7 +129,8 @@ fn sequence(
     report.error(format!("{name}.logits"), &logits, &expected);
 
     // Passes hold one after another all layers of some tokens; the golden file all tokens by layer.
-    let n_layers = engine.config().mixers.len();
+    let is_moe = |ffn: &&FfnKind| **ffn == FfnKind::Moe;
+    let n_layers = engine.config().ffns.iter().filter(is_moe).count();
     let mut chosen = Vec::new();
     for layer in 0..n_layers {
         for pass in routing.chunks_exact(n_layers) {
@@ -207,7 +209,7 @@ fn compare_states(
         let (parts, transposed) = match layer {
             LayerValues::Attention(kv) => ([("k", kv.keys), ("v", kv.values)], None),
             LayerValues::DeltaNet(delta) => {
-                let taps = engine.config().delta_net.conv_kernel;
+                let taps = engine.config().delta_net.map_or(1, |config| config.conv_kernel);
                 ([("conv", delta.conv), ("recurrent", delta.recurrent)], Some(taps))
             }
         };

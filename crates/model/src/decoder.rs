@@ -1,11 +1,13 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
-use checkpoint::ModelConfig;
-use compute::{AttentionSpec, Backend, DeltaNetSpec, Matrix, Routing};
+use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
+use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, Matrix, Routing};
 
 use crate::batch::Batch;
-use crate::blocks::{Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch};
-use crate::source::{ExpertSource, SourceError};
+use crate::blocks::{
+    Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
+};
+use crate::source::{ExpertSource, SourceError, WeightSource};
 use crate::timeline::{Phase, Timeline};
 
 /// A model: its trunk's weights in the order in which they are used.
@@ -24,8 +26,22 @@ pub struct Decoder<M, V> {
 pub(crate) struct Layer<M, V> {
     pub(crate) mixer_norm: V,
     pub(crate) mixer: Mixer<M, V>,
-    pub(crate) moe_norm: V,
-    pub(crate) moe: Moe<M>,
+    pub(crate) ffn_norm: V,
+    pub(crate) ffn: Ffn<M>,
+}
+
+/// What follows the mixer.
+#[derive(Debug)]
+pub(crate) enum Ffn<M> {
+    Moe(Moe<M>),
+    Dense(ExpertWeights<M>),
+}
+
+/// How a family norms: the meaning of stored weights, and the epsilon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    pub(crate) kind: VectorKind,
+    pub(crate) eps: f32,
 }
 
 /// What mixes a token with those before it.
@@ -64,6 +80,7 @@ impl<V> Decoder<Matrix, V> {
                     block.forward(backend, attention, spans, &mut caches, normed, mixed);
                 }
                 Mixer::DeltaNet(block) => {
+                    let delta_net = delta_net.as_mut().expect("a model with delta nets has it");
                     let mut deltas: Vec<_> =
                         states.iter_mut().map(|state| state.layers[index].delta_state()).collect();
                     block.forward(backend, delta_net, spans, &mut deltas, normed, mixed);
@@ -72,18 +89,27 @@ impl<V> Decoder<Matrix, V> {
             backend.add(x, mixed);
             timeline.lap(Some(index), layer.mixer.phase());
 
-            backend.rms_norm(x, &layer.moe_norm, eps, normed);
-            layer.moe.route(backend, moe, normed);
+            backend.rms_norm(x, &layer.ffn_norm, eps, normed);
+            let block = match &layer.ffn {
+                Ffn::Moe(block) => block,
+                Ffn::Dense(weights) => {
+                    backend.swiglu(normed, weights, mixed);
+                    backend.add(x, mixed);
+                    timeline.lap(Some(index), Phase::SharedExpert);
+                    continue;
+                }
+            };
+            block.route(backend, moe, normed);
             experts.request(index, moe.distinct_experts())?;
             timeline.lap(Some(index), Phase::Router);
-            layer.moe.shared_expert(backend, moe, normed);
+            block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);
             while let Some((expert, weights)) = experts.next_ready()? {
                 timeline.lap(Some(index), Phase::ExpertWait);
-                layer.moe.routed_expert(backend, moe, normed, expert, &weights);
+                block.routed_expert(backend, moe, normed, expert, &weights);
                 timeline.lap(Some(index), Phase::Experts);
             }
-            layer.moe.combine(backend, moe, x);
+            block.combine(backend, moe, x);
             timeline.lap(Some(index), Phase::Experts);
             if let Some(routing_log) = routing_log {
                 routing_log.push(moe.routing.clone());
@@ -122,6 +148,38 @@ impl<V> Decoder<Matrix, V> {
 }
 
 impl<M, V> Decoder<M, V> {
+    /// Loads a decoder of the usual names, whose mixers `load_mixer` gives by name and kind.
+    pub(crate) fn load<S: WeightSource<Matrix = M, Vector = V>>(
+        config: &ModelConfig,
+        source: &mut S,
+        norm: VectorKind,
+        load_mixer: impl Fn(&mut S, &str, MixerKind) -> Result<Mixer<M, V>, S::Error>,
+    ) -> Result<Self, S::Error> {
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embed_tokens = source.matrix("embed_tokens.weight", vocab, hidden)?;
+        let mut layers = Vec::with_capacity(config.mixers.len());
+        for (index, (mixer, ffn)) in config.mixers.iter().zip(&config.ffns).enumerate() {
+            let layer = format!("layers.{index}");
+            let name = format!("{layer}.input_layernorm.weight");
+            let mixer_norm = source.vector(&name, hidden, norm)?;
+            let mixer = load_mixer(source, &layer, *mixer)?;
+            let name = format!("{layer}.post_attention_layernorm.weight");
+            let ffn_norm = source.vector(&name, hidden, norm)?;
+            let name = crate::expert_block_name(index);
+            let ffn = match *ffn {
+                FfnKind::Moe => Ffn::Moe(Moe::load(source, &name, hidden, &config.moe)?),
+                FfnKind::Dense(width) => Ffn::Dense(load_swiglu(source, &name, hidden, width)?),
+            };
+            layers.push(Layer { mixer_norm, mixer, ffn_norm, ffn });
+        }
+        let norm = source.vector("norm.weight", hidden, norm)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(source.matrix("lm_head.weight", vocab, hidden)?),
+        };
+        Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head })
+    }
+
     /// The model's dimensions.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -216,7 +274,9 @@ impl<B: Backend> Workspace<B> {
             wanted: backend.buffer(max_logit_rows, hidden),
             head: backend.buffer(max_logit_rows, config.vocab_size),
             attention: AttentionScratch::new(&backend, &config.attention, max_rows),
-            delta_net: DeltaNetScratch::new(&backend, &config.delta_net, max_rows),
+            delta_net: config
+                .delta_net
+                .map(|config| DeltaNetScratch::new(&backend, &config, max_rows)),
             moe: MoeScratch::new(&backend, hidden, &config.moe, max_rows),
         };
         Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
@@ -227,7 +287,9 @@ impl<B: Backend> Workspace<B> {
         let hidden = config.hidden_size;
         let per_row = 3 * hidden
             + AttentionScratch::<B>::widths(&config.attention).iter().sum::<usize>()
-            + DeltaNetScratch::<B>::widths(&config.delta_net).iter().sum::<usize>()
+            + config
+                .delta_net
+                .map_or(0, |config| DeltaNetScratch::<B>::widths(&config).iter().sum())
             + MoeScratch::<B>::values_per_row(hidden, &config.moe);
         let per_logit_row = hidden + 2 * config.vocab_size;
         (size_of::<f32>() * (max_rows * per_row + max_logit_rows * per_logit_row)) as u64
@@ -244,7 +306,7 @@ struct Scratch<B: Backend> {
     wanted: B::Buffer,
     head: B::Buffer,
     attention: AttentionScratch<B>,
-    delta_net: DeltaNetScratch<B>,
+    delta_net: Option<DeltaNetScratch<B>>,
     moe: MoeScratch<B>,
 }
 

@@ -14,6 +14,8 @@ mod batch;
 mod blocks;
 mod decoder;
 mod qwen35_moe;
+mod qwen3_moe;
+mod qwen3_next;
 mod source;
 mod timeline;
 
@@ -33,6 +35,8 @@ pub fn load<S: WeightSource>(
 ) -> Result<Decoder<S::Matrix, S::Vector>, S::Error> {
     match config.family {
         Family::Qwen35Moe => qwen35_moe::load(config, source),
+        Family::Qwen3Next => qwen3_next::load(config, source),
+        Family::Qwen3Moe => qwen3_moe::load(config, source),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where weights come from.
 
+use std::ops::Range;
+
 use checkpoint::VectorKind;
 use compute::ExpertWeights;
 
@@ -16,6 +18,15 @@ pub trait WeightSource {
     /// The matrix of shape (rows, cols).
     fn matrix(&mut self, name: &str, rows: usize, cols: usize)
     -> Result<Self::Matrix, Self::Error>;
+
+    /// The matrix that some rows of a stored matrix of another shape (rows, cols) make, in the given
+    /// order.
+    fn matrix_of_rows(
+        &mut self,
+        name: &str,
+        stored_shape: (usize, usize),
+        rows: Vec<Range<usize>>,
+    ) -> Result<Self::Matrix, Self::Error>;
 
     /// The vector of `len` values.
     fn vector(

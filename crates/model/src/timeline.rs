@@ -13,7 +13,7 @@ pub enum Phase {
     DeltaNet,
     /// Norm, router and the request for experts.
     Router,
-    /// The shared expert, computed while experts are read.
+    /// The shared expert, computed while experts are read; or a dense block.
     SharedExpert,
     /// Waiting for experts.
     ExpertWait,

@@ -19,7 +19,8 @@ fn resolve_all(checkpoint: &Checkpoint) -> Leftover {
     };
     matrix("embed_tokens.weight".to_owned(), config.vocab_size, hidden);
     matrix("lm_head.weight".to_owned(), config.vocab_size, hidden);
-    let (a, d, m) = (config.attention, config.delta_net, config.moe);
+    let (a, m) = (config.attention, config.moe);
+    let d = config.delta_net.expect("the family has them");
     let (value, channels) = (
         d.n_value_heads * d.value_dim,
         2 * d.n_key_heads * d.key_dim + d.n_value_heads * d.value_dim,
@@ -41,7 +42,7 @@ fn resolve_all(checkpoint: &Checkpoint) -> Leftover {
                 ("linear_attn.out_proj", hidden, value),
             ],
         };
-        let shared = m.shared_intermediate;
+        let shared = m.shared_intermediate.expect("the family has one");
         let moe = [
             ("mlp.gate", m.n_experts, hidden),
             ("mlp.shared_expert.gate_proj", shared, hidden),

@@ -22,7 +22,14 @@ const WAYS: [&[&str]; 9] = [
 
 #[test]
 fn fixtures_give_the_same_bytes() {
-    for name in ["qwen35moe-tiny", "qwen35moe-tiny-mlx-4bit", "qwen35moe-mini-mlx-8bit"] {
+    let names = [
+        "qwen35moe-tiny",
+        "qwen35moe-tiny-mlx-4bit",
+        "qwen35moe-mini-mlx-8bit",
+        "qwen3next-tiny",
+        "qwen3moe-tiny",
+    ];
+    for name in names {
         let (directory, out) = (fixture(name), TempDir::new());
         let dumps = WAYS.iter().enumerate().map(|(index, way)| {
             let dump = out.path().join(format!("{index}.safetensors"));

@@ -2,8 +2,13 @@
 
 use crate::support::{fixture, json, output, text};
 
-const FIXTURES: [&str; 3] =
-    ["qwen35moe-tiny", "qwen35moe-tiny-mlx-4bit", "qwen35moe-mini-mlx-8bit"];
+const FIXTURES: [&str; 5] = [
+    "qwen35moe-tiny",
+    "qwen35moe-tiny-mlx-4bit",
+    "qwen35moe-mini-mlx-8bit",
+    "qwen3next-tiny",
+    "qwen3moe-tiny",
+];
 
 #[test]
 fn fixtures_agree_with_their_goldens() {

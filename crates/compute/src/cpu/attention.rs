@@ -1,4 +1,4 @@
-//! Gated attention with a paged key-value cache and an online softmax.
+//! Attention with a paged key-value cache and an online softmax.
 //!
 //! Keys are visited in blocks aligned to absolute positions, so the result of a row depends on its own
 //! position alone.
@@ -93,7 +93,7 @@ impl KvCache {
 
 /// What [`attention`] reads.
 pub(crate) struct Inputs<'a> {
-    pub(crate) query_and_gate: &'a HostBuffer,
+    pub(crate) query: &'a HostBuffer,
     pub(crate) key: &'a HostBuffer,
     pub(crate) value: &'a HostBuffer,
     pub(crate) query_norm: &'a [f32],
@@ -130,7 +130,7 @@ pub(crate) fn attention(
     out: &mut HostBuffer,
 ) {
     let Machine { kernels, pool } = machine;
-    out.set_rows(inputs.query_and_gate.rows());
+    out.set_rows(inputs.query.rows());
     for (span, cache) in spans.iter().zip(caches.iter_mut()) {
         assert_eq!(cache.len, span.position, "the cache holds what came before");
         let rows = span.row..span.row + span.len;
@@ -165,8 +165,8 @@ fn attend(
 ) {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
     let kv_head = head / (n_heads / n_kv_heads);
-    let stored = &inputs.query_and_gate.row(row)[head * 2 * head_dim..][..2 * head_dim];
-    let (query, gate) = stored.split_at(head_dim);
+    let width = spec.query_width();
+    let (query, gates) = inputs.query.row(row)[head * width..][..width].split_at(head_dim);
     HEADS.with_borrow_mut(|[turned, sum]| {
         turned.clear();
         turned.extend_from_slice(query);
@@ -197,8 +197,11 @@ fn attend(
             }
             (kernels.weighted_sum)(scores, &page.values[begin..], sum);
         }
-        for ((out, value), gate) in out.iter_mut().zip(sum.iter()).zip(gate) {
-            *out = value / total * sigmoid(*gate);
+        for (out, value) in out.iter_mut().zip(sum.iter()) {
+            *out = value / total;
+        }
+        for (out, gate) in out.iter_mut().zip(gates) {
+            *out *= sigmoid(*gate);
         }
     });
 }

@@ -18,7 +18,7 @@ pub use kernels::Isa;
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, Routing, Span,
+    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, Matrix};
@@ -174,9 +174,9 @@ impl Backend for Cpu {
         caches: &mut [&mut KvCache],
         out: &mut HostBuffer,
     ) {
-        let AttentionInputs { query_and_gate, key, value, query_norm, key_norm } = inputs;
+        let AttentionInputs { query, key, value, query_norm, key_norm } = inputs;
         let angles = &attention::angles(spec, spans);
-        let inputs = attention::Inputs { query_and_gate, key, value, query_norm, key_norm, angles };
+        let inputs = attention::Inputs { query, key, value, query_norm, key_norm, angles };
         attention::attention(&mut self.machine, spec, &inputs, spans, caches, out);
     }
 
@@ -194,8 +194,8 @@ impl Backend for Cpu {
         delta_net::gated_delta_net(machine, scratch, spec, &inputs, spans, states, out);
     }
 
-    fn route(&mut self, logits: &HostBuffer, top_k: usize, routing: &mut Routing) {
-        route_rows(logits, top_k, routing);
+    fn route(&mut self, logits: &HostBuffer, spec: RouterSpec, routing: &mut Routing) {
+        route_rows(logits, spec, routing);
     }
 
     fn expert(

@@ -95,7 +95,7 @@ fn apply(machine: &mut Machine, scratch: &mut Scratch, n_rows: usize, weights: &
 /// See [`crate::Backend::combine`].
 pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOutputs<'_, Cpu>) {
     let Machine { kernels, pool } = machine;
-    let MoeOutputs { routing, routed, shared, shared_gate } = *outputs;
+    let MoeOutputs { routing, routed, shared } = *outputs;
     let (rows, width, top_k) = (x.rows(), x.width(), routing.top_k);
     let x = Parts::new(x.values_mut());
     pool.run(rows, |row| {
@@ -104,6 +104,8 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
         let ranks = row * top_k..(row + 1) * top_k;
         let outputs = &routed.values()[ranks.start * width..ranks.end * width];
         (kernels.weighted_sum)(&routing.weights[ranks], outputs, x);
-        (kernels.weighted_sum)(&[sigmoid(shared_gate.row(row)[0])], shared.row(row), x);
+        if let Some([shared, gate]) = shared {
+            (kernels.weighted_sum)(&[sigmoid(gate.row(row)[0])], shared.row(row), x);
+        }
     });
 }

@@ -28,7 +28,7 @@ fn calls(cut: &[usize]) -> Vec<(usize, usize)> {
 /// Inputs of an attention layer for a whole sequence.
 struct AttentionCase {
     spec: AttentionSpec,
-    query_and_gate: Vec<f32>,
+    query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
     query_norm: Vec<f32>,
@@ -36,7 +36,7 @@ struct AttentionCase {
 }
 
 impl AttentionCase {
-    fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize, rotary_dim: usize) -> Self {
+    fn new([n_heads, n_kv_heads, head_dim, rotary_dim]: [usize; 4], gated: bool) -> Self {
         let random = &mut Random::new(head_dim as u64);
         Self {
             spec: AttentionSpec {
@@ -46,8 +46,9 @@ impl AttentionCase {
                 rotary_dim,
                 rope_theta: 1e4,
                 eps: 1e-6,
+                gated,
             },
-            query_and_gate: random.numbers(LEN * n_heads * 2 * head_dim),
+            query: random.numbers(LEN * n_heads * head_dim * if gated { 2 } else { 1 }),
             key: random.numbers(LEN * n_kv_heads * head_dim),
             value: random.numbers(LEN * n_kv_heads * head_dim),
             query_norm: random.numbers(head_dim).iter().map(|x| x + 2.0).collect(),
@@ -76,15 +77,15 @@ impl AttentionCase {
             let ranges = ranges.iter();
             ranges.flat_map(|&(b, len)| all[b * width..(b + len) * width].to_vec()).collect()
         };
-        let (query, kv) = (spec.n_heads * 2 * spec.head_dim, spec.n_kv_heads * spec.head_dim);
-        let query_and_gate = upload(backend, &rows(&self.query_and_gate, query), query);
+        let (width, kv) = (spec.n_heads * spec.query_width(), spec.n_kv_heads * spec.head_dim);
+        let query = upload(backend, &rows(&self.query, width), width);
         let key = upload(backend, &rows(&self.key, kv), kv);
         let value = upload(backend, &rows(&self.value, kv), kv);
         let (query_norm, key_norm) =
             (backend.vector(&self.query_norm), backend.vector(&self.key_norm));
         let mut out = backend.buffer(2 * LEN, spec.n_heads * spec.head_dim);
         let inputs = AttentionInputs {
-            query_and_gate: &query_and_gate,
+            query: &query,
             key: &key,
             value: &value,
             query_norm: &query_norm,
@@ -107,10 +108,8 @@ fn spans(ranges: &[(usize, usize)]) -> Vec<Span> {
 
 #[test]
 fn attention_agrees_and_does_not_depend_on_cuts() {
-    for (n_heads, n_kv_heads, head_dim, rotary_dim) in
-        [(4, 2, 32, 8), (3, 1, 20, 20), (2, 2, 64, 2)]
-    {
-        let case = AttentionCase::new(n_heads, n_kv_heads, head_dim, rotary_dim);
+    for (shape, gated) in [([4, 2, 32, 8], true), ([3, 1, 20, 20], false), ([2, 2, 64, 2], true)] {
+        let case = AttentionCase::new(shape, gated);
         let (expected, expected_kv) = case.run(&mut Reference::new(), &[LEN]);
         for cpu in &mut cpus() {
             let (whole, kv) = case.run(cpu, &[LEN]);
@@ -126,7 +125,7 @@ fn attention_agrees_and_does_not_depend_on_cuts() {
 
 #[test]
 fn sequences_of_a_batch_do_not_touch() {
-    let case = AttentionCase::new(4, 2, 32, 8);
+    let case = AttentionCase::new([4, 2, 32, 8], true);
     for cpu in &mut cpus() {
         let (alone, _) = case.run(cpu, &[LEN]);
         let width = alone.len() / LEN;

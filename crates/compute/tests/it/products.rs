@@ -1,7 +1,7 @@
 //! Products with stored weights, norms, experts.
 
 use checkpoint::Format;
-use compute::{Backend, Cpu, ExpertUse, ExpertWeights, MoeOutputs, Reference, Routing};
+use compute::{Backend, Cpu, ExpertUse, ExpertWeights, MoeOutputs, Reference, RouterSpec, Routing};
 
 use crate::support::{Random, assert_close, cpus, download, formats, matrix, upload};
 
@@ -84,7 +84,7 @@ fn experts<B: Backend>(
     let router: Vec<f32> = (0..rows * 3).map(|i| ((i * 7) % 5) as f32).collect();
     let logits = upload(backend, &router, 3);
     let mut routing = Routing::default();
-    backend.route(&logits, 2, &mut routing);
+    backend.route(&logits, RouterSpec { top_k: 2, normalise: true }, &mut routing);
     let mut routed = backend.buffer(rows * 2, hidden);
     backend.set_rows(&mut routed, rows * 2);
     for (expert, weights) in weights.iter().enumerate() {
@@ -101,8 +101,7 @@ fn experts<B: Backend>(
     let outputs = MoeOutputs {
         routing: &routing,
         routed: &routed,
-        shared: &shared_out,
-        shared_gate: &shared_gate,
+        shared: Some([&shared_out, &shared_gate]),
     };
     backend.combine(&mut residual, outputs);
     download(backend, &residual)

@@ -1,8 +1,9 @@
-//! Gated full attention with normed heads and partial rotary embedding.
+//! Full attention with normed heads and partial rotary embedding, gated or not.
 
-use checkpoint::{AttentionConfig, VectorKind};
+use checkpoint::AttentionConfig;
 use compute::{AttentionInputs, AttentionSpec, Backend, Matrix, Span};
 
+use crate::decoder::Norm;
 use crate::source::WeightSource;
 
 /// The weights of an attention layer.
@@ -19,26 +20,25 @@ pub(crate) struct Attention<M, V> {
 
 impl<M, V> Attention<M, V> {
     /// Loads `{prefix}.q_proj.weight` and its siblings. The query projection holds, per head, the
-    /// query's rows and then the gate's.
+    /// query's rows and then the gate's if there are gates.
     pub(crate) fn load<S: WeightSource<Matrix = M, Vector = V>>(
         source: &mut S,
         prefix: &str,
         hidden_size: usize,
         config: &AttentionConfig,
-        eps: f32,
+        norm: Norm,
     ) -> Result<Self, S::Error> {
-        let AttentionConfig { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta } = *config;
-        let spec = AttentionSpec { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta, eps };
+        let AttentionConfig { n_heads, n_kv_heads, head_dim, .. } = *config;
+        let spec = spec(config, norm.eps);
         let mut matrix =
             |name, rows, cols| source.matrix(&format!("{prefix}.{name}.weight"), rows, cols);
-        let q_proj = matrix("q_proj", 2 * n_heads * head_dim, hidden_size)?;
+        let q_proj = matrix("q_proj", n_heads * spec.query_width(), hidden_size)?;
         let k_proj = matrix("k_proj", n_kv_heads * head_dim, hidden_size)?;
         let v_proj = matrix("v_proj", n_kv_heads * head_dim, hidden_size)?;
         let o_proj = matrix("o_proj", hidden_size, n_heads * head_dim)?;
-        let mut norm = |name| {
-            source.vector(&format!("{prefix}.{name}.weight"), head_dim, VectorKind::ZeroCentredNorm)
-        };
-        let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
+        let mut vector =
+            |name| source.vector(&format!("{prefix}.{name}.weight"), head_dim, norm.kind);
+        let (q_norm, k_norm) = (vector("q_norm")?, vector("k_norm")?);
         Ok(Self { spec, q_proj, k_proj, v_proj, o_proj, q_norm, k_norm })
     }
 }
@@ -54,14 +54,10 @@ impl<V> Attention<Matrix, V> {
         x: &B::Buffer,
         out: &mut B::Buffer,
     ) {
-        let AttentionScratch { query_and_gate, key, value, attended } = scratch;
-        backend.project(
-            x,
-            &[&self.q_proj, &self.k_proj, &self.v_proj],
-            &mut [query_and_gate, key, value],
-        );
+        let AttentionScratch { query, key, value, attended } = scratch;
+        backend.project(x, &[&self.q_proj, &self.k_proj, &self.v_proj], &mut [query, key, value]);
         let inputs = AttentionInputs {
-            query_and_gate: &*query_and_gate,
+            query: &*query,
             key: &*key,
             value: &*value,
             query_norm: &self.q_norm,
@@ -74,7 +70,7 @@ impl<V> Attention<Matrix, V> {
 
 /// Buffers of an attention layer; layers share them.
 pub(crate) struct AttentionScratch<B: Backend> {
-    query_and_gate: B::Buffer,
+    query: B::Buffer,
     key: B::Buffer,
     value: B::Buffer,
     attended: B::Buffer,
@@ -82,14 +78,20 @@ pub(crate) struct AttentionScratch<B: Backend> {
 
 impl<B: Backend> AttentionScratch<B> {
     pub(crate) fn new(backend: &B, config: &AttentionConfig, max_rows: usize) -> Self {
-        let [query_and_gate, key, value, attended] =
+        let [query, key, value, attended] =
             Self::widths(config).map(|width| backend.buffer(max_rows, width));
-        Self { query_and_gate, key, value, attended }
+        Self { query, key, value, attended }
     }
 
     /// Widths of the buffers.
     pub(crate) fn widths(config: &AttentionConfig) -> [usize; 4] {
-        let (query, key) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        [2 * query, key, key, query]
+        let key = config.n_kv_heads * config.head_dim;
+        let query = config.n_heads * spec(config, 0.0).query_width();
+        [query, key, key, config.n_heads * config.head_dim]
     }
+}
+
+fn spec(config: &AttentionConfig, eps: f32) -> AttentionSpec {
+    let AttentionConfig { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta, gated } = *config;
+    AttentionSpec { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta, eps, gated }
 }

@@ -21,12 +21,13 @@ pub(crate) struct DeltaNet<M, V> {
 }
 
 impl<M, V> DeltaNet<M, V> {
-    /// Loads `{prefix}.in_proj_qkv.weight` and its siblings.
+    /// Loads the projections, `{prefix}.out_proj.weight` and the small weights.
     pub(crate) fn load<S: WeightSource<Matrix = M, Vector = V>>(
         source: &mut S,
         prefix: &str,
         hidden_size: usize,
         config: &DeltaNetConfig,
+        projections: Projections,
         eps: f32,
     ) -> Result<Self, S::Error> {
         let DeltaNetConfig { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel } =
@@ -34,13 +35,11 @@ impl<M, V> DeltaNet<M, V> {
         let spec =
             DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, eps };
         let (channels, values) = (spec.channels(), n_value_heads * value_dim);
-        let mut matrix =
-            |name, rows, cols| source.matrix(&format!("{prefix}.{name}.weight"), rows, cols);
-        let in_proj_qkv = matrix("in_proj_qkv", channels, hidden_size)?;
-        let in_proj_z = matrix("in_proj_z", values, hidden_size)?;
-        let in_proj_b = matrix("in_proj_b", n_value_heads, hidden_size)?;
-        let in_proj_a = matrix("in_proj_a", n_value_heads, hidden_size)?;
-        let out_proj = matrix("out_proj", hidden_size, values)?;
+        let [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a] = match projections {
+            Projections::Separate => load_separate(source, prefix, hidden_size, &spec)?,
+            Projections::Interleaved => load_interleaved(source, prefix, hidden_size, &spec)?,
+        };
+        let out_proj = source.matrix(&format!("{prefix}.out_proj.weight"), hidden_size, values)?;
         let mut vector =
             |name, len| source.vector(&format!("{prefix}.{name}"), len, VectorKind::Plain);
         let conv = vector("conv1d.weight", channels * conv_kernel)?;
@@ -60,6 +59,62 @@ impl<M, V> DeltaNet<M, V> {
             norm,
         })
     }
+}
+
+/// How a checkpoint stores the input projections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Projections {
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
+    Separate,
+    /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head.
+    Interleaved,
+}
+
+fn load_separate<S: WeightSource>(
+    source: &mut S,
+    prefix: &str,
+    hidden_size: usize,
+    spec: &DeltaNetSpec,
+) -> Result<[S::Matrix; 4], S::Error> {
+    let mut matrix =
+        |name, rows| source.matrix(&format!("{prefix}.{name}.weight"), rows, hidden_size);
+    let n_heads = spec.n_value_heads;
+    Ok([
+        matrix("in_proj_qkv", spec.channels())?,
+        matrix("in_proj_z", n_heads * spec.value_dim)?,
+        matrix("in_proj_b", n_heads)?,
+        matrix("in_proj_a", n_heads)?,
+    ])
+}
+
+/// The rows of a key head are its query, its key, the values of its value heads, and their gates; of
+/// the small matrix the strengths of its value heads and then their decays.
+fn load_interleaved<S: WeightSource>(
+    source: &mut S,
+    prefix: &str,
+    hidden_size: usize,
+    spec: &DeltaNetSpec,
+) -> Result<[S::Matrix; 4], S::Error> {
+    let heads = spec.n_value_heads / spec.n_key_heads;
+    let (key, values) = (spec.key_dim, heads * spec.value_dim);
+    // The same rows of every key head, which begins at a multiple of `stride`.
+    let rows = |stride: usize, begin: usize, len: usize| {
+        (0..spec.n_key_heads).map(move |head| head * stride + begin..head * stride + begin + len)
+    };
+    let stride = 2 * key + 2 * values;
+    let queries = rows(stride, 0, key);
+    let qkv = queries.chain(rows(stride, key, key)).chain(rows(stride, 2 * key, values)).collect();
+    let z = rows(stride, 2 * key + values, values).collect();
+    let (qkvz, ba) =
+        (format!("{prefix}.in_proj_qkvz.weight"), format!("{prefix}.in_proj_ba.weight"));
+    let large = (spec.n_key_heads * stride, hidden_size);
+    let small = (2 * spec.n_value_heads, hidden_size);
+    Ok([
+        source.matrix_of_rows(&qkvz, large, qkv)?,
+        source.matrix_of_rows(&qkvz, large, z)?,
+        source.matrix_of_rows(&ba, small, rows(2 * heads, 0, heads).collect())?,
+        source.matrix_of_rows(&ba, small, rows(2 * heads, heads, heads).collect())?,
+    ])
 }
 
 impl<V> DeltaNet<Matrix, V> {

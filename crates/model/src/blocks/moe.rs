@@ -1,17 +1,23 @@
 //! Mixture of experts: router, routed experts that arrive one by one, shared expert.
 
 use checkpoint::MoeConfig;
-use compute::{Backend, ExpertUse, ExpertWeights, Matrix, MoeOutputs, Routing};
+use compute::{Backend, ExpertUse, ExpertWeights, Matrix, MoeOutputs, RouterSpec, Routing};
 
 use crate::source::WeightSource;
 
 /// The trunk's part of a mixture-of-experts layer: all but the routed experts.
 #[derive(Debug)]
 pub(crate) struct Moe<M> {
-    top_k: usize,
+    spec: RouterSpec,
     router: M,
-    shared: ExpertWeights<M>,
-    shared_gate: M,
+    shared: Option<SharedExpert<M>>,
+}
+
+/// An expert that every token uses, and how much.
+#[derive(Debug)]
+struct SharedExpert<M> {
+    weights: ExpertWeights<M>,
+    gate: M,
 }
 
 impl<M> Moe<M> {
@@ -22,20 +28,36 @@ impl<M> Moe<M> {
         hidden_size: usize,
         config: &MoeConfig,
     ) -> Result<Self, S::Error> {
-        let mut matrix =
-            |name, rows, cols| source.matrix(&format!("{prefix}.{name}.weight"), rows, cols);
-        let intermediate = config.shared_intermediate;
-        Ok(Self {
-            top_k: config.top_k,
-            router: matrix("gate", config.n_experts, hidden_size)?,
-            shared: ExpertWeights {
-                gate: matrix("shared_expert.gate_proj", intermediate, hidden_size)?,
-                up: matrix("shared_expert.up_proj", intermediate, hidden_size)?,
-                down: matrix("shared_expert.down_proj", hidden_size, intermediate)?,
-            },
-            shared_gate: matrix("shared_expert_gate", 1, hidden_size)?,
-        })
+        let router =
+            source.matrix(&format!("{prefix}.gate.weight"), config.n_experts, hidden_size)?;
+        let shared = match config.shared_intermediate {
+            Some(intermediate) => {
+                let name = format!("{prefix}.shared_expert");
+                let weights = load_swiglu(source, &name, hidden_size, intermediate)?;
+                let gate = source.matrix(&format!("{name}_gate.weight"), 1, hidden_size)?;
+                Some(SharedExpert { weights, gate })
+            }
+            None => None,
+        };
+        let spec = RouterSpec { top_k: config.top_k, normalise: config.normalise };
+        Ok(Self { spec, router, shared })
     }
+}
+
+/// Loads `{prefix}.gate_proj.weight` and its siblings: a dense block or a shared expert.
+pub(crate) fn load_swiglu<S: WeightSource>(
+    source: &mut S,
+    prefix: &str,
+    hidden_size: usize,
+    intermediate: usize,
+) -> Result<ExpertWeights<S::Matrix>, S::Error> {
+    let mut matrix =
+        |name, rows, cols| source.matrix(&format!("{prefix}.{name}.weight"), rows, cols);
+    Ok(ExpertWeights {
+        gate: matrix("gate_proj", intermediate, hidden_size)?,
+        up: matrix("up_proj", intermediate, hidden_size)?,
+        down: matrix("down_proj", hidden_size, intermediate)?,
+    })
 }
 
 /// The steps of the block for the normed rows `x`, in order. Between them the decoder asks for the
@@ -51,20 +73,22 @@ impl Moe<Matrix> {
     ) {
         let MoeScratch { logits, routed, routing, uses, .. } = scratch;
         backend.project(x, &[&self.router], &mut [logits]);
-        backend.route(logits, self.top_k, routing);
+        backend.route(logits, self.spec, routing);
         backend.set_rows(routed, routing.experts.len());
         uses.group(routing);
     }
 
-    /// Computes the shared expert and its gate.
+    /// Computes the shared expert and its gate, if there is one.
     pub(crate) fn shared_expert<B: Backend>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
     ) {
-        backend.swiglu(x, &self.shared, &mut scratch.shared);
-        backend.project(x, &[&self.shared_gate], &mut [&mut scratch.shared_gate]);
+        if let Some(SharedExpert { weights, gate }) = &self.shared {
+            backend.swiglu(x, weights, &mut scratch.shared);
+            backend.project(x, &[gate], &mut [&mut scratch.shared_gate]);
+        }
     }
 
     /// Applies a routed expert to the rows that chose it.
@@ -77,7 +101,7 @@ impl Moe<Matrix> {
         weights: &ExpertWeights,
     ) {
         let uses = scratch.uses.of(expert);
-        backend.expert(x, weights, uses, self.top_k, &mut scratch.routed);
+        backend.expert(x, weights, uses, self.spec.top_k, &mut scratch.routed);
     }
 
     /// Adds the weighted outputs to the residual stream.
@@ -88,7 +112,8 @@ impl Moe<Matrix> {
         residual: &mut B::Buffer,
     ) {
         let MoeScratch { routed, shared, shared_gate, routing, .. } = scratch;
-        backend.combine(residual, MoeOutputs { routing, routed, shared, shared_gate });
+        let shared = self.shared.as_ref().map(|_| [shared, shared_gate]);
+        backend.combine(residual, MoeOutputs { routing, routed, shared });
     }
 }
 
