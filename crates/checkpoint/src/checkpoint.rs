@@ -9,6 +9,9 @@ use serde_json::Value;
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::config_json::{read_config, read_generation_config, read_json};
 use crate::error::Error;
+use crate::format::Format;
+use crate::gguf::{read_gguf, split_paths};
+use crate::gguf_model::Metadata;
 use crate::location::{Extent, FileId};
 use crate::quantization::Quantization;
 use crate::resolver::Resolver;
@@ -49,10 +52,21 @@ pub struct Checkpoint {
     files: Vec<DataFile>,
     /// Sorted by name.
     tensors: Vec<StoredTensor>,
+    /// What a GGUF file holds beside its tensors.
+    text: Option<EmbeddedText>,
+}
+
+/// Tokenizer and template of a file that holds them itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EmbeddedText {
+    /// The tokenizer, in the form of a `tokenizer.json`.
+    pub tokenizer_json: Option<String>,
+    /// The chat template.
+    pub chat_template: Option<String>,
 }
 
 impl Checkpoint {
-    /// Opens the directory of a checkpoint. Every byte range is checked against its file; whether
+    /// Opens the directory of a checkpoint, or a GGUF file. Every byte range is checked against its file; whether
     /// the model has all that it needs is checked by whoever asks the [`Resolver`] for it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let not_a_checkpoint = |reason: &str| Error::NotACheckpoint {
@@ -61,26 +75,89 @@ impl Checkpoint {
         };
         let metadata = fs::metadata(path);
         let metadata = metadata.map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        if !metadata.is_dir() {
-            let reason = match path.extension().and_then(|extension| extension.to_str()) {
-                Some("gguf") => "it is a GGUF file, which is not supported yet",
-                _ => "it is a file",
-            };
-            return Err(not_a_checkpoint(reason));
-        }
         let config_path = path.join("config.json");
+        if !metadata.is_dir() {
+            return match path.extension().and_then(|extension| extension.to_str()) {
+                Some("gguf") => Self::open_gguf(path),
+                _ => Err(not_a_checkpoint("it is a file")),
+            };
+        }
         if !config_path.exists() {
-            return Err(not_a_checkpoint("it has no config.json"));
+            return match gguf_files(path)?.as_slice() {
+                [file] => Self::open_gguf(file),
+                [] => Err(not_a_checkpoint("it has no config.json")),
+                _ => Err(not_a_checkpoint("it has several GGUF files; give one of them")),
+            };
         }
         let (config, quantization) = read_config(&config_path)?;
         let generation = read_generation_config(&path.join("generation_config.json"))?;
         let (files, tensors) = read_files(path)?;
-        Ok(Self { path: path.to_owned(), config, generation, quantization, files, tensors })
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            generation,
+            quantization,
+            files,
+            tensors,
+            text: None,
+        })
+    }
+
+    /// Opens a GGUF file, or all files of a split one by its first.
+    fn open_gguf(path: &Path) -> Result<Self, Error> {
+        let first = read_gguf(path)?;
+        let paths = split_paths(path, &first.metadata)?;
+        let (mut files, mut tensors) = (Vec::new(), Vec::new());
+        for (index, path) in paths.iter().enumerate() {
+            let other = if index == 0 { None } else { Some(read_gguf(path)?) };
+            let part = other.as_ref().unwrap_or(&first);
+            let file = FileId(index as u32);
+            tensors.extend(part.tensors.iter().map(|tensor| StoredTensor {
+                name: tensor.name.clone(),
+                dtype: match tensor.format {
+                    Format::Float(float) => Dtype::Float(float),
+                    Format::Block(block) => Dtype::Block(block),
+                    Format::Affine(_) => unreachable!("GGUF has no affine format"),
+                },
+                shape: tensor.shape.clone(),
+                extent: Extent { file, offset: tensor.offset, len: tensor.len },
+            }));
+            files.push(DataFile { path: path.clone(), len: part.file_len });
+        }
+        sort_by_name(&mut tensors, &files)?;
+        let metadata = Metadata::new(path, &first.metadata)?;
+        let find = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
+        let vocab_size = find("token_embd.weight").and_then(|tensor| tensor.shape.first().copied());
+        let is_dense = |layer: usize| find(&format!("blk.{layer}.ffn_gate_inp.weight")).is_none();
+        let config =
+            metadata.config(vocab_size.unwrap_or(1), find("output.weight").is_some(), is_dense)?;
+        let text = EmbeddedText {
+            tokenizer_json: metadata.tokenizer_json()?,
+            chat_template: metadata.chat_template().map(str::to_owned),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            generation: metadata.generation(),
+            quantization: Quantization::default(),
+            files,
+            tensors,
+            text: Some(text),
+        })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Takes what a GGUF file holds beside its tensors; other checkpoints have files for it.
+    pub fn take_text(&mut self) -> Option<EmbeddedText> {
+        self.text.as_mut().map(std::mem::take)
+    }
+
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.text.is_some()
     }
 
     /// The model's dimensions.
@@ -157,14 +234,7 @@ fn read_files(directory: &Path) -> Result<(Vec<DataFile>, Vec<StoredTensor>), Er
         }));
         files.push(DataFile { path, len: header.file_len });
     }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let path_of = |tensor: &StoredTensor| files[tensor.extent.file.0 as usize].path.clone();
-    for pair in tensors.windows(2) {
-        if pair[0].name == pair[1].name {
-            let (first, second) = (path_of(&pair[0]), path_of(&pair[1]));
-            return Err(Error::Duplicate { tensor: pair[0].name.clone(), first, second });
-        }
-    }
+    sort_by_name(&mut tensors, &files)?;
     for (tensor, shard) in weight_map.iter().flatten() {
         let found = tensors.binary_search_by(|stored| stored.name.as_str().cmp(tensor));
         let file = found.ok().map(|index| tensors[index].extent.file.0 as usize);
@@ -174,6 +244,34 @@ fn read_files(directory: &Path) -> Result<(Vec<DataFile>, Vec<StoredTensor>), Er
         }
     }
     Ok((files, tensors))
+}
+
+/// Sorts tensors and refuses two of the same name.
+fn sort_by_name(tensors: &mut [StoredTensor], files: &[DataFile]) -> Result<(), Error> {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let path_of = |tensor: &StoredTensor| files[tensor.extent.file.0 as usize].path.clone();
+    match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        None => Ok(()),
+        Some(pair) => {
+            let (first, second) = (path_of(&pair[0]), path_of(&pair[1]));
+            Err(Error::Duplicate { tensor: pair[0].name.clone(), first, second })
+        }
+    }
+}
+
+/// The GGUF files of a directory that a model can be opened by: of split ones the first.
+fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let io = |source| Error::Io { path: directory.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_later_part = name.contains("-of-") && !name.contains("-00001-of-");
+        if name.ends_with(".gguf") && !is_later_part {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 /// Reads the index: tensor names and their files, which are plain names beside it.

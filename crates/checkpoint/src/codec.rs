@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 
 use crate::format::{Affine, FloatType, Format};
-use crate::location::VectorLocation;
+use crate::location::{VectorLocation, VectorTransform};
 
 /// Decodes as many values as `out` holds.
 ///
@@ -50,7 +50,11 @@ pub fn decode_vector(location: &VectorLocation, bytes: &[u8]) -> Vec<f32> {
     let mut values = vec![0.0; location.len];
     decode_floats(location.dtype, bytes, &mut values);
     for value in &mut values {
-        *value += location.offset;
+        *value = match location.transform {
+            VectorTransform::Identity => *value,
+            VectorTransform::AddOne => 1.0 + *value,
+            VectorTransform::LogOfNegative => (-*value).ln(),
+        };
     }
     values
 }
@@ -63,6 +67,7 @@ pub fn dequantize_row(format: Format, data: &[u8], scales: &[u8], biases: &[u8],
     match format {
         Format::Float(dtype) => decode_floats(dtype, data, out),
         Format::Affine(affine) => dequantize_affine(affine, data, scales, biases, out),
+        Format::Block(block) => block.decode(data, out),
     }
 }
 

@@ -60,6 +60,21 @@ pub struct DeltaNetConfig {
     pub value_dim: usize,
     /// Taps of the causal convolution.
     pub conv_kernel: usize,
+    /// How the checkpoint stores the input projections.
+    pub projections: Projections,
+    /// Whether value head `h` belongs to key head `h % n_key_heads`, instead of neighbours sharing one.
+    pub tiled_values: bool,
+}
+
+/// How a checkpoint stores the input projections of a gated delta net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projections {
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
+    Separate,
+    /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head.
+    Interleaved,
+    /// `in_proj_qkv` and `in_proj_z`, and `in_proj_ba` grouped by key head.
+    InterleavedGates,
 }
 
 /// Dimensions of the mixture-of-experts block.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,
-    MoeConfig,
+    MoeConfig, Projections,
 };
 use crate::error::Error;
 use crate::quantization::Quantization;
@@ -107,7 +107,7 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
     })?;
     let attention =
         AttentionConfig { n_heads, n_kv_heads, head_dim, rotary_dim, rope_theta, gated: !is_plain };
-    let delta_net = if is_plain { None } else { Some(delta_net(text)?) };
+    let delta_net = if is_plain { None } else { Some(delta_net(family, text)?) };
 
     let shared = |key| if is_plain { Ok(None) } else { text.size(key, 1 << 20).map(Some) };
     let moe = MoeConfig {
@@ -162,13 +162,18 @@ fn model_config(family: Family, top: &Object<'_>, text: &Object<'_>) -> Result<M
     })
 }
 
-fn delta_net(text: &Object<'_>) -> Result<DeltaNetConfig, Error> {
+fn delta_net(family: Family, text: &Object<'_>) -> Result<DeltaNetConfig, Error> {
     let delta_net = DeltaNetConfig {
         n_key_heads: text.size("linear_num_key_heads", 1 << 14)?,
         n_value_heads: text.size("linear_num_value_heads", 1 << 14)?,
         key_dim: text.size("linear_key_head_dim", 1 << 14)?,
         value_dim: text.size("linear_value_head_dim", 1024)?,
         conv_kernel: text.integer("linear_conv_kernel_dim", 2, 16)?.unwrap_or(4),
+        projections: match family {
+            Family::Qwen3Next => Projections::Interleaved,
+            Family::Qwen35Moe | Family::Qwen3Moe => Projections::Separate,
+        },
+        tiled_values: false,
     };
     let n_key_heads = delta_net.n_key_heads;
     text.check(

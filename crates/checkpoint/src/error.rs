@@ -16,7 +16,7 @@ pub enum Error {
         source: io::Error,
     },
     /// There is no checkpoint where one was expected.
-    #[error("{} is not a checkpoint: {reason}\nhint: give the directory that holds config.json and *.safetensors", .path.display())]
+    #[error("{} is not a checkpoint: {reason}\nhint: give the directory that holds config.json and *.safetensors, or a GGUF file", .path.display())]
     NotACheckpoint {
         /// What was given.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum Error {
         reason: String,
     },
     /// A model or format that this program cannot run.
-    #[error("{}: {what} is not supported\nhint: supported are Qwen3.5-MoE, Qwen3.6-MoE (model_type qwen3_5_moe), Qwen3-Next (qwen3_next) and Qwen3-MoE (qwen3_moe) as safetensors in bf16, f16, f32 or MLX affine 2, 3, 4, 5, 6, 8 bit", .path.display())]
+    #[error("{}: {what} is not supported\nhint: supported are Qwen3.5-MoE, Qwen3.6-MoE (model_type qwen3_5_moe), Qwen3-Next (qwen3_next) and Qwen3-MoE (qwen3_moe), as safetensors in bf16, f16, f32 or MLX affine 2, 3, 4, 5, 6, 8 bit, or as GGUF", .path.display())]
     Unsupported {
         /// The file that says so.
         path: PathBuf,

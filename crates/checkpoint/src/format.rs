@@ -1,5 +1,7 @@
 //! How the values of a tensor are stored, and how many bytes they take.
 
+use crate::blocks::BlockType;
+
 /// A floating-point type in which plain tensors, scales and biases are stored, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FloatType {
@@ -40,6 +42,8 @@ pub enum Format {
     Float(FloatType),
     /// MLX affine codes with separate tensors of scales and biases.
     Affine(Affine),
+    /// Blocks of a GGUF file, which hold their own scales.
+    Block(BlockType),
 }
 
 impl Format {
@@ -48,13 +52,14 @@ impl Format {
         match self {
             Self::Float(float) => cols * float.size(),
             Self::Affine(affine) => cols * affine.bits as usize / 8,
+            Self::Block(block) => cols / block.values() * block.bytes(),
         }
     }
 
     /// Bytes of one row of the scales, and as many of the biases; zero for formats without them.
     pub const fn scale_row_bytes(self, cols: usize) -> usize {
         match self {
-            Self::Float(_) => 0,
+            Self::Float(_) | Self::Block(_) => 0,
             Self::Affine(affine) => cols / affine.group as usize * affine.scales.size(),
         }
     }
@@ -64,6 +69,7 @@ impl Format {
         match self {
             Self::Float(_) => 1,
             Self::Affine(affine) => affine.group as usize,
+            Self::Block(block) => block.values(),
         }
     }
 }
@@ -74,6 +80,7 @@ impl std::fmt::Display for Format {
             Self::Float(FloatType::F32) => write!(f, "f32"),
             Self::Float(FloatType::F16) => write!(f, "f16"),
             Self::Float(FloatType::Bf16) => write!(f, "bf16"),
+            Self::Block(block) => f.write_str(block.name()),
             Self::Affine(affine) => write!(f, "affine {}-bit g{}", affine.bits, affine.group),
         }
     }

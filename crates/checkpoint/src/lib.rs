@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod checkpoint;
 mod codec;
 mod config;
@@ -22,6 +23,8 @@ mod config_json;
 mod error;
 mod expert_table;
 mod format;
+mod gguf;
+mod gguf_model;
 mod location;
 mod quantization;
 mod resolver;
@@ -29,18 +32,21 @@ mod safetensors;
 pub mod safetensors_file;
 pub mod synth;
 
-pub use checkpoint::{Checkpoint, DataFile, StoredTensor};
+pub use blocks::BlockType;
+pub use checkpoint::{Checkpoint, DataFile, EmbeddedText, StoredTensor};
 pub use codec::{
     QuantizedRow, are_finite, decode_floats, decode_vector, dequantize_row, encode_floats,
     quantize_affine,
 };
 pub use config::{
     AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,
-    MoeConfig,
+    MoeConfig, Projections,
 };
 pub use error::Error;
 pub use expert_table::ExpertTable;
 pub use format::{Affine, FloatType, Format};
-pub use location::{ExpertLocation, Extent, FileId, MatrixLocation, VectorKind, VectorLocation};
+pub use location::{
+    ExpertLocation, Extent, FileId, MatrixLocation, VectorKind, VectorLocation, VectorTransform,
+};
 pub use resolver::{Leftover, Resolver};
 pub use safetensors::Dtype;

@@ -73,8 +73,19 @@ pub struct VectorLocation {
     pub len: usize,
     /// Their bytes.
     pub extent: Extent,
-    /// What is added to every stored value to make the effective one (0 or 1).
-    pub offset: f32,
+    /// How a stored value becomes the effective one.
+    pub transform: VectorTransform,
+}
+
+/// How a stored value of a vector becomes the effective one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorTransform {
+    /// It is the effective one.
+    Identity,
+    /// `1 + x`: zero-centred norms as Hugging Face stores them.
+    AddOne,
+    /// `ln(-x)`: decay rates, which GGUF files keep as `-exp(A_log)`.
+    LogOfNegative,
 }
 
 /// The three matrices of one routed expert: `(silu(x gate^T) * (x up^T)) down^T`.

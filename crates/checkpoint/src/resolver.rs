@@ -2,14 +2,17 @@
 //!
 //! Canonical names are those of the Hugging Face text model without prefix. The same weight is called
 //! `model.language_model.layers.0...` by Hugging Face, `language_model.model.layers.0...` by MLX, and
-//! `model.layers.0...` in text-only saves; quantised matrices have `.scales` and `.biases` beside them;
+//! `model.layers.0...` in text-only saves, `blk.0...` in GGUF files; quantised matrices have `.scales` and `.biases` beside them;
 //! experts are stacked, stacked and fused, or apart.
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::Error;
 use crate::expert_table::{ExpertTable, StackedMatrix};
 use crate::format::{Affine, FloatType, Format};
-use crate::location::{ExpertLocation, MatrixLocation, VectorKind, VectorLocation};
+use crate::gguf_model::gguf_names;
+use crate::location::{
+    ExpertLocation, MatrixLocation, VectorKind, VectorLocation, VectorTransform,
+};
 use crate::safetensors::Dtype;
 
 const PREFIXES: [&str; 5] =
@@ -31,8 +34,17 @@ pub struct Leftover {
 pub struct Resolver<'a> {
     checkpoint: &'a Checkpoint,
     used: Vec<bool>,
-    /// MLX files store zero-centred norms as `1 + w`.
-    is_mlx: bool,
+    layout: Layout,
+}
+
+/// Whose conventions a checkpoint follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    HuggingFace,
+    /// Zero-centred norms are stored as `1 + w`.
+    Mlx,
+    /// The same, and decay rates as `-exp(A_log)`; names are others.
+    Gguf,
 }
 
 impl<'a> Resolver<'a> {
@@ -43,7 +55,12 @@ impl<'a> Resolver<'a> {
             tensor.name.ends_with("conv1d.weight")
                 && matches!(tensor.shape[..], [_, taps, 1] if taps > 1)
         });
-        Self { checkpoint, used: vec![false; checkpoint.tensors().len()], is_mlx }
+        let layout = match is_mlx {
+            _ if checkpoint.is_gguf() => Layout::Gguf,
+            true => Layout::Mlx,
+            false => Layout::HuggingFace,
+        };
+        Self { checkpoint, used: vec![false; checkpoint.tensors().len()], layout }
     }
 
     /// A matrix of shape (rows, cols), plain or quantised.
@@ -78,11 +95,14 @@ impl<'a> Resolver<'a> {
         if !fits {
             return Err(self.wrong_shape(tensor, vec![len]));
         }
-        let offset = match kind {
-            VectorKind::ZeroCentredNorm if !self.is_mlx => 1.0,
-            VectorKind::ZeroCentredNorm | VectorKind::Plain => 0.0,
+        let transform = match (kind, self.layout) {
+            (VectorKind::ZeroCentredNorm, Layout::HuggingFace) => VectorTransform::AddOne,
+            (VectorKind::Plain, Layout::Gguf) if name.ends_with(".A_log") => {
+                VectorTransform::LogOfNegative
+            }
+            _ => VectorTransform::Identity,
         };
-        Ok(VectorLocation { dtype, len, extent: tensor.extent, offset })
+        Ok(VectorLocation { dtype, len, extent: tensor.extent, transform })
     }
 
     /// The routed experts of the block `prefix`, such as `layers.3.mlp`.
@@ -129,16 +149,23 @@ impl<'a> Resolver<'a> {
 
     /// The tensors that were not used.
     pub fn finish(self) -> Leftover {
+        // In a GGUF file the prediction head is the block that follows the model's own layers.
+        let n_layers = self.checkpoint.config().mixers.len();
+        let is_extra_block = |name: &str| {
+            let block = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let number = block.and_then(|(number, _)| number.parse::<usize>().ok());
+            self.layout == Layout::Gguf && number.is_some_and(|number| number >= n_layers)
+        };
         let mut leftover = Leftover::default();
-        for (tensor, used) in self.checkpoint.tensors().iter().zip(self.used) {
-            if used {
+        for (tensor, used) in self.checkpoint.tensors().iter().zip(&self.used) {
+            if *used {
                 continue;
             }
             let name = tensor.name.clone();
             let begins = |prefix: &str| name.starts_with(prefix);
             if begins("model.visual.") || begins("vision_tower.") || begins("visual.") {
                 leftover.vision.push(name);
-            } else if begins("mtp.") || name.contains(".mtp.") {
+            } else if begins("mtp.") || name.contains(".mtp.") || is_extra_block(&name) {
                 leftover.mtp.push(name);
             } else {
                 leftover.unknown.push(name);
@@ -148,25 +175,26 @@ impl<'a> Resolver<'a> {
     }
 
     fn exists(&self, name: &str) -> bool {
-        self.spellings(name).any(|spelling| self.checkpoint.tensor_index(&spelling).is_some())
+        self.spellings(name).iter().any(|name| self.checkpoint.tensor_index(name).is_some())
     }
 
-    fn spellings(&self, name: &str) -> impl Iterator<Item = String> {
-        PREFIXES.iter().map(move |prefix| format!("{prefix}{name}"))
+    fn spellings(&self, name: &str) -> Vec<String> {
+        match self.layout {
+            Layout::Gguf => gguf_names(name),
+            _ => PREFIXES.iter().map(|prefix| format!("{prefix}{name}")).collect(),
+        }
     }
 
     /// The tensor with a canonical name, which counts as used.
     fn find(&mut self, name: &str) -> Result<&'a StoredTensor, Error> {
-        let index = self.spellings(name).find_map(|name| self.checkpoint.tensor_index(&name));
+        let tried = self.spellings(name);
+        let index = tried.iter().find_map(|name| self.checkpoint.tensor_index(name));
         match index {
             Some(index) => {
                 self.used[index] = true;
                 Ok(&self.checkpoint.tensors()[index])
             }
-            None => {
-                let tried = self.spellings(name).collect();
-                Err(Error::Missing { name: name.to_owned(), tried })
-            }
+            None => Err(Error::Missing { name: name.to_owned(), tried }),
         }
     }
 
@@ -185,9 +213,12 @@ impl<'a> Resolver<'a> {
     ) -> Result<StackedMatrix, Error> {
         let module = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
         let Some(scales) = self.find_stored(&format!("{module}.scales")) else {
-            let dtype = self.float_type(tensor)?;
+            let format = match tensor.dtype {
+                Dtype::Block(block) => Format::Block(block),
+                _ => Format::Float(self.float_type(tensor)?),
+            };
             self.check_shape(tensor, shape)?;
-            return Ok(StackedMatrix::new(Format::Float(dtype), shape, tensor.extent, None));
+            return Ok(StackedMatrix::new(format, shape, tensor.extent, None));
         };
         let unsupported =
             |what: String| Err(Error::Quantisation { tensor: tensor.name.clone(), what });
@@ -226,7 +257,9 @@ impl<'a> Resolver<'a> {
     }
 
     fn check_shape(&self, tensor: &StoredTensor, shape: &[usize]) -> Result<(), Error> {
-        if tensor.shape == shape { Ok(()) } else { Err(self.wrong_shape(tensor, shape.to_vec())) }
+        // A matrix of one row may be stored as a vector.
+        let fits = tensor.shape == shape || (shape[0] == 1 && tensor.shape == shape[1..]);
+        if fits { Ok(()) } else { Err(self.wrong_shape(tensor, shape.to_vec())) }
     }
 
     fn wrong_shape(&self, tensor: &StoredTensor, expected: Vec<usize>) -> Error {

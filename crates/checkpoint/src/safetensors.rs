@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::blocks::BlockType;
 use crate::error::Error;
 use crate::format::FloatType;
 
@@ -28,16 +29,19 @@ pub enum Dtype {
     U32,
     /// 32-bit signed integers.
     I32,
+    /// Blocks of a GGUF file.
+    Block(BlockType),
     /// Anything else: its name, and bytes of a value.
     Other(&'static str, usize),
 }
 
 impl Dtype {
-    /// Bytes of a value.
+    /// Bytes of a value; zero for blocks, whose values have no bytes of their own.
     pub const fn size(self) -> usize {
         match self {
             Self::Float(float) => float.size(),
             Self::U32 | Self::I32 => 4,
+            Self::Block(_) => 0,
             Self::Other(_, size) => size,
         }
     }
@@ -50,6 +54,7 @@ impl Dtype {
             Self::Float(FloatType::Bf16) => "BF16",
             Self::U32 => "U32",
             Self::I32 => "I32",
+            Self::Block(block) => block.name(),
             Self::Other(name, _) => name,
         }
     }

@@ -100,7 +100,7 @@ impl From<DeviceArg> for Device {
 
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// Directory of a checkpoint, or `demo` for the built-in model; default: demo.
+    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model; default: demo.
     pub model: Option<String>,
     /// What to answer; default: standard input.
     pub prompt: Option<String>,
@@ -200,7 +200,7 @@ pub enum Switch {
 
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// Directory of a checkpoint, or `demo` for the built-in model.
+    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model.
     pub model: String,
     /// Print one JSON object instead of text.
     #[arg(long)]
@@ -211,9 +211,9 @@ pub struct InspectArgs {
 
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// Directory of a checkpoint.
+    /// A checkpoint's directory or GGUF file.
     pub model: PathBuf,
-    /// The golden outputs; default: golden.safetensors in the directory.
+    /// The golden outputs; default: golden.safetensors in the directory, or beside the file.
     #[arg(long, value_name = "FILE")]
     pub golden: Option<PathBuf>,
     /// Largest difference of a logit that counts as equal.

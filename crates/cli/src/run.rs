@@ -129,7 +129,10 @@ fn prompt_tokens(
     if args.raw {
         return Ok(tokenizer.encode_trusted(prompt)?);
     }
-    let template = ChatTemplate::open(directory)?;
+    let template = match engine.chat_template() {
+        Some(source) => ChatTemplate::new(directory, source)?,
+        None => ChatTemplate::open(directory)?,
+    };
     let system = args.system.as_deref().map(Message::system);
     let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
     let render = RenderOptions {

@@ -14,7 +14,10 @@ use crate::output;
 pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut engine = Engine::open(&args.model, &args.engine.options())
         .with_context(|| format!("opening {}", args.model.display()))?;
-    let golden = args.golden.unwrap_or_else(|| args.model.join("golden.safetensors"));
+    let golden = args.golden.unwrap_or_else(|| match args.model.is_file() {
+        true => args.model.with_extension("golden.safetensors"),
+        false => args.model.join("golden.safetensors"),
+    });
     let report = engine::verify::verify(&mut engine, &golden)?;
     let passes = report.passes(args.tolerance);
     if let Some(path) = &args.dump {

@@ -71,8 +71,10 @@ pub struct AttentionInputs<'a, B: Backend + ?Sized> {
 pub struct DeltaNetSpec {
     /// Key and query heads.
     pub n_key_heads: usize,
-    /// Value heads; value head `h` uses key head `h / (n_value_heads / n_key_heads)`.
+    /// Value heads; [`DeltaNetSpec::key_head`] tells which key head each uses.
     pub n_value_heads: usize,
+    /// Whether value heads that share a key head lie apart instead of together.
+    pub tiled_values: bool,
     /// Width of a key head.
     pub key_dim: usize,
     /// Width of a value head.
@@ -84,6 +86,15 @@ pub struct DeltaNetSpec {
 }
 
 impl DeltaNetSpec {
+    /// The key head that a value head uses.
+    pub const fn key_head(&self, value_head: usize) -> usize {
+        if self.tiled_values {
+            value_head % self.n_key_heads
+        } else {
+            value_head / (self.n_value_heads / self.n_key_heads)
+        }
+    }
+
     /// Channels of the convolution: all query heads, all key heads, all value heads.
     pub const fn channels(&self) -> usize {
         2 * self.n_key_heads * self.key_dim + self.n_value_heads * self.value_dim

@@ -218,7 +218,7 @@ impl Backend for Reference {
                     x.iter().map(|x| x * scale).collect()
                 };
                 for head in 0..n_value_heads {
-                    let key_head = head / (n_value_heads / n_key_heads);
+                    let key_head = spec.key_head(head);
                     let part = |begin: usize, len: usize| &mixed[begin..begin + len];
                     let query = l2norm(part(key_head * key_dim, key_dim));
                     let key = l2norm(part((n_key_heads + key_head) * key_dim, key_dim));

@@ -28,6 +28,8 @@ pub struct Engine {
     sampling: Sampling,
     stop_tokens: Vec<u32>,
     tokenizer: Result<Tokenizer, tokenizer::Error>,
+    /// The template inside the checkpoint's own file.
+    chat_template: Option<String>,
     unknown_tensors: Vec<String>,
     plan: MemoryPlan,
     runner: Box<dyn Runner>,
@@ -64,12 +66,28 @@ impl Engine {
     /// Opens a checkpoint: reads its directory, decides how memory is spent, loads the trunk. Routed
     /// experts stay on the drive until they are used.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self, Error> {
-        let inventory = Inventory::read(path)?;
+        let mut inventory = Inventory::read(path)?;
         if !inventory.problems.is_empty() {
             let path = path.to_owned();
             return Err(Error::Incomplete { path, problems: inventory.problems });
         }
-        let tokenizer = Tokenizer::open(path);
+        let text = inventory.checkpoint.take_text();
+        let path = inventory.checkpoint.path();
+        let tokenizer = match text.as_ref().and_then(|text| text.tokenizer_json.as_ref()) {
+            Some(json) => Tokenizer::from_json(path, json.as_bytes(), None),
+            None => Tokenizer::open(path),
+        };
+        let chat_template = text.and_then(|text| text.chat_template);
+        let mut engine = Self::on_device(inventory, tokenizer, options)?;
+        engine.chat_template = chat_template;
+        Ok(engine)
+    }
+
+    fn on_device(
+        inventory: Inventory,
+        tokenizer: Result<Tokenizer, tokenizer::Error>,
+        options: &EngineOptions,
+    ) -> Result<Self, Error> {
         match options.device {
             Device::Reference => Self::on(inventory, tokenizer, Reference::new(), options),
             Device::Cpu => {
@@ -115,6 +133,7 @@ impl Engine {
             config,
             stop_tokens,
             tokenizer,
+            chat_template: None,
             unknown_tensors: leftover.unknown,
             plan,
             runner: Box::new(DecoderRunner { decoder, workspace, experts: StreamedExperts(store) }),
@@ -132,6 +151,11 @@ impl Engine {
     /// The checkpoint's tokenizer.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
         self.tokenizer.as_ref().map_err(|error| Error::NoTokenizer(error.to_string()))
+    }
+
+    /// The chat template, if the checkpoint is a file that holds it itself.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
     }
 
     /// How the model's authors sample from it.

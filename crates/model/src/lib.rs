@@ -15,7 +15,6 @@ mod blocks;
 mod decoder;
 mod qwen35_moe;
 mod qwen3_moe;
-mod qwen3_next;
 mod source;
 mod timeline;
 
@@ -34,8 +33,7 @@ pub fn load<S: WeightSource>(
     source: &mut S,
 ) -> Result<Decoder<S::Matrix, S::Vector>, S::Error> {
     match config.family {
-        Family::Qwen35Moe => qwen35_moe::load(config, source),
-        Family::Qwen3Next => qwen3_next::load(config, source),
+        Family::Qwen35Moe | Family::Qwen3Next => qwen35_moe::load(config, source),
         Family::Qwen3Moe => qwen3_moe::load(config, source),
     }
 }

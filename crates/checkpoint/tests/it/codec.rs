@@ -2,8 +2,8 @@
 
 use checkpoint::safetensors_file::SafetensorsFile;
 use checkpoint::{
-    Affine, FloatType, Format, QuantizedRow, decode_floats, dequantize_row, encode_floats,
-    quantize_affine,
+    Affine, BlockType, FloatType, Format, QuantizedRow, decode_floats, dequantize_row,
+    encode_floats, quantize_affine,
 };
 
 use crate::support::fixture;
@@ -76,5 +76,21 @@ fn floats_survive_their_own_type() {
         let mut again = Vec::new();
         encode_floats(dtype, &once, &mut again);
         assert_eq!(again, bytes, "{dtype:?}");
+    }
+}
+
+#[test]
+fn every_block_format_decodes_as_recorded() {
+    let golden = SafetensorsFile::open(&fixture("quants/gguf.safetensors")).expect("the goldens");
+    for number in 0..64 {
+        let Some(block) = BlockType::from_number(number) else { continue };
+        let data = golden.read(&format!("{}.bytes", block.name())).expect("bytes");
+        let expected = golden.read_f32(&format!("{}.f32", block.name())).expect("values");
+        assert_eq!(data.len() / block.bytes() * block.values(), expected.len());
+        let mut values = vec![0.0; expected.len()];
+        dequantize_row(Format::Block(block), &data, &[], &[], &mut values);
+        let same = |(a, b): (&f32, &f32)| a == b || (a.is_nan() && b.is_nan());
+        let wrong = values.iter().zip(&expected).position(|pair| !same(pair));
+        assert_eq!(wrong.map(|at| (at, values[at], expected[at])), None, "{}", block.name());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 
-use checkpoint::{Checkpoint, Leftover, MixerKind, VectorKind};
+use checkpoint::{Checkpoint, Leftover, MixerKind, VectorKind, VectorTransform};
 
 use crate::support::{Copy, fixture};
 
@@ -55,12 +55,13 @@ fn resolve_all(checkpoint: &Checkpoint) -> Leftover {
         }
     }
     let is_hugging_face = checkpoint.tensor("model.language_model.norm.weight").is_some();
-    let norm_offset = if is_hugging_face { 1.0 } else { 0.0 };
+    let norm = if is_hugging_face { VectorTransform::AddOne } else { VectorTransform::Identity };
     let mut vector = |name: String, len, kind| {
         let found = resolver.vector(&name, len, kind);
         let location = found.unwrap_or_else(|error| panic!("{name}: {error}"));
-        let offset = if kind == VectorKind::ZeroCentredNorm { norm_offset } else { 0.0 };
-        assert_eq!(location.offset, offset, "{name}");
+        let is_norm = kind == VectorKind::ZeroCentredNorm;
+        let transform = if is_norm { norm } else { VectorTransform::Identity };
+        assert_eq!(location.transform, transform, "{name}");
     };
     vector("norm.weight".to_owned(), hidden, VectorKind::ZeroCentredNorm);
     for (layer, mixer) in config.mixers.iter().enumerate() {

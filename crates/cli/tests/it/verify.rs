@@ -2,12 +2,16 @@
 
 use crate::support::{fixture, json, output, text};
 
-const FIXTURES: [&str; 5] = [
+const FIXTURES: [&str; 9] = [
     "qwen35moe-tiny",
     "qwen35moe-tiny-mlx-4bit",
     "qwen35moe-mini-mlx-8bit",
     "qwen3next-tiny",
     "qwen3moe-tiny",
+    "gguf/qwen35moe-mini-bf16.gguf",
+    "gguf/qwen35moe-mini-q8_0.gguf",
+    "gguf/qwen35moe-k256-q4_k_m.gguf",
+    "gguf/qwen3next-tiny-q8_0.gguf",
 ];
 
 #[test]

@@ -223,6 +223,7 @@ fn dequantize(format: Format, data: &[u8], scales: &[u8], biases: &[u8], out: &m
         }
         Format::Float(FloatType::Bf16) => decode_bf16(data, out),
         Format::Float(FloatType::F16) => decode_f16(data, out),
+        Format::Block(_) => checkpoint::dequantize_row(format, data, scales, biases, out),
         Format::Affine(affine) => match affine.bits {
             2 => affine_groups::<2>(affine, data, scales, biases, out),
             3 => affine_groups::<3>(affine, data, scales, biases, out),

@@ -87,7 +87,7 @@ impl DeltaState {
     /// The rows of the block of a value head.
     fn head(&self, spec: &DeltaNetSpec, head: usize) -> BlockRows<'_> {
         let DeltaNetSpec { key_dim, value_dim, .. } = *spec;
-        let key_head = head / (spec.n_value_heads / spec.n_key_heads);
+        let key_head = spec.key_head(head);
         BlockRows {
             keys: &self.keys[key_head * BLOCK * key_dim..][..BLOCK * key_dim],
             values: &self.values[head * BLOCK * value_dim..][..BLOCK * value_dim],
@@ -262,7 +262,6 @@ impl BlockPart<'_, '_> {
         let keys = &*keys;
         let [recurrent, values, decays] = [recurrent, values, decays].map(|v| Parts::new(v));
         let out = Parts::new(out.values_mut());
-        let ratio = n_value_heads / spec.n_key_heads;
         self.pool.run(n_value_heads, |head| {
             // SAFETY: each task has its own head, here and below.
             let state = unsafe { recurrent.part(head * head_len, head_len) };
@@ -270,7 +269,7 @@ impl BlockPart<'_, '_> {
             let values = unsafe { values.part(head * BLOCK * value_dim, BLOCK * value_dim) };
             // SAFETY: as above.
             let decays = unsafe { decays.part(head * BLOCK, BLOCK) };
-            let key_head = head / ratio;
+            let key_head = spec.key_head(head);
             let keys = &keys[key_head * BLOCK * key_dim..][..BLOCK * key_dim];
             let key = |j: usize| &keys[j * key_dim..][..key_dim];
             let channels = spec.channels();

@@ -153,9 +153,17 @@ struct DeltaCase {
 }
 
 impl DeltaCase {
-    fn new([n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel]: [usize; 5]) -> Self {
-        let spec =
-            DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, eps: 1e-6 };
+    fn new(shape: [usize; 5], tiled_values: bool) -> Self {
+        let [n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel] = shape;
+        let spec = DeltaNetSpec {
+            n_key_heads,
+            n_value_heads,
+            tiled_values,
+            key_dim,
+            value_dim,
+            conv_kernel,
+            eps: 1e-6,
+        };
         let random = &mut Random::new(key_dim as u64);
         Self {
             spec,
@@ -199,8 +207,13 @@ impl DeltaCase {
 
 #[test]
 fn the_blocked_delta_rule_is_the_recurrence_and_does_not_depend_on_cuts() {
-    for shape in [[2, 4, 32, 32, 4], [1, 3, 8, 20, 2], [2, 2, 16, 12, 3]] {
-        let case = DeltaCase::new(shape);
+    for (shape, tiled) in [
+        ([2, 4, 32, 32, 4], false),
+        ([2, 4, 32, 32, 4], true),
+        ([1, 3, 8, 20, 2], false),
+        ([2, 2, 16, 12, 3], true),
+    ] {
+        let case = DeltaCase::new(shape, tiled);
         let (expected, expected_state) = case.run(&mut Reference::new(), &[LEN]);
         for cpu in &mut cpus() {
             let (whole, state) = case.run(cpu, &[LEN]);

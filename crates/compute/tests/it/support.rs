@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use checkpoint::{Affine, FloatType, Format, QuantizedRow, encode_floats, quantize_affine};
+use checkpoint::{
+    Affine, BlockType, FloatType, Format, QuantizedRow, encode_floats, quantize_affine,
+};
 use compute::memory::Arena;
 use compute::{Backend, Cpu, CpuOptions, Isa, Matrix};
 
@@ -45,6 +47,11 @@ pub fn formats(cols: usize) -> Vec<Format> {
             formats.push(Format::Affine(Affine { bits, group, scales }));
         }
     }
+    for block in [BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K, BlockType::Mxfp4] {
+        if cols.is_multiple_of(block.values()) {
+            formats.push(Format::Block(block));
+        }
+    }
     formats
 }
 
@@ -55,6 +62,11 @@ pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> 
         let row = random.numbers(cols);
         match format {
             Format::Float(float) => encode_floats(float, &row, &mut stored.data),
+            Format::Block(_) => {
+                // Any bytes are a block; small ones have small scales.
+                let bytes = random.numbers(format.row_bytes(cols));
+                stored.data.extend(bytes.iter().map(|x| (x.abs() * 32.0) as u8));
+            }
             Format::Affine(affine) => {
                 // Rows are packed one by one: a row is a whole number of bytes.
                 let mut one = QuantizedRow::default();

@@ -1,6 +1,8 @@
 //! Gated delta net: linear attention with a convolution and a gated delta rule.
 
-use checkpoint::{DeltaNetConfig, VectorKind};
+use std::ops::Range;
+
+use checkpoint::{DeltaNetConfig, Projections, VectorKind};
 use compute::{Backend, DeltaNetInputs, DeltaNetSpec, Matrix, Span};
 
 use crate::source::WeightSource;
@@ -27,17 +29,35 @@ impl<M, V> DeltaNet<M, V> {
         prefix: &str,
         hidden_size: usize,
         config: &DeltaNetConfig,
-        projections: Projections,
         eps: f32,
     ) -> Result<Self, S::Error> {
-        let DeltaNetConfig { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel } =
-            *config;
-        let spec =
-            DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, eps };
+        let DeltaNetConfig { n_key_heads, n_value_heads, key_dim, value_dim, .. } = *config;
+        let DeltaNetConfig { conv_kernel, tiled_values, .. } = *config;
+        let spec = DeltaNetSpec {
+            n_key_heads,
+            n_value_heads,
+            tiled_values,
+            key_dim,
+            value_dim,
+            conv_kernel,
+            eps,
+        };
         let (channels, values) = (spec.channels(), n_value_heads * value_dim);
-        let [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a] = match projections {
-            Projections::Separate => load_separate(source, prefix, hidden_size, &spec)?,
+        let [in_proj_qkv, in_proj_z] = match config.projections {
             Projections::Interleaved => load_interleaved(source, prefix, hidden_size, &spec)?,
+            Projections::Separate | Projections::InterleavedGates => {
+                let sizes = [("in_proj_qkv", channels), ("in_proj_z", values)];
+                load_separate(source, prefix, hidden_size, sizes)?
+            }
+        };
+        let [in_proj_b, in_proj_a] = match config.projections {
+            Projections::Separate => {
+                let sizes = [("in_proj_b", n_value_heads), ("in_proj_a", n_value_heads)];
+                load_separate(source, prefix, hidden_size, sizes)?
+            }
+            Projections::Interleaved | Projections::InterleavedGates => {
+                load_interleaved_gates(source, prefix, hidden_size, &spec)?
+            }
         };
         let out_proj = source.matrix(&format!("{prefix}.out_proj.weight"), hidden_size, values)?;
         let mut vector =
@@ -61,60 +81,54 @@ impl<M, V> DeltaNet<M, V> {
     }
 }
 
-/// How a checkpoint stores the input projections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Projections {
-    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b` and `in_proj_a`.
-    Separate,
-    /// `in_proj_qkvz` and `in_proj_ba`, whose rows are grouped by key head.
-    Interleaved,
-}
-
 fn load_separate<S: WeightSource>(
     source: &mut S,
     prefix: &str,
     hidden_size: usize,
-    spec: &DeltaNetSpec,
-) -> Result<[S::Matrix; 4], S::Error> {
-    let mut matrix =
-        |name, rows| source.matrix(&format!("{prefix}.{name}.weight"), rows, hidden_size);
-    let n_heads = spec.n_value_heads;
-    Ok([
-        matrix("in_proj_qkv", spec.channels())?,
-        matrix("in_proj_z", n_heads * spec.value_dim)?,
-        matrix("in_proj_b", n_heads)?,
-        matrix("in_proj_a", n_heads)?,
-    ])
+    [first, second]: [(&str, usize); 2],
+) -> Result<[S::Matrix; 2], S::Error> {
+    let mut matrix = |(name, rows): (&str, usize)| {
+        source.matrix(&format!("{prefix}.{name}.weight"), rows, hidden_size)
+    };
+    Ok([matrix(first)?, matrix(second)?])
 }
 
-/// The rows of a key head are its query, its key, the values of its value heads, and their gates; of
-/// the small matrix the strengths of its value heads and then their decays.
+/// The rows of a key head are its query, its key, the values of its value heads, and their gates.
 fn load_interleaved<S: WeightSource>(
     source: &mut S,
     prefix: &str,
     hidden_size: usize,
     spec: &DeltaNetSpec,
-) -> Result<[S::Matrix; 4], S::Error> {
-    let heads = spec.n_value_heads / spec.n_key_heads;
-    let (key, values) = (spec.key_dim, heads * spec.value_dim);
-    // The same rows of every key head, which begins at a multiple of `stride`.
-    let rows = |stride: usize, begin: usize, len: usize| {
-        (0..spec.n_key_heads).map(move |head| head * stride + begin..head * stride + begin + len)
-    };
+) -> Result<[S::Matrix; 2], S::Error> {
+    let (n_heads, key) = (spec.n_key_heads, spec.key_dim);
+    let values = spec.n_value_heads / n_heads * spec.value_dim;
     let stride = 2 * key + 2 * values;
-    let queries = rows(stride, 0, key);
-    let qkv = queries.chain(rows(stride, key, key)).chain(rows(stride, 2 * key, values)).collect();
-    let z = rows(stride, 2 * key + values, values).collect();
-    let (qkvz, ba) =
-        (format!("{prefix}.in_proj_qkvz.weight"), format!("{prefix}.in_proj_ba.weight"));
-    let large = (spec.n_key_heads * stride, hidden_size);
-    let small = (2 * spec.n_value_heads, hidden_size);
-    Ok([
-        source.matrix_of_rows(&qkvz, large, qkv)?,
-        source.matrix_of_rows(&qkvz, large, z)?,
-        source.matrix_of_rows(&ba, small, rows(2 * heads, 0, heads).collect())?,
-        source.matrix_of_rows(&ba, small, rows(2 * heads, heads, heads).collect())?,
-    ])
+    let rows = |begin, len| rows_of_key_heads(n_heads, stride, begin, len);
+    let qkv = [rows(0, key), rows(key, key), rows(2 * key, values)].concat();
+    let z = rows(2 * key + values, values);
+    let name = format!("{prefix}.in_proj_qkvz.weight");
+    let shape = (n_heads * stride, hidden_size);
+    Ok([source.matrix_of_rows(&name, shape, qkv)?, source.matrix_of_rows(&name, shape, z)?])
+}
+
+/// The rows of a key head are the strengths of its value heads and then their decays.
+fn load_interleaved_gates<S: WeightSource>(
+    source: &mut S,
+    prefix: &str,
+    hidden_size: usize,
+    spec: &DeltaNetSpec,
+) -> Result<[S::Matrix; 2], S::Error> {
+    let heads = spec.n_value_heads / spec.n_key_heads;
+    let rows = |begin| rows_of_key_heads(spec.n_key_heads, 2 * heads, begin, heads);
+    let name = format!("{prefix}.in_proj_ba.weight");
+    let shape = (2 * spec.n_value_heads, hidden_size);
+    let b = source.matrix_of_rows(&name, shape, rows(0))?;
+    Ok([b, source.matrix_of_rows(&name, shape, rows(heads))?])
+}
+
+/// The same rows of every key head, which begins at a multiple of `stride`.
+fn rows_of_key_heads(n_heads: usize, stride: usize, begin: usize, len: usize) -> Vec<Range<usize>> {
+    (0..n_heads).map(|head| head * stride + begin..head * stride + begin + len).collect()
 }
 
 impl<V> DeltaNet<Matrix, V> {

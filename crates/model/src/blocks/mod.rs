@@ -5,5 +5,5 @@ mod delta_net;
 mod moe;
 
 pub(crate) use attention::{Attention, AttentionScratch};
-pub(crate) use delta_net::{DeltaNet, DeltaNetScratch, Projections};
+pub(crate) use delta_net::{DeltaNet, DeltaNetScratch};
 pub(crate) use moe::{Moe, MoeScratch, load_swiglu};

@@ -1,0 +1,317 @@
+//! The block formats of GGUF files: a row is whole blocks, each of some values with their scales.
+//!
+//! Byte offsets are those of the ggml structures; 16-bit floats and integers are little-endian. Decoding
+//! is the plain meaning of each format, tested against recorded values of the `gguf` package.
+
+use half::f16;
+
+/// A block format of GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockType {
+    /// 4-bit codes around zero.
+    Q4_0,
+    /// 4-bit codes with a minimum.
+    Q4_1,
+    /// 5-bit codes around zero.
+    Q5_0,
+    /// 5-bit codes with a minimum.
+    Q5_1,
+    /// 8-bit integers.
+    Q8_0,
+    /// 2-bit codes in super-blocks.
+    Q2K,
+    /// 3-bit codes in super-blocks.
+    Q3K,
+    /// 4-bit codes in super-blocks.
+    Q4K,
+    /// 5-bit codes in super-blocks.
+    Q5K,
+    /// 6-bit codes in super-blocks.
+    Q6K,
+    /// 4-bit codes into a table of uneven steps.
+    Iq4Nl,
+    /// The same in super-blocks.
+    Iq4Xs,
+    /// 4-bit floats with a power of two for each 32.
+    Mxfp4,
+    /// 4-bit floats with an 8-bit float for each 16.
+    Nvfp4,
+}
+
+impl BlockType {
+    /// All formats with their number in GGUF files.
+    const NUMBERS: [(u32, Self); 14] = [
+        (2, Self::Q4_0),
+        (3, Self::Q4_1),
+        (6, Self::Q5_0),
+        (7, Self::Q5_1),
+        (8, Self::Q8_0),
+        (10, Self::Q2K),
+        (11, Self::Q3K),
+        (12, Self::Q4K),
+        (13, Self::Q5K),
+        (14, Self::Q6K),
+        (20, Self::Iq4Nl),
+        (23, Self::Iq4Xs),
+        (39, Self::Mxfp4),
+        (40, Self::Nvfp4),
+    ];
+
+    /// The format with a number of GGUF files.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::NUMBERS.iter().find(|(other, _)| *other == number).map(|(_, block)| *block)
+    }
+
+    /// Values of a block.
+    pub const fn values(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Iq4Nl | Self::Mxfp4 => 32,
+            Self::Nvfp4 => 64,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+            Self::Iq4Xs => 136,
+            Self::Mxfp4 => 17,
+            Self::Nvfp4 => 36,
+        }
+    }
+
+    /// The name that GGUF tools use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+            Self::Iq4Nl => "IQ4_NL",
+            Self::Iq4Xs => "IQ4_XS",
+            Self::Mxfp4 => "MXFP4",
+            Self::Nvfp4 => "NVFP4",
+        }
+    }
+
+    /// Decodes whole blocks.
+    ///
+    /// # Panics
+    /// If there are not as many values as the blocks hold.
+    pub(crate) fn decode(self, data: &[u8], out: &mut [f32]) {
+        assert!(out.len().is_multiple_of(self.values()), "a whole number of blocks");
+        assert_eq!(data.len(), out.len() / self.values() * self.bytes(), "the bytes of the blocks");
+        let decode = match self {
+            Self::Q4_0 => q4_0,
+            Self::Q4_1 => q4_1,
+            Self::Q5_0 => q5_0,
+            Self::Q5_1 => q5_1,
+            Self::Q8_0 => q8_0,
+            Self::Q2K => q2_k,
+            Self::Q3K => q3_k,
+            Self::Q4K => q4_k,
+            Self::Q5K => q5_k,
+            Self::Q6K => q6_k,
+            Self::Iq4Nl => iq4_nl,
+            Self::Iq4Xs => iq4_xs,
+            Self::Mxfp4 => mxfp4,
+            Self::Nvfp4 => nvfp4,
+        };
+        let blocks = data.chunks_exact(self.bytes());
+        for (block, out) in blocks.zip(out.chunks_exact_mut(self.values())) {
+            decode(block, out);
+        }
+    }
+}
+
+/// The uneven steps of the IQ4 formats.
+const IQ4_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The values of a 4-bit float with two bits of exponent and one of mantissa (E2M1).
+const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// The 16-bit float at an offset.
+fn half(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Nibbles in two halves: the low ones are the first half of the values.
+fn nibbles(codes: &[u8], out: &mut [f32], value: impl Fn(usize, u8) -> f32) {
+    let half = codes.len();
+    for (index, code) in codes.iter().enumerate() {
+        out[index] = value(index, code & 15);
+        out[half + index] = value(half + index, code >> 4);
+    }
+}
+
+fn q4_0(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 0);
+    nibbles(&block[2..], out, |_, code| scale * (f32::from(code) - 8.0));
+}
+
+fn q4_1(block: &[u8], out: &mut [f32]) {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    nibbles(&block[4..], out, |_, code| scale * f32::from(code) + min);
+}
+
+fn fifth_bit(block: &[u8], at: usize, index: usize) -> u8 {
+    (block[at + index / 8] >> (index % 8) & 1) << 4
+}
+
+fn q5_0(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 0);
+    let value = |index, code| f32::from(code | fifth_bit(block, 2, index)) - 16.0;
+    nibbles(&block[6..], out, |index, code| scale * value(index, code));
+}
+
+fn q5_1(block: &[u8], out: &mut [f32]) {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    let value = |index, code| f32::from(code | fifth_bit(block, 4, index));
+    nibbles(&block[8..], out, |index, code| scale * value(index, code) + min);
+}
+
+fn q8_0(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 0);
+    for (out, code) in out.iter_mut().zip(&block[2..]) {
+        *out = scale * f32::from(*code as i8);
+    }
+}
+
+/// Two bits of value `index` of a super-block: bytes of a half, four values each.
+fn two_bits(codes: &[u8], index: usize) -> u8 {
+    let (half, quarter, lane) = (index / 128, index % 128 / 32, index % 32);
+    codes[32 * half + lane] >> (2 * quarter) & 3
+}
+
+fn q2_k(block: &[u8], out: &mut [f32]) {
+    let (scale, min) = (half(block, 80), half(block, 82));
+    for (index, out) in out.iter_mut().enumerate() {
+        let scales = block[index / 16];
+        let code = f32::from(two_bits(&block[16..80], index));
+        *out = scale * f32::from(scales & 15) * code - min * f32::from(scales >> 4);
+    }
+}
+
+fn q3_k(block: &[u8], out: &mut [f32]) {
+    let (high_bits, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let scale = half(block, 108);
+    for (index, out) in out.iter_mut().enumerate() {
+        let sub = index / 16;
+        let low = if sub < 8 { scales[sub] & 15 } else { scales[sub - 8] >> 4 };
+        let high = scales[8 + sub % 4] >> (2 * (sub / 4)) & 3;
+        let sub_scale = f32::from(low | high << 4) - 32.0;
+        let has_high = high_bits[index % 32] >> (index / 32) & 1 == 1;
+        let code = f32::from(two_bits(codes, index)) - if has_high { 0.0 } else { 4.0 };
+        *out = scale * sub_scale * code;
+    }
+}
+
+/// Six-bit scale and minimum of a sub-block of Q4_K and Q5_K.
+fn scale_and_min(scales: &[u8], sub: usize) -> (f32, f32) {
+    let (scale, min) = if sub < 4 {
+        (scales[sub] & 63, scales[sub + 4] & 63)
+    } else {
+        (
+            scales[sub + 4] & 15 | scales[sub - 4] >> 6 << 4,
+            scales[sub + 4] >> 4 | scales[sub] >> 6 << 4,
+        )
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// Four bits of value `index`: sub-blocks of 32 share bytes in pairs.
+fn four_bits(codes: &[u8], index: usize) -> u8 {
+    let (sub, lane) = (index / 32, index % 32);
+    codes[32 * (sub / 2) + lane] >> (4 * (sub % 2)) & 15
+}
+
+fn q4_k(block: &[u8], out: &mut [f32]) {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
+        let (sub_scale, sub_min) = scale_and_min(&block[4..16], sub);
+        let (scale, min) = (scale * sub_scale, min * sub_min);
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = scale * f32::from(four_bits(&block[16..], 32 * sub + lane)) - min;
+        }
+    }
+}
+
+fn q5_k(block: &[u8], out: &mut [f32]) {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
+        let (sub_scale, sub_min) = scale_and_min(&block[4..16], sub);
+        let (scale, min) = (scale * sub_scale, min * sub_min);
+        for (lane, out) in out.iter_mut().enumerate() {
+            let high = (block[16 + lane] >> sub & 1) << 4;
+            *out = scale * f32::from(four_bits(&block[48..], 32 * sub + lane) | high) - min;
+        }
+    }
+}
+
+fn q6_k(block: &[u8], out: &mut [f32]) {
+    let (low_bits, high_bits, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let scale = half(block, 208);
+    for (index, out) in out.iter_mut().enumerate() {
+        let (part, quarter, lane) = (index / 128, index % 128 / 32, index % 32);
+        let byte = low_bits[64 * part + 32 * (quarter % 2) + lane];
+        let low = byte >> (4 * (quarter / 2)) & 15;
+        let code = f32::from(low | two_bits(high_bits, index) << 4) - 32.0;
+        *out = scale * f32::from(scales[index / 16] as i8) * code;
+    }
+}
+
+fn iq4_nl(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 0);
+    nibbles(&block[2..], out, |_, code| scale * f32::from(IQ4_VALUES[usize::from(code)]));
+}
+
+fn iq4_xs(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
+        let low = block[4 + sub / 2] >> (4 * (sub % 2)) & 15;
+        let sub_scale = f32::from(u16::from(low) | (high >> (2 * sub) & 3) << 4) - 32.0;
+        let scale = scale * sub_scale;
+        let codes = &block[8 + 16 * sub..][..16];
+        nibbles(codes, out, |_, code| scale * f32::from(IQ4_VALUES[usize::from(code)]));
+    }
+}
+
+fn mxfp4(block: &[u8], out: &mut [f32]) {
+    // The exponent of a power of two, whose smallest is not a normal number.
+    let scale = f64::from(block[0]) - 127.0;
+    let scale = scale.exp2() as f32;
+    nibbles(&block[1..], out, |_, code| E2M1[usize::from(code)] * scale);
+}
+
+fn nvfp4(block: &[u8], out: &mut [f32]) {
+    for (sub, out) in out.chunks_exact_mut(16).enumerate() {
+        // Four bits of exponent, three of mantissa, no sign.
+        let (exponent, mantissa) = (block[sub] >> 3 & 15, f32::from(block[sub] & 7) / 8.0);
+        let scale = match exponent {
+            0 => mantissa * (-6.0_f32).exp2(),
+            _ => (1.0 + mantissa) * (f32::from(exponent) - 7.0).exp2(),
+        };
+        let codes = &block[4 + 8 * sub..][..8];
+        nibbles(codes, out, |_, code| E2M1[usize::from(code)] * scale);
+    }
+}
