@@ -3,6 +3,9 @@
 //! Byte offsets are those of the ggml structures; 16-bit floats and integers are little-endian. Decoding
 //! is the plain meaning of each format, tested against recorded values of the `gguf` package.
 
+mod codebooks;
+mod lattice;
+
 use half::f16;
 
 /// A block format of GGUF.
@@ -36,11 +39,25 @@ pub enum BlockType {
     Mxfp4,
     /// 4-bit floats with an 8-bit float for each 16.
     Nvfp4,
+    /// Lattice points of about 2.1 bits a value.
+    Iq2Xxs,
+    /// Lattice points of about 2.3 bits a value.
+    Iq2Xs,
+    /// Lattice points of about 2.6 bits a value.
+    Iq2S,
+    /// Lattice points of about 3.1 bits a value.
+    Iq3Xxs,
+    /// Lattice points of about 3.4 bits a value.
+    Iq3S,
+    /// Lattice points of about 1.6 bits a value.
+    Iq1S,
+    /// Lattice points of about 1.8 bits a value.
+    Iq1M,
 }
 
 impl BlockType {
     /// All formats with their number in GGUF files.
-    const NUMBERS: [(u32, Self); 14] = [
+    const NUMBERS: [(u32, Self); 21] = [
         (2, Self::Q4_0),
         (3, Self::Q4_1),
         (6, Self::Q5_0),
@@ -55,6 +72,13 @@ impl BlockType {
         (23, Self::Iq4Xs),
         (39, Self::Mxfp4),
         (40, Self::Nvfp4),
+        (16, Self::Iq2Xxs),
+        (17, Self::Iq2Xs),
+        (22, Self::Iq2S),
+        (18, Self::Iq3Xxs),
+        (21, Self::Iq3S),
+        (19, Self::Iq1S),
+        (29, Self::Iq1M),
     ];
 
     /// The format with a number of GGUF files.
@@ -69,6 +93,8 @@ impl BlockType {
             Self::Iq4Nl | Self::Mxfp4 => 32,
             Self::Nvfp4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
+            Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => 256,
+            Self::Iq1S | Self::Iq1M => 256,
         }
     }
 
@@ -88,6 +114,13 @@ impl BlockType {
             Self::Iq4Xs => 136,
             Self::Mxfp4 => 17,
             Self::Nvfp4 => 36,
+            Self::Iq2Xxs => 66,
+            Self::Iq2Xs => 74,
+            Self::Iq2S => 82,
+            Self::Iq3Xxs => 98,
+            Self::Iq3S => 110,
+            Self::Iq1S => 50,
+            Self::Iq1M => 56,
         }
     }
 
@@ -108,6 +141,13 @@ impl BlockType {
             Self::Iq4Xs => "IQ4_XS",
             Self::Mxfp4 => "MXFP4",
             Self::Nvfp4 => "NVFP4",
+            Self::Iq2Xxs => "IQ2_XXS",
+            Self::Iq2Xs => "IQ2_XS",
+            Self::Iq2S => "IQ2_S",
+            Self::Iq3Xxs => "IQ3_XXS",
+            Self::Iq3S => "IQ3_S",
+            Self::Iq1S => "IQ1_S",
+            Self::Iq1M => "IQ1_M",
         }
     }
 
@@ -133,6 +173,13 @@ impl BlockType {
             Self::Iq4Xs => iq4_xs,
             Self::Mxfp4 => mxfp4,
             Self::Nvfp4 => nvfp4,
+            Self::Iq2Xxs => lattice::iq2_xxs,
+            Self::Iq2Xs => lattice::iq2_xs,
+            Self::Iq2S => lattice::iq2_s,
+            Self::Iq3Xxs => lattice::iq3_xxs,
+            Self::Iq3S => lattice::iq3_s,
+            Self::Iq1S => lattice::iq1_s,
+            Self::Iq1M => lattice::iq1_m,
         };
         let blocks = data.chunks_exact(self.bytes());
         for (block, out) in blocks.zip(out.chunks_exact_mut(self.values())) {
