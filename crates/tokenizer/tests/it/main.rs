@@ -50,6 +50,107 @@ fn all_texts_encode_and_decode_as_recorded() {
     }
 }
 
+/// A GGUF file without tensors that has the tokenizer of Qwen3.5 in its metadata.
+fn gguf_with_tokenizer() -> Vec<u8> {
+    let file = File::open(fixture("qwen3.5/tokenizer.json.gz")).expect("the fixture is there");
+    let json: Value = serde_json::from_reader(flate2::read::GzDecoder::new(file)).expect("JSON");
+    // What the converter writes: all tokens by id, their types, and the merges.
+    let mut tokens: Vec<(u64, String, i32)> = json["model"]["vocab"]
+        .as_object()
+        .expect("a vocabulary")
+        .iter()
+        .map(|(token, id)| (id.as_u64().expect("an id"), token.clone(), 1))
+        .collect();
+    let config: Value = serde_json::from_slice(&qwen("tokenizer_config.json")).expect("JSON");
+    for (id, token) in config["added_tokens_decoder"].as_object().expect("added tokens") {
+        let kind = if token["special"] == true { 3 } else { 4 };
+        tokens.push((id.parse().expect("an id"), text(token, "content").to_owned(), kind));
+    }
+    tokens.sort();
+    let merges =
+        json["model"]["merges"].as_array().expect("merges").iter().map(|merge| match merge {
+            Value::String(pair) => pair.clone(),
+            pair => format!(
+                "{} {}",
+                pair[0].as_str().expect("a text"),
+                pair[1].as_str().expect("a text")
+            ),
+        });
+    let merges: Vec<String> = merges.collect();
+
+    let mut bytes = b"GGUF".to_vec();
+    let put_text = |bytes: &mut Vec<u8>, text: &str| {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    };
+    let sizes = [
+        ("block_count", 4),
+        ("context_length", 64),
+        ("embedding_length", 64),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("attention.key_length", 32),
+        ("rope.dimension_count", 8),
+        ("expert_count", 4),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", 64),
+        ("expert_shared_feed_forward_length", 64),
+        ("feed_forward_length", 64),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", 32),
+        ("ssm.group_count", 2),
+        ("ssm.time_step_rank", 4),
+        ("ssm.inner_size", 128),
+    ];
+    let texts = [
+        ("general.architecture", "qwen35moe"),
+        ("tokenizer.ggml.model", "gpt2"),
+        ("tokenizer.ggml.pre", "qwen35"),
+    ];
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend((sizes.len() as u64 + texts.len() as u64 + 3).to_le_bytes());
+    for (key, size) in sizes {
+        put_text(&mut bytes, &format!("qwen35moe.{key}"));
+        bytes.extend(4_u32.to_le_bytes());
+        bytes.extend(u32::to_le_bytes(size));
+    }
+    for (key, value) in texts {
+        put_text(&mut bytes, key);
+        bytes.extend(8_u32.to_le_bytes());
+        put_text(&mut bytes, value);
+    }
+    let mut put_array = |key: &str, kind: u32, len: usize| {
+        put_text(&mut bytes, key);
+        bytes.extend([9_u32.to_le_bytes(), kind.to_le_bytes()].concat());
+        bytes.extend((len as u64).to_le_bytes());
+        std::mem::take(&mut bytes)
+    };
+    let mut file = put_array("tokenizer.ggml.tokens", 8, tokens.len());
+    tokens.iter().for_each(|(_, token, _)| put_text(&mut file, token));
+    file.extend(put_array("tokenizer.ggml.token_type", 5, tokens.len()));
+    tokens.iter().for_each(|(_, _, kind)| file.extend(kind.to_le_bytes()));
+    file.extend(put_array("tokenizer.ggml.merges", 8, merges.len()));
+    merges.iter().for_each(|merge| put_text(&mut file, merge));
+    file
+}
+
+#[test]
+fn a_tokenizer_from_gguf_metadata_gives_the_same_ids() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokenizer.gguf");
+    fs::write(&path, gguf_with_tokenizer()).expect("the file can be written");
+    let mut checkpoint = checkpoint::Checkpoint::open(&path).expect("the file is sound");
+    let embedded = checkpoint.take_text().and_then(|text| text.tokenizer_json);
+    let json = embedded.expect("the file has a tokenizer");
+    let tokenizer = Tokenizer::from_json(&path, json.as_bytes(), None).expect("it is sound");
+    assert_eq!(tokenizer.vocab_size(), QWEN.vocab_size());
+    for case in CASES["cases"].as_array().expect("a list of cases") {
+        let ours = tokenizer.encode_trusted(text(case, "text")).expect("it can be encoded");
+        assert_eq!(ours, ids(&case["ids"]), "{case}");
+        assert_eq!(tokenizer.decode(&ours, false), text(case, "decoded"), "{case}");
+    }
+}
+
 #[test]
 fn partial_characters_and_control_tokens_decode_as_recorded() {
     let cases = CASES["decode_only"].as_array().expect("a list of cases");
