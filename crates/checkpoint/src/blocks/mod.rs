@@ -285,44 +285,62 @@ fn scale_and_min(scales: &[u8], sub: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// Four bits of value `index`: sub-blocks of 32 share bytes in pairs.
-fn four_bits(codes: &[u8], index: usize) -> u8 {
-    let (sub, lane) = (index / 32, index % 32);
-    codes[32 * (sub / 2) + lane] >> (4 * (sub % 2)) & 15
+/// Calls `value` with the index, the nibble and the lane of each value: sub-blocks of 32 share bytes in
+/// pairs, low nibbles first. Plain loops over lanes, which the compiler turns into vector code.
+fn paired_nibbles(codes: &[u8], out: &mut [f32], value: impl Fn(usize, u8, usize) -> f32) {
+    for (pair, (codes, out)) in codes.chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
+        let (low, high) = out.split_at_mut(32);
+        for (lane, (out, code)) in low.iter_mut().zip(codes).enumerate() {
+            *out = value(2 * pair, code & 15, lane);
+        }
+        for (lane, (out, code)) in high.iter_mut().zip(codes).enumerate() {
+            *out = value(2 * pair + 1, code >> 4, lane);
+        }
+    }
+}
+
+/// Scales and minima of the eight sub-blocks of Q4_K and Q5_K.
+fn scales_and_mins(block: &[u8]) -> [(f32, f32); 8] {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    std::array::from_fn(|sub| {
+        let (sub_scale, sub_min) = scale_and_min(&block[4..16], sub);
+        (scale * sub_scale, min * sub_min)
+    })
 }
 
 fn q4_k(block: &[u8], out: &mut [f32]) {
-    let (scale, min) = (half(block, 0), half(block, 2));
-    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
-        let (sub_scale, sub_min) = scale_and_min(&block[4..16], sub);
-        let (scale, min) = (scale * sub_scale, min * sub_min);
-        for (lane, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(four_bits(&block[16..], 32 * sub + lane)) - min;
-        }
-    }
+    let scales = scales_and_mins(block);
+    paired_nibbles(&block[16..], out, |sub, code, _| {
+        let (scale, min) = scales[sub];
+        scale * f32::from(code) - min
+    });
 }
 
 fn q5_k(block: &[u8], out: &mut [f32]) {
-    let (scale, min) = (half(block, 0), half(block, 2));
-    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
-        let (sub_scale, sub_min) = scale_and_min(&block[4..16], sub);
-        let (scale, min) = (scale * sub_scale, min * sub_min);
-        for (lane, out) in out.iter_mut().enumerate() {
-            let high = (block[16 + lane] >> sub & 1) << 4;
-            *out = scale * f32::from(four_bits(&block[48..], 32 * sub + lane) | high) - min;
-        }
-    }
+    let (scales, high_bits) = (scales_and_mins(block), &block[16..48]);
+    paired_nibbles(&block[48..], out, |sub, code, lane| {
+        let (scale, min) = scales[sub];
+        scale * f32::from(code | (high_bits[lane] >> sub & 1) << 4) - min
+    });
 }
 
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let (low_bits, high_bits, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let scale = half(block, 208);
-    for (index, out) in out.iter_mut().enumerate() {
-        let (part, quarter, lane) = (index / 128, index % 128 / 32, index % 32);
-        let byte = low_bits[64 * part + 32 * (quarter % 2) + lane];
-        let low = byte >> (4 * (quarter / 2)) & 15;
-        let code = f32::from(low | two_bits(high_bits, index) << 4) - 32.0;
-        *out = scale * f32::from(scales[index / 16] as i8) * code;
+    for (part, out) in out.chunks_exact_mut(128).enumerate() {
+        let high_bits = &high_bits[32 * part..][..32];
+        for (quarter, out) in out.chunks_exact_mut(32).enumerate() {
+            let low_bits = &low_bits[64 * part + 32 * (quarter % 2)..][..32];
+            let shift = 4 * (quarter / 2);
+            let bits = low_bits.iter().zip(high_bits);
+            let codes =
+                bits.map(|(low, high)| low >> shift & 15 | (high >> (2 * quarter) & 3) << 4);
+            let first_scale = 8 * part + 2 * quarter;
+            for (lane, (out, code)) in out.iter_mut().zip(codes).enumerate() {
+                let sub_scale = f32::from(scales[first_scale + lane / 16] as i8);
+                *out = scale * sub_scale * (f32::from(code) - 32.0);
+            }
+        }
     }
 }
 
