@@ -240,9 +240,15 @@ pub struct SynthArgs {
     /// Experts of a layer, if not all.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub experts: Option<usize>,
-    /// Bits of a weight: 2, 3, 4, 5, 6 or 8.
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = FormatArg::Mlx)]
+    pub format: FormatArg,
+    /// Of MLX: bits of a weight, 2, 3, 4, 5, 6 or 8.
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub bits: u8,
+    /// Of GGUF: type of the experts; all else is Q8_0.
+    #[arg(long, value_enum, default_value_t = QuantArg::Q4K)]
+    pub quant: QuantArg,
     /// Rows of the vocabulary; default: the model's own, or 4096 with fewer layers.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub vocab: Option<usize>,
@@ -252,7 +258,7 @@ pub struct SynthArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
-    /// Directory to write; must not exist or be empty.
+    /// Directory or GGUF file to write; must not exist.
     pub out: PathBuf,
 }
 
@@ -271,6 +277,29 @@ pub enum PresetArg {
     /// A few megabytes with the same structure, for tests.
     #[value(name = "tiny")]
     Tiny,
+}
+
+/// Kinds of files.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum FormatArg {
+    /// A directory of MLX safetensors.
+    Mlx,
+    /// A GGUF file.
+    Gguf,
+}
+
+/// Types of experts in a GGUF file.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum QuantArg {
+    /// 4.5 bits a weight, in super-blocks.
+    #[value(name = "q4_k")]
+    Q4K,
+    /// 4.5 bits a weight.
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 8.5 bits a weight.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use checkpoint::synth::{self, Preset, SynthOptions};
+use checkpoint::BlockType;
+use checkpoint::synth::{self, FileKind, Preset, SynthOptions};
 use engine::format_bytes;
 use serde_json::json;
 
-use crate::args::{PresetArg, SynthArgs};
+use crate::args::{FormatArg, PresetArg, QuantArg, SynthArgs};
 use crate::output::{self, Progress};
 
 /// Runs the command.
@@ -18,8 +19,15 @@ pub fn synth(args: SynthArgs) -> anyhow::Result<ExitCode> {
         PresetArg::A17b => Preset::Qwen397bA17b,
         PresetArg::Tiny => Preset::Tiny,
     };
+    let file = match (args.format, args.quant) {
+        (FormatArg::Mlx, _) => FileKind::Mlx,
+        (FormatArg::Gguf, QuantArg::Q4K) => FileKind::Gguf(BlockType::Q4K),
+        (FormatArg::Gguf, QuantArg::Q4_0) => FileKind::Gguf(BlockType::Q4_0),
+        (FormatArg::Gguf, QuantArg::Q8_0) => FileKind::Gguf(BlockType::Q8_0),
+    };
     let options = SynthOptions {
         preset,
+        file,
         layers: args.layers,
         experts: args.experts,
         bits: args.bits,

@@ -86,6 +86,13 @@ impl BlockType {
         Self::NUMBERS.iter().find(|(other, _)| *other == number).map(|(_, block)| *block)
     }
 
+    /// The number of the format in GGUF files.
+    pub fn number(self) -> u32 {
+        let number =
+            Self::NUMBERS.iter().find(|(_, block)| *block == self).map(|(number, _)| *number);
+        number.expect("every format has a number")
+    }
+
     /// Values of a block.
     pub const fn values(self) -> usize {
         match self {

@@ -6,6 +6,7 @@
 //! real models: all embeddings share a direction, and each expert's router row has a component along
 //! it that falls with the logarithm of the expert's rank (a Zipf law, another order in each layer).
 
+mod gguf;
 mod plan;
 mod random;
 mod tokenizer;
@@ -15,7 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use plan::{Preset, SynthOptions};
+pub use plan::{FileKind, Preset, SynthOptions};
 
 use crate::error::Error;
 use plan::{Shape, Tensor};
@@ -45,7 +46,7 @@ pub enum SynthError {
         source: io::Error,
     },
     /// There is something where the checkpoint should go.
-    #[error("{} exists and is not an empty directory\nhint: give a new directory", .path.display())]
+    #[error("{} exists and is not an empty directory\nhint: give a new name", .path.display())]
     Exists {
         /// The directory.
         path: PathBuf,
@@ -65,8 +66,8 @@ pub enum SynthError {
     Checkpoint(#[from] Error),
 }
 
-/// Writes a checkpoint into a new directory; `progress` hears the bytes written and the bytes in all.
-/// The directory has its name only when it is complete.
+/// Writes a checkpoint into a new directory, or a new GGUF file; `progress` hears the bytes written and the bytes in all.
+/// It has its name only when it is complete.
 pub fn write(
     options: &SynthOptions,
     out: &Path,
@@ -88,6 +89,12 @@ pub fn write(
     }
     fs::create_dir_all(&partial).map_err(io_at(&partial))?;
 
+    if let FileKind::Gguf(experts) = options.file {
+        fs::remove_dir_all(&partial).map_err(io_at(&partial))?;
+        let bytes = gguf::write(&partial, &shape, experts, progress).map_err(io_at(&partial))?;
+        fs::rename(&partial, out).map_err(io_at(out))?;
+        return Ok(SynthReport { bytes, files: 1 });
+    }
     let tensors = plan::tensors(&shape);
     let shards = shards(&tensors);
     let total = tensors.iter().map(Tensor::bytes).sum();

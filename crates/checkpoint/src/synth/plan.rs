@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::blocks::BlockType;
 use crate::format::{Affine, FloatType, Format};
 use crate::safetensors::Dtype;
 use crate::synth::SynthError;
@@ -28,11 +29,23 @@ pub enum Preset {
     Tiny,
 }
 
+/// What kind of file to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileKind {
+    /// MLX safetensors, all matrices affine.
+    #[default]
+    Mlx,
+    /// GGUF with experts of this type and Q8_0 for the other matrices.
+    Gguf(BlockType),
+}
+
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynthOptions {
     /// The model whose shapes to take.
     pub preset: Preset,
+    /// What kind of file.
+    pub file: FileKind,
     /// Layers, if not all.
     pub layers: Option<usize>,
     /// Experts of a layer, if not all.
@@ -48,7 +61,15 @@ pub struct SynthOptions {
 impl Default for SynthOptions {
     fn default() -> Self {
         let preset = Preset::default();
-        Self { preset, layers: None, experts: None, bits: 4, vocab: None, seed: 0 }
+        Self {
+            preset,
+            file: FileKind::default(),
+            layers: None,
+            experts: None,
+            bits: 4,
+            vocab: None,
+            seed: 0,
+        }
     }
 }
 
@@ -56,22 +77,22 @@ impl Default for SynthOptions {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) hidden: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    key_heads: usize,
-    value_heads: usize,
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) key_heads: usize,
+    pub(crate) value_heads: usize,
     /// Width of the heads of the delta net.
-    linear_dim: usize,
-    conv: usize,
+    pub(crate) linear_dim: usize,
+    pub(crate) conv: usize,
     pub(crate) experts: usize,
-    top_k: usize,
-    intermediate: usize,
+    pub(crate) top_k: usize,
+    pub(crate) intermediate: usize,
     pub(crate) vocab: usize,
     /// How fast popularity falls with rank.
     pub(crate) zipf: f64,
-    bits: u8,
+    pub(crate) bits: u8,
     pub(crate) seed: u64,
 }
 
@@ -113,7 +134,7 @@ impl Shape {
                 linear_dim: 64,
                 experts: 16,
                 top_k: 4,
-                intermediate: 128,
+                intermediate: 256,
                 vocab: 512,
                 ..base
             },
@@ -137,8 +158,13 @@ impl Shape {
             None if layers < preset.layers => preset.vocab.min(SMALL_VOCAB),
             None => preset.vocab,
         };
-        let vocab = check("vocab", vocab, 256 + N_CONTROL_TOKENS..=1 << 22)?;
+        let vocab = check("vocab", vocab, 257 + N_CONTROL_TOKENS..=1 << 22)?;
         Ok(Self { layers, experts, vocab, ..preset })
+    }
+
+    /// Whether a layer has full attention.
+    pub(crate) fn is_attention(&self, layer: usize) -> bool {
+        (layer + 1).is_multiple_of(4)
     }
 
     /// The share of an embedding that all tokens have in common, along a direction of signs.
@@ -233,6 +259,8 @@ pub(crate) enum Values {
     Normal(f64),
     /// Logarithms of decay rates from 1 to 16.
     DecayLog,
+    /// Decay rates from -16 to -1.
+    NegativeDecay,
     /// Such that softplus gives time steps from 1e-3 to 1e-1, evenly by logarithm.
     TimeStep,
 }
@@ -309,7 +337,7 @@ pub(crate) fn tensors(shape: &Shape) -> Vec<Tensor> {
             add(format!("{model}.layers.{layer}.{name}"), shape, fill);
         };
         add("input_layernorm", &[hidden], bf16(Values::Ones));
-        if (layer + 1).is_multiple_of(4) {
+        if shape.is_attention(layer) {
             let (query, key) = (heads * head_dim, kv_heads * head_dim);
             add("self_attn.q_proj", &[2 * query, hidden], codes(1.0));
             add("self_attn.k_proj", &[key, hidden], codes(1.0));

@@ -35,10 +35,13 @@ const CONTROL_TOKENS: [(&str, bool); N_CONTROL_TOKENS] = [
     ("</think>", false),
 ];
 
+/// The one merge, of two spaces: some readers want at least one.
+pub(crate) const MERGED: &str = "\u{120} \u{120}";
+
 /// They are the last ids of the vocabulary.
 pub(crate) const N_CONTROL_TOKENS: usize = 26;
 
-/// `tokenizer.json`: a byte-level BPE without merges, whose ids beyond the bytes are fillers.
+/// `tokenizer.json`: a byte-level BPE with one merge, whose ids beyond that are fillers.
 pub(crate) fn tokenizer(vocab: usize) -> Value {
     let first_control = vocab - N_CONTROL_TOKENS;
     let mut entries = Map::new();
@@ -48,6 +51,7 @@ pub(crate) fn tokenizer(vocab: usize) -> Value {
     let alphabet = (0..=u8::MAX).filter(printable).map(char::from);
     let alphabet = alphabet.chain((0..others).filter_map(|i| char::from_u32(0x100 + i)));
     entries.extend(alphabet.enumerate().map(|(id, symbol)| (symbol.to_string(), id.into())));
+    entries.insert(MERGED.replace(' ', ""), entries.len().into());
     entries.extend((entries.len()..first_control).map(|id| (format!("t{id:06}"), id.into())));
     let control = CONTROL_TOKENS.iter().enumerate().map(|(index, (content, special))| {
         json!({
@@ -69,9 +73,22 @@ pub(crate) fn tokenizer(vocab: usize) -> Value {
         "decoder": bytes,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
-            "byte_fallback": false, "vocab": entries, "merges": [],
+            "byte_fallback": false, "vocab": entries, "merges": [MERGED],
         },
     })
+}
+
+/// All tokens by id, and whether each is ordinary (1), control (3) or defined by users (4).
+pub(crate) fn tokens(vocab: usize) -> (Vec<String>, Vec<i32>) {
+    let json = tokenizer(vocab);
+    let entries = json["model"]["vocab"].as_object().into_iter().flatten();
+    let mut tokens: Vec<String> = entries.map(|(token, _)| token.clone()).collect();
+    let mut kinds = vec![1; tokens.len()];
+    for (content, special) in CONTROL_TOKENS {
+        tokens.push(content.to_owned());
+        kinds.push(if special { 3 } else { 4 });
+    }
+    (tokens, kinds)
 }
 
 /// `tokenizer_config.json`.

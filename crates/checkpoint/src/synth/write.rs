@@ -13,7 +13,7 @@ use crate::synth::plan::{Fill, Shape, Tensor, Values};
 use crate::synth::random::Random;
 
 /// Bytes that are filled and written at a time: they stay in cache.
-const CHUNK_BYTES: usize = 1 << 20;
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
 /// Writes a file of tensors; `advance` hears of every chunk.
 pub(crate) fn shard(
@@ -118,7 +118,7 @@ fn fill(out: &mut Out<'_>, shape: &Shape, tensor: &Tensor) -> io::Result<()> {
             write_scales(out, affine, scale, centre, parts[1].bytes())
         }
         Fill::Router { affine, layer } => {
-            let rows = router(shape, layer, &mut random);
+            let rows = router(shape, shape.common_share(), layer, &mut random);
             let mut stored = QuantizedRow::default();
             for row in rows.chunks_exact(cols) {
                 quantize_affine(affine, row, &mut stored);
@@ -131,11 +131,12 @@ fn fill(out: &mut Out<'_>, shape: &Shape, tensor: &Tensor) -> io::Result<()> {
     }
 }
 
-fn value(values: Values, random: &mut Random) -> f32 {
+pub(crate) fn value(values: Values, random: &mut Random) -> f32 {
     let value = match values {
         Values::Ones => 1.0,
         Values::Normal(deviation) => deviation * random.normal(),
         Values::DecayLog => random.between(1.0, 16.0).ln(),
+        Values::NegativeDecay => -random.between(1.0, 16.0),
         Values::TimeStep => {
             let step = random.between(1e-3_f64.ln(), 1e-1_f64.ln()).exp();
             step.exp_m1().ln()
@@ -165,18 +166,23 @@ fn write_scales(
 }
 
 /// The sign of every column of the direction that embeddings share.
-fn signs(shape: &Shape) -> Vec<bool> {
+pub(crate) fn signs(shape: &Shape) -> Vec<bool> {
     let mut random = Random::new(shape.seed, "common direction");
     (0..shape.hidden).map(|_| random.next() & 1 == 1).collect()
 }
 
-/// Router rows: noise, and popularity along the direction that embeddings share.
-fn router(shape: &Shape, layer: usize, random: &mut Random) -> Vec<f32> {
+/// Router rows, (experts, hidden): noise, and popularity along the direction that embeddings share.
+pub(crate) fn router(
+    shape: &Shape,
+    common_share: f64,
+    layer: usize,
+    random: &mut Random,
+) -> Vec<f32> {
     let mut ranks: Vec<usize> = (1..=shape.experts).collect();
     Random::new(shape.seed, &format!("ranks of layer {layer}")).shuffle(&mut ranks);
     let popularity: Vec<f64> = ranks.iter().map(|&rank| -shape.zipf * (rank as f64).ln()).collect();
     let mean = popularity.iter().sum::<f64>() / popularity.len() as f64;
-    let along = 1.0 / (shape.hidden as f64 * shape.common_share());
+    let along = 1.0 / (shape.hidden as f64 * common_share);
     let signs = signs(shape);
     let noise = 1.0 / (shape.hidden as f64).sqrt();
     let rows = popularity.iter().flat_map(|popularity| {

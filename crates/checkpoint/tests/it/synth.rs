@@ -30,16 +30,16 @@ fn every_width_opens_and_has_sane_numbers() {
         let checkpoint = Checkpoint::open(&out).expect("it is sound");
         let config = checkpoint.config();
         assert_eq!((config.mixers.len(), config.moe.n_experts), (4, 16));
-        let table = checkpoint.resolver().experts("layers.2.mlp", 16, 256, 128);
+        let table = checkpoint.resolver().experts("layers.2.mlp", 16, 256, 256);
         let expert = table.expect("there are experts").get(15);
-        let expected = 3 * 128 * 256 * (u64::from(bits) * 64 + 32) / 64 / 8;
+        let expected = 3 * 256 * 256 * (u64::from(bits) * 64 + 32) / 64 / 8;
         assert_eq!(expert.bytes(), expected, "{bits} bits and 32 bits of scale and bias a group");
 
         let file = SafetensorsFile::open(&checkpoint.files()[0].path).expect("it is sound");
         let module = "language_model.model.layers.2.mlp.switch_mlp.down_proj";
         let part = |name: &str| file.read(&format!("{module}.{name}")).expect("it is there");
         let format = Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
-        let (cols, rows) = (128, 16 * 256);
+        let (cols, rows) = (256, 16 * 256);
         let (data, scales, biases) = (part("weight"), part("scales"), part("biases"));
         let mut values = vec![0.0; rows * cols];
         for (row, values) in values.chunks_exact_mut(cols).enumerate() {
