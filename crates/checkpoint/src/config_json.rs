@@ -21,7 +21,12 @@ const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
 /// Reads `config.json`: the model's dimensions and how its tensors are quantised.
 pub(crate) fn read_config(path: &Path) -> Result<(ModelConfig, Quantization), Error> {
-    let top = Object::read(path)?;
+    parse_config(path, read_json(path)?)
+}
+
+/// Takes the dimensions from the contents of `config.json`.
+pub(crate) fn parse_config(path: &Path, json: Value) -> Result<(ModelConfig, Quantization), Error> {
+    let top = Object::new(path, json)?;
     let text = top.child("text_config")?;
     let text = text.as_ref().unwrap_or(&top);
     let family = family(&top, text)?;
@@ -35,7 +40,7 @@ pub(crate) fn read_generation_config(path: &Path) -> Result<GenerationConfig, Er
     if !path.exists() {
         return Ok(GenerationConfig::default());
     }
-    let object = Object::read(path)?;
+    let object = Object::new(path, read_json(path)?)?;
     Ok(GenerationConfig {
         do_sample: object.boolean("do_sample")?,
         temperature: object.number("temperature", 0.0..=1e6)?.map(|x| x as f32),
@@ -235,9 +240,8 @@ struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn read(path: &'a Path) -> Result<Self, Error> {
-        let value = read_json(path)?;
-        match value {
+    fn new(path: &'a Path, json: Value) -> Result<Self, Error> {
+        match json {
             Value::Object(map) => Ok(Self { path, prefix: String::new(), map }),
             _ => {
                 Err(Error::Malformed { path: path.to_owned(), reason: "not an object".to_owned() })

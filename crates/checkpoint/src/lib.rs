@@ -23,6 +23,8 @@ mod config_json;
 mod error;
 mod expert_table;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gguf;
 mod gguf_model;
 mod location;

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Fuzzes the parsers of untrusted files, each for some seconds (default 20), from the fixtures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-20}
+
+if ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "fuzzing: skipped, because it needs a nightly toolchain"
+    exit 0
+fi
+if ! command -v cargo-fuzz >/dev/null; then
+    cargo install --quiet --locked cargo-fuzz
+fi
+
+corpus=target/fuzz-corpus
+mkdir -p "$corpus"/{gguf,safetensors_header,config}
+# Headers alone: the data behind them only slows the fuzzer down.
+for file in tests/fixtures/gguf/*.gguf; do
+    head -c 40000 "$file" >"$corpus/gguf/$(basename "$file")"
+done
+printf '\377\377\377\377\0\0\0\0%s' \
+    '{"__metadata__":{"format":"mlx"},"w":{"dtype":"BF16","shape":[2,4],"data_offsets":[0,16]}}' \
+    >"$corpus/safetensors_header/seed"
+cp tests/fixtures/configs/*.json "$corpus/config/"
+
+for target in gguf safetensors_header config; do
+    echo "== $target, $seconds s"
+    cargo +nightly fuzz run --sanitizer none "$target" "$corpus/$target" -- \
+        -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 -verbosity=0 \
+        -print_final_stats=1 2>&1 | grep -E "^stat::number_of_executed_units|SUMMARY|panicked|ERROR" || true
+    if compgen -G "fuzz/artifacts/$target/*" >/dev/null; then
+        echo "$target: a crash was found, see fuzz/artifacts/$target" >&2
+        exit 1
+    fi
+done
