@@ -151,6 +151,11 @@ impl Checkpoint {
         &self.path
     }
 
+    /// What a GGUF file holds beside its tensors; other checkpoints have files for it.
+    pub fn text(&self) -> Option<&EmbeddedText> {
+        self.text.as_ref()
+    }
+
     /// Takes what a GGUF file holds beside its tensors; other checkpoints have files for it.
     pub fn take_text(&mut self) -> Option<EmbeddedText> {
         self.text.as_mut().map(std::mem::take)

@@ -14,6 +14,8 @@ use crate::blocks::BlockType;
 use crate::error::Error;
 use crate::format::{FloatType, Format};
 
+/// A longer header than any real one: a vocabulary of 250,000 tokens takes some 15 MB.
+const MAX_HEADER_BYTES: u64 = 256 << 20;
 /// Longest text of a name or a metadata entry: chat templates have tens of kilobytes.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 /// Most values of an array: vocabularies have a few hundred thousand.
@@ -192,11 +194,20 @@ impl<R: Read> Reader<'_, R> {
         Error::Header { path: self.path.to_owned(), reason: reason.to_owned() }
     }
 
-    /// So many bytes, if the file has them.
-    fn bytes(&mut self, len: u64) -> Result<Vec<u8>, Error> {
+    /// Refuses to go on beyond the end of the file, or beyond what a header may have.
+    fn expect(&self, len: u64) -> Result<(), Error> {
         if len > self.file_len.saturating_sub(self.position) {
             return Err(self.damaged("it ends early"));
         }
+        if self.position + len > MAX_HEADER_BYTES {
+            return Err(self.damaged("it is longer than any header"));
+        }
+        Ok(())
+    }
+
+    /// So many bytes, if the file has them.
+    fn bytes(&mut self, len: u64) -> Result<Vec<u8>, Error> {
+        self.expect(len)?;
         let mut bytes = vec![0; len as usize];
         let read = self.input.read_exact(&mut bytes);
         read.map_err(|source| Error::Io { path: self.path.to_owned(), source })?;
@@ -205,9 +216,7 @@ impl<R: Read> Reader<'_, R> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
-        if self.file_len.saturating_sub(self.position) < N as u64 {
-            return Err(self.damaged("it ends early"));
-        }
+        self.expect(N as u64)?;
         let mut bytes = [0; N];
         let read = self.input.read_exact(&mut bytes);
         read.map_err(|source| Error::Io { path: self.path.to_owned(), source })?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use checkpoint::ModelConfig;
+use checkpoint::{EmbeddedText, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, StoreOptions};
 use model::{Batch, Workspace};
@@ -48,10 +48,19 @@ pub struct Part<'a> {
     pub wants_logits: &'a dyn Fn(usize) -> bool,
 }
 
+/// The tokenizer that a checkpoint's file holds itself, or that lies beside it.
+fn open_tokenizer(path: &Path, text: Option<&EmbeddedText>) -> Result<Tokenizer, tokenizer::Error> {
+    match text.and_then(|text| text.tokenizer_json.as_ref()) {
+        Some(json) => Tokenizer::from_json(path, json.as_bytes(), None),
+        None => Tokenizer::open(path),
+    }
+}
+
 /// How an engine with these options would spend memory on a checkpoint. The tokenizer is there while
 /// this is found out, because it is part of what the process takes.
 pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<MemoryPlan, Error> {
-    let _tokenizer = Tokenizer::open(inventory.checkpoint.path());
+    let checkpoint = &inventory.checkpoint;
+    let _tokenizer = open_tokenizer(checkpoint.path(), checkpoint.text());
     let trunk = crate::trunk::resident_bytes(inventory);
     match options.device {
         Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
@@ -73,10 +82,7 @@ impl Engine {
         }
         let text = inventory.checkpoint.take_text();
         let path = inventory.checkpoint.path();
-        let tokenizer = match text.as_ref().and_then(|text| text.tokenizer_json.as_ref()) {
-            Some(json) => Tokenizer::from_json(path, json.as_bytes(), None),
-            None => Tokenizer::open(path),
-        };
+        let tokenizer = open_tokenizer(path, text.as_ref());
         let chat_template = text.and_then(|text| text.chat_template);
         let mut engine = Self::on_device(inventory, tokenizer, options)?;
         engine.chat_template = chat_template;

@@ -53,11 +53,15 @@ pub enum BlockType {
     Iq1S,
     /// Lattice points of about 1.8 bits a value.
     Iq1M,
+    /// Values -1, 0, 1, five to a byte.
+    Tq1_0,
+    /// Values -1, 0, 1, four to a byte.
+    Tq2_0,
 }
 
 impl BlockType {
     /// All formats with their number in GGUF files.
-    const NUMBERS: [(u32, Self); 21] = [
+    const NUMBERS: [(u32, Self); 23] = [
         (2, Self::Q4_0),
         (3, Self::Q4_1),
         (6, Self::Q5_0),
@@ -79,6 +83,8 @@ impl BlockType {
         (21, Self::Iq3S),
         (19, Self::Iq1S),
         (29, Self::Iq1M),
+        (34, Self::Tq1_0),
+        (35, Self::Tq2_0),
     ];
 
     /// The format with a number of GGUF files.
@@ -101,7 +107,7 @@ impl BlockType {
             Self::Nvfp4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
             Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => 256,
-            Self::Iq1S | Self::Iq1M => 256,
+            Self::Iq1S | Self::Iq1M | Self::Tq1_0 | Self::Tq2_0 => 256,
         }
     }
 
@@ -128,6 +134,8 @@ impl BlockType {
             Self::Iq3S => 110,
             Self::Iq1S => 50,
             Self::Iq1M => 56,
+            Self::Tq1_0 => 54,
+            Self::Tq2_0 => 66,
         }
     }
 
@@ -155,6 +163,8 @@ impl BlockType {
             Self::Iq3S => "IQ3_S",
             Self::Iq1S => "IQ1_S",
             Self::Iq1M => "IQ1_M",
+            Self::Tq1_0 => "TQ1_0",
+            Self::Tq2_0 => "TQ2_0",
         }
     }
 
@@ -187,6 +197,8 @@ impl BlockType {
             Self::Iq3S => lattice::iq3_s,
             Self::Iq1S => lattice::iq1_s,
             Self::Iq1M => lattice::iq1_m,
+            Self::Tq1_0 => tq1_0,
+            Self::Tq2_0 => tq2_0,
         };
         let blocks = data.chunks_exact(self.bytes());
         for (block, out) in blocks.zip(out.chunks_exact_mut(self.values())) {
@@ -365,6 +377,28 @@ fn iq4_xs(block: &[u8], out: &mut [f32]) {
         let scale = scale * sub_scale;
         let codes = &block[8 + 16 * sub..][..16];
         nibbles(codes, out, |_, code| scale * f32::from(IQ4_VALUES[usize::from(code)]));
+    }
+}
+
+/// Five ternary digits to a byte, the highest first: the byte is their value as a fraction of 256.
+fn tq1_0(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 52);
+    let (first, rest) = out.split_at_mut(160);
+    let (second, third) = rest.split_at_mut(80);
+    for (bytes, out) in [(&block[..32], first), (&block[32..48], second), (&block[48..52], third)] {
+        for (digit, out) in out.chunks_exact_mut(bytes.len()).enumerate() {
+            for (out, byte) in out.iter_mut().zip(bytes) {
+                let left = byte.wrapping_mul(3_u8.pow(digit as u32));
+                *out = scale * (f32::from(((u16::from(left) * 3) >> 8) as u8) - 1.0);
+            }
+        }
+    }
+}
+
+fn tq2_0(block: &[u8], out: &mut [f32]) {
+    let scale = half(block, 64);
+    for (index, out) in out.iter_mut().enumerate() {
+        *out = scale * (f32::from(two_bits(block, index)) - 1.0);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::support::{fixture, json, output, text};
 
-const FIXTURES: [&str; 9] = [
+const FIXTURES: [&str; 10] = [
     "qwen35moe-tiny",
     "qwen35moe-tiny-mlx-4bit",
     "qwen35moe-mini-mlx-8bit",
@@ -12,6 +12,7 @@ const FIXTURES: [&str; 9] = [
     "gguf/qwen35moe-mini-q8_0.gguf",
     "gguf/qwen35moe-k256-q4_k_m.gguf",
     "gguf/qwen3next-tiny-q8_0.gguf",
+    "gguf/qwen3moe-tiny-bf16.gguf",
 ];
 
 #[test]
