@@ -28,6 +28,7 @@ fn fixtures_give_the_same_bytes() {
         "qwen35moe-mini-mlx-8bit",
         "qwen3next-tiny",
         "qwen3moe-tiny",
+        "gguf/qwen35moe-k256-q4_k_m.gguf",
     ];
     for name in names {
         let (directory, out) = (fixture(name), TempDir::new());
