@@ -142,7 +142,7 @@ pub fn quantize_affine(affine: Affine, values: &[f32], out: &mut QuantizedRow) {
 }
 
 /// Writes codes as a bit stream, lowest bit first.
-fn pack_codes(bits: u8, codes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn pack_codes(bits: u8, codes: &[u8], out: &mut Vec<u8>) {
     let (mut held, mut n_held) = (0_u32, 0);
     for &code in codes {
         held |= u32::from(code) << n_held;

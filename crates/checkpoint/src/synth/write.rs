@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use crate::codec::{QuantizedRow, encode_floats, quantize_affine};
+use crate::codec::{QuantizedRow, encode_floats, pack_codes, quantize_affine};
 use crate::format::Affine;
 use crate::safetensors_file::write_header;
 use crate::synth::plan::{Fill, Shape, Tensor, Values};
@@ -95,23 +95,26 @@ fn fill(out: &mut Out<'_>, shape: &Shape, tensor: &Tensor) -> io::Result<()> {
         Fill::Embedding { affine } => {
             let (shift, levels) = shape.embedding_levels();
             let signs = signs(shape);
-            let mut packer = Packer::new(affine.bits);
+            let mut codes = vec![0; cols];
+            let mut packed = Vec::with_capacity(2 * CHUNK_BYTES);
             for _ in 0..tensor.shape[0] {
                 let mut held = 0_u64;
-                for (col, &positive) in signs.iter().enumerate() {
+                for (col, (code, &positive)) in codes.iter_mut().zip(&signs).enumerate() {
                     if col % 4 == 0 {
                         held = random.next();
                     }
                     let noise = ((held & 0xffff) as u32 * levels) >> 16;
                     held >>= 16;
-                    packer.push(noise + if positive { shift } else { 0 });
+                    *code = (noise + if positive { shift } else { 0 }) as u8;
                 }
-                if packer.bytes.len() >= CHUNK_BYTES {
-                    out.write(&packer.bytes)?;
-                    packer.bytes.clear();
+                // A row is a whole number of bytes.
+                pack_codes(affine.bits, &codes, &mut packed);
+                if packed.len() >= CHUNK_BYTES {
+                    out.write(&packed)?;
+                    packed.clear();
                 }
             }
-            out.write(&packer.bytes)?;
+            out.write(&packed)?;
             let (common, noise) = (f64::from(shift) / 2.0, f64::from(levels * levels - 1) / 12.0);
             let scale = 1.0 / (noise + common * common).sqrt();
             let centre = f64::from(levels - 1 + shift) / 2.0;
@@ -194,28 +197,4 @@ pub(crate) fn router(
             .collect::<Vec<_>>()
     });
     rows.collect()
-}
-
-/// Packs codes into a bit stream, lowest bit first.
-struct Packer {
-    bits: u8,
-    held: u32,
-    n_held: u8,
-    bytes: Vec<u8>,
-}
-
-impl Packer {
-    fn new(bits: u8) -> Self {
-        Self { bits, held: 0, n_held: 0, bytes: Vec::with_capacity(2 * CHUNK_BYTES) }
-    }
-
-    fn push(&mut self, code: u32) {
-        self.held |= code << self.n_held;
-        self.n_held += self.bits;
-        while self.n_held >= 8 {
-            self.bytes.push(self.held as u8);
-            self.held >>= 8;
-            self.n_held -= 8;
-        }
-    }
 }
