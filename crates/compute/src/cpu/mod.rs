@@ -18,10 +18,11 @@ pub use kernels::Isa;
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 use crate::host::{HostBuffer, route_rows};
-use crate::matrix::{ExpertWeights, Matrix};
+use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
+use crate::uses::ExpertUses;
 use kernels::Kernels;
 use matmul::Product;
 use pool::{Parts, Pool};
@@ -198,15 +199,17 @@ impl Backend for Cpu {
         route_rows(logits, spec, routing);
     }
 
-    fn expert(
+    fn experts(
         &mut self,
         x: &HostBuffer,
-        expert: &ExpertWeights,
-        uses: &[ExpertUse],
-        top_k: usize,
+        experts: &[LoadedExpert],
+        uses: &ExpertUses,
         out: &mut HostBuffer,
     ) {
-        moe::expert(&mut self.machine, &mut self.moe, x, expert, uses, top_k, out);
+        for LoadedExpert { index, weights } in experts {
+            let (machine, moe) = (&mut self.machine, &mut self.moe);
+            moe::expert(machine, moe, x, weights, uses.of(*index), uses.top_k(), out);
+        }
     }
 
     fn swiglu(&mut self, x: &HostBuffer, weights: &ExpertWeights, out: &mut HostBuffer) {

@@ -2,12 +2,13 @@
 
 #![expect(unsafe_code, reason = "tasks write disjoint parts of the output")]
 
-use crate::backend::{ExpertUse, MoeOutputs};
+use crate::backend::MoeOutputs;
 use crate::cpu::matmul::{Product, multiply};
 use crate::cpu::pool::Parts;
 use crate::cpu::{Cpu, Machine};
 use crate::host::{HostBuffer, sigmoid, silu};
 use crate::matrix::ExpertWeights;
+use crate::uses::ExpertUse;
 
 /// Rows that go through an expert at a time: enough to decode each weight for many rows, few enough
 /// that working memory stays small.
