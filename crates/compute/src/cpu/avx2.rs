@@ -6,11 +6,35 @@ use std::arch::x86_64::*;
 
 use checkpoint::{Affine, FloatType, Format};
 
+use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
+
+/// Only given out by `Kernels::of` where the features were detected. Plain floating-point loops are
+/// those of AVX2: eight running sums define their results.
+pub(crate) static AVX512_KERNELS: Kernels = Kernels {
+    isa: Isa::Avx512,
+    quantize: |x, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { integer::avx512::quantize(x, out) }
+    },
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { integer::avx512::multiply(rows, tokens, out) }
+    },
+    ..KERNELS
+};
 
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
+    quantize: |x, out| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { integer::avx2::quantize(x, out) }
+    },
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX2, FMA and F16C are available.
+        unsafe { integer::avx2::multiply(rows, tokens, out) }
+    },
     dot_tile: |tile, sums| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dot_tile(tile, sums) }

@@ -2,10 +2,19 @@
 
 use checkpoint::Format;
 
+use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 
-pub(crate) static KERNELS: Kernels =
-    Kernels { isa: Isa::Scalar, dot_tile, dequantize, dot, dots, weighted_sum };
+pub(crate) static KERNELS: Kernels = Kernels {
+    isa: Isa::Scalar,
+    dot_tile,
+    dequantize,
+    dot,
+    dots,
+    quantize: |x, out| integer::quantize_portable(x, out),
+    multiply: integer::portable::multiply,
+    weighted_sum,
+};
 
 fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
     for token in 0..tile.n_tokens {
