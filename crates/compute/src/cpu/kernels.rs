@@ -5,7 +5,7 @@
 //! up at the end by [`sum_lanes`]. So a result does not depend on how work was cut into calls; between
 //! versions it differs only by fused or separate rounding of products.
 
-use checkpoint::Format;
+use checkpoint::{FloatType, Format};
 
 use crate::cpu::integer::{BlocksMut, Rows, Tokens};
 use crate::cpu::scalar;
@@ -102,6 +102,8 @@ pub(crate) struct Kernels {
     pub(crate) dot_tile: fn(Tile<'_>, &mut TileSums),
     /// Decodes whole groups of a row, as [`checkpoint::dequantize_row`] does.
     pub(crate) dequantize: Dequantize,
+    /// `out[r] = row_r . x` for consecutive stored rows, in the order of additions of [`Kernels::dot_tile`].
+    pub(crate) dot_floats: fn(FloatType, &[u8], &[f32], &mut [f32]),
     /// `sum of x * y`.
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     /// `out[j] = row_j . x` for consecutive rows as wide as `x`.

@@ -6,6 +6,9 @@
 //! every weight is decoded once. Both add in the same order.
 
 use std::cell::RefCell;
+use std::ops::Range;
+
+use checkpoint::{FloatType, Format};
 
 use crate::cpu::Machine;
 use crate::cpu::integer::{BLOCK, BlocksMut, Kind, QuantizedRows, Rows, Tokens};
@@ -63,6 +66,12 @@ pub(crate) fn multiply(
                     });
                     return;
                 }
+                if let (true, Format::Float(float)) =
+                    (n_tokens <= FEW_TOKENS, product.matrix.format)
+                {
+                    multiply_floats(kernels, x, float, product, begin..end);
+                    return;
+                }
                 for row in (begin..end).step_by(TILE_ROWS) {
                     multiply_rows(kernels, x, n_tokens, product, row, TILE_ROWS.min(end - row));
                 }
@@ -71,6 +80,25 @@ pub(crate) fn multiply(
             task -= tasks(product);
         }
     });
+}
+
+/// Some outputs of few tokens, from weights that are stored as numbers.
+fn multiply_floats(
+    kernels: &Kernels,
+    x: &[f32],
+    float: FloatType,
+    product: &Product<'_>,
+    rows: Range<usize>,
+) {
+    let Matrix { rows: width, cols, .. } = *product.matrix;
+    let row_bytes = product.matrix.format.row_bytes(cols);
+    let weights = &product.matrix.data()[rows.start * row_bytes..rows.end * row_bytes];
+    for (token, x) in x.chunks_exact(cols).enumerate() {
+        // SAFETY: a task alone writes its rows of each token.
+        #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+        let out = unsafe { product.out.part(token * width + rows.start, rows.len()) };
+        (kernels.dot_floats)(float, weights, x, out);
+    }
 }
 
 /// Quantises `n_rows` rows of activations for [`multiply`].

@@ -35,6 +35,12 @@ pub(crate) static KERNELS: Kernels = Kernels {
     },
     // The compiler turns the plain loops over codes into vector code by itself.
     dequantize: scalar::dequantize,
+    dot_floats: |float, rows, x, out| {
+        scalar::decode_eights(float, rows, x, out, |weights, x, lanes| {
+            // SAFETY: this table is only used where NEON is available.
+            unsafe { store(lanes, multiply_add(load(lanes), load(weights), load(x))) }
+        });
+    },
     dot: |x, y| {
         // SAFETY: this table is only used where NEON is available.
         unsafe { dot(x, y) }

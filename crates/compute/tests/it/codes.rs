@@ -27,7 +27,7 @@ fn norm(values: &[f32]) -> f64 {
 #[test]
 fn products_are_near_and_the_same_bits_everywhere() {
     let n_tokens = 21;
-    for (rows, cols) in [(37, 64), (5, 256), (70, 1024 + 256), (16, 512), (1, 1088)] {
+    for (rows, cols) in [(37, 64), (5, 256), (70, 1024 + 256), (16, 512), (9, 1088)] {
         for format in code_formats(cols) {
             let random = &mut Random::new(rows as u64);
             let weights = matrix(random, format, rows, cols);

@@ -52,6 +52,9 @@ pub(crate) struct Rows<'a> {
     /// Bytes of a row of codes, and of its scales and biases.
     row_bytes: usize,
     scale_row_bytes: usize,
+    /// Those of a chunk.
+    chunk_bytes: usize,
+    chunk_scale_bytes: usize,
     data: &'a [u8],
     scales: &'a [u8],
     biases: &'a [u8],
@@ -79,6 +82,8 @@ impl<'a> Rows<'a> {
             kind,
             row_bytes,
             scale_row_bytes,
+            chunk_bytes: kind.chunk_bytes(),
+            chunk_scale_bytes: kind.chunk_scale_bytes(),
             data: &matrix.data()[begin * row_bytes..(begin + n_rows) * row_bytes],
             scales: &matrix.scales()[scales.clone()],
             biases: &matrix.biases()[scales],
@@ -93,19 +98,24 @@ impl<'a> Rows<'a> {
         self.cols.div_ceil(CHUNK)
     }
 
+    /// Whether the bytes are those of a whole chunk.
+    #[inline(always)]
+    fn is_whole(&self, stored: Stored<'_>) -> bool {
+        stored.data.len() == self.chunk_bytes
+    }
+
     /// A chunk of a row, without what is missing in a short last one.
     #[inline(always)]
     pub(crate) fn chunk(&self, row: usize, chunk: usize) -> Stored<'a> {
-        let (bytes, scale_bytes) = (self.kind.chunk_bytes(), self.kind.chunk_scale_bytes());
         let part = |all: &'a [u8], row_bytes: usize, bytes: usize| {
             let row = &all[row * row_bytes..(row + 1) * row_bytes];
             let begin = (chunk * bytes).min(row.len());
             &row[begin..(begin + bytes).min(row.len())]
         };
         Stored {
-            data: part(self.data, self.row_bytes, bytes),
-            scales: part(self.scales, self.scale_row_bytes, scale_bytes),
-            biases: part(self.biases, self.scale_row_bytes, scale_bytes),
+            data: part(self.data, self.row_bytes, self.chunk_bytes),
+            scales: part(self.scales, self.scale_row_bytes, self.chunk_scale_bytes),
+            biases: part(self.biases, self.scale_row_bytes, self.chunk_scale_bytes),
         }
     }
 }

@@ -48,11 +48,7 @@ pub(crate) fn with_whole_chunk<T>(
     f: impl FnOnce(Stored<'_>) -> T,
 ) -> T {
     let stored = rows.chunk(row, chunk);
-    if stored.data.len() == rows.kind.chunk_bytes() {
-        f(stored)
-    } else {
-        f(Padded::new(stored).stored(rows.kind))
-    }
+    if rows.is_whole(stored) { f(stored) } else { f(Padded::new(stored).stored(rows.kind)) }
 }
 
 /// A chunk of a row of activations.
