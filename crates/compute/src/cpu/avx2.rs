@@ -8,11 +8,15 @@ use checkpoint::{Affine, FloatType, Format};
 
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
+use crate::cpu::math::{Math, math};
+
+static MATH: Math = math!("avx2,fma");
 
 /// Only given out by `Kernels::of` where the features were detected. Plain floating-point loops are
 /// those of AVX2: eight running sums define their results.
 pub(crate) static AVX512_KERNELS: Kernels = Kernels {
     isa: Isa::Avx512,
+    math: &crate::cpu::avx512::MATH,
     quantize: |x, out| {
         // SAFETY: this table is only used where AVX-512 is available.
         unsafe { integer::avx512::quantize(x, out) }
@@ -31,6 +35,7 @@ pub(crate) static AVX512_KERNELS: Kernels = Kernels {
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
+    math: &MATH,
     quantize: |x, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { integer::avx2::quantize(x, out) }

@@ -4,6 +4,10 @@
 
 use std::arch::x86_64::*;
 
+use crate::cpu::math::{Math, math};
+
+pub(crate) static MATH: Math = math!("avx512f,avx512bw,avx512vl,avx512dq");
+
 /// See [`crate::cpu::kernels::Kernels::weighted_sums`].
 #[target_feature(enable = "avx512f,fma")]
 pub(crate) fn weighted_sums(n: usize, weights: &[f32], rows: &[f32], out: &mut [f32]) {

@@ -22,7 +22,7 @@ use crate::backend::{DeltaNetSpec, DeltaStateValues, Span};
 use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::pool::{Parts, Pool};
-use crate::host::{HostBuffer, delta_gates, silu};
+use crate::host::{HostBuffer, delta_gates};
 
 /// Tokens of a block. The work inside a block grows with it, the share of the update at its end falls;
 /// 32 balances them for heads of 128.
@@ -204,7 +204,7 @@ impl BlockPart<'_, '_> {
     /// Causal convolution with SiLU; keeps the last inputs for the next tokens.
     fn convolve(&mut self, mixed: &mut [f32]) {
         let (channels, taps) = (self.spec.channels(), self.spec.conv_kernel);
-        let (row, n, inputs) = (self.row, self.n, self.inputs);
+        let (row, n, inputs, kernels) = (self.row, self.n, self.inputs, self.kernels);
         let history = &self.state.conv;
         let out = Parts::new(mixed);
         // Input `i` of the history and then of the batch, for a range of channels.
@@ -218,15 +218,21 @@ impl BlockPart<'_, '_> {
             for i in 0..n {
                 // SAFETY: each task has its own channels.
                 let out = unsafe { out.part(i * channels + begin, len) };
-                out.fill(0.0);
-                for tap in 0..taps {
-                    let x = input(i + tap, begin, len);
-                    let weights = inputs.conv[begin * taps + tap..].iter().step_by(taps);
-                    for ((out, x), weight) in out.iter_mut().zip(x).zip(weights) {
-                        *out += x * weight;
+                let weights = &inputs.conv[begin * taps..(begin + len) * taps];
+                if taps == 4 {
+                    let x = [0, 1, 2, 3].map(|tap| input(i + tap, begin, len));
+                    (kernels.math.convolve4)(weights, x, out);
+                } else {
+                    out.fill(0.0);
+                    for tap in 0..taps {
+                        let weights = weights[tap..].iter().step_by(taps);
+                        let x = input(i + tap, begin, len);
+                        for ((out, x), weight) in out.iter_mut().zip(x).zip(weights) {
+                            *out += x * weight;
+                        }
                     }
                 }
-                out.iter_mut().for_each(|value| *value = silu(*value));
+                (kernels.math.silu)(out);
             }
         });
         // The last inputs are the history of what comes next.
@@ -375,7 +381,8 @@ fn gated_norm(
     let mean = (kernels.dot)(out, out) / out.len() as f32;
     let scale = 1.0 / (mean + spec.eps).sqrt();
     let gate = &inputs.z.row(row)[head * spec.value_dim..][..spec.value_dim];
-    for ((out, weight), gate) in out.iter_mut().zip(inputs.norm).zip(gate) {
-        *out = *out * scale * weight * silu(*gate);
+    for (out, weight) in out.iter_mut().zip(inputs.norm) {
+        *out = *out * scale * weight;
     }
+    (kernels.math.times_silu)(out, gate);
 }

@@ -8,6 +8,7 @@
 use checkpoint::{FloatType, Format};
 
 use crate::cpu::integer::{BlocksMut, Rows, Tokens};
+use crate::cpu::math::Math;
 use crate::cpu::scalar;
 
 /// Running sums of one result.
@@ -45,6 +46,7 @@ impl Isa {
         {
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512vbmi")
@@ -108,6 +110,8 @@ pub(crate) struct Kernels {
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     /// `out[j] = row_j . x` for consecutive rows as wide as `x`.
     pub(crate) dots: fn(&[f32], &[f32], &mut [f32]),
+    /// Elementary functions.
+    pub(crate) math: &'static Math,
     /// Quantises whole blocks of columns, as [`crate::cpu::integer::quantize_portable`] does.
     pub(crate) quantize: fn(&[f32], BlocksMut<'_>),
     /// `out[token * n_rows + row]`, as [`crate::cpu::integer`] defines it.

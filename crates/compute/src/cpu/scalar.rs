@@ -4,9 +4,11 @@ use checkpoint::{FloatType, Format, decode_floats};
 
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
+use crate::cpu::math::PLAIN;
 
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
+    math: &PLAIN,
     dot_tile,
     dot_floats: |float, rows, x, out| {
         decode_eights(float, rows, x, out, |weights, x, lanes| {
