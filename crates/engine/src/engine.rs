@@ -278,10 +278,17 @@ impl Engine {
         assert!(self.batch.logit_rows.len() <= self.plan.logit_rows, "the logits fit the buffers");
 
         let position = parts.first().map_or(0, |part| part.session.tokens.len());
-        let mut states: Vec<_> = parts.iter_mut().map(|part| &mut part.session.state).collect();
         let before = self.runner.expert_stats();
         self.runner.log().timeline.reset();
-        let result = self.runner.forward(&self.batch, &mut states);
+        // One sequence, the common case, needs no list: decoding allocates nothing.
+        let result = match &mut *parts {
+            [one] => self.runner.forward(&self.batch, &mut [&mut one.session.state]),
+            many => {
+                let mut states: Vec<_> =
+                    many.iter_mut().map(|part| &mut part.session.state).collect();
+                self.runner.forward(&self.batch, &mut states)
+            }
+        };
         let result = result.map_err(|source| Error::Forward { position, source });
         let result =
             result.and_then(|()| match self.runner.logits().iter().all(|x| x.is_finite()) {

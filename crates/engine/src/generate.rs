@@ -67,6 +67,8 @@ pub struct Generation<'a> {
     stop: StopMatcher,
     /// Tokens to compute before the next choice: the prompt, then the last token.
     pending: Vec<u32>,
+    /// Logits of the last token; their memory is used again.
+    logits: Vec<f32>,
     generated_from: usize,
     limit: usize,
     done: bool,
@@ -103,6 +105,7 @@ impl<'a> Generation<'a> {
             decoder,
             stop: StopMatcher::new(options.stop.clone()),
             pending: prompt.to_vec(),
+            logits: Vec::new(),
             generated_from,
             limit: options.max_tokens.unwrap_or(usize::MAX).min(room),
             done: false,
@@ -116,7 +119,8 @@ impl<'a> Generation<'a> {
         let mut usage = Usage::default();
         let mut finish = None;
         let pending = std::mem::take(&mut self.pending);
-        let mut logits = Vec::new();
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.clear();
         for (index, chunk) in pending.chunks(self.engine.prompt_chunk()).enumerate() {
             if self.is_cancelled() {
                 finish = Some(FinishReason::Cancelled);
@@ -141,6 +145,7 @@ impl<'a> Generation<'a> {
         let token =
             self.sampler.choose(&logits, self.session.tokens(), self.generated_from, position);
         let logprobs = self.options.logprobs.map(|n| logprobs(&logits, token, n));
+        self.logits = logits;
         let generated = position + 1 - self.generated_from;
         let mut text = String::new();
         if self.options.stop_tokens.contains(&token) {

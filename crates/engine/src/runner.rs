@@ -58,9 +58,15 @@ where
     }
 
     fn forward(&mut self, batch: &Batch, states: &mut [&mut State]) -> Result<(), SourceError> {
-        let mut states: Vec<&mut SequenceState<B>> =
-            states.iter_mut().map(|state| downcast_mut(state)).collect();
-        self.decoder.forward(&mut self.workspace, batch, &mut states, &mut self.experts)
+        let Self { decoder, workspace, experts } = self;
+        match states {
+            [one] => decoder.forward(workspace, batch, &mut [downcast_mut(one)], experts),
+            many => {
+                let mut states: Vec<&mut SequenceState<B>> =
+                    many.iter_mut().map(|state| downcast_mut(state)).collect();
+                decoder.forward(workspace, batch, &mut states, experts)
+            }
+        }
     }
 
     fn logits(&self) -> &[f32] {

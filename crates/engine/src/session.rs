@@ -18,7 +18,7 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(state: State, context: usize, permit: Permit) -> Self {
-        Self { tokens: Vec::new(), state, context, broken: false, _permit: permit }
+        Self { tokens: Vec::with_capacity(context), state, context, broken: false, _permit: permit }
     }
 
     /// The tokens computed so far.

@@ -75,15 +75,23 @@ impl<V> Decoder<Matrix, V> {
             backend.rms_norm(x, &layer.mixer_norm, eps, normed);
             match &layer.mixer {
                 Mixer::Attention(block) => {
-                    let mut caches: Vec<_> =
-                        states.iter_mut().map(|state| state.layers[index].kv_cache()).collect();
-                    block.forward(backend, attention, spans, &mut caches, normed, mixed);
+                    with_all(
+                        states,
+                        |state| state.layers[index].kv_cache(),
+                        |caches| {
+                            block.forward(backend, attention, spans, caches, normed, mixed);
+                        },
+                    );
                 }
                 Mixer::DeltaNet(block) => {
                     let delta_net = delta_net.as_mut().expect("a model with delta nets has it");
-                    let mut deltas: Vec<_> =
-                        states.iter_mut().map(|state| state.layers[index].delta_state()).collect();
-                    block.forward(backend, delta_net, spans, &mut deltas, normed, mixed);
+                    with_all(
+                        states,
+                        |state| state.layers[index].delta_state(),
+                        |deltas| {
+                            block.forward(backend, delta_net, spans, deltas, normed, mixed);
+                        },
+                    );
                 }
             }
             backend.add(x, mixed);
@@ -222,6 +230,18 @@ impl<M, V> Mixer<M, V> {
             Self::Attention(_) => Phase::Attention,
             Self::DeltaNet(_) => Phase::DeltaNet,
         }
+    }
+}
+
+/// Calls `use_all` with what `part` gives of each state. One sequence, the common case, needs no list.
+fn with_all<'a, S, T: 'a>(
+    states: &'a mut [S],
+    mut part: impl FnMut(&'a mut S) -> &'a mut T,
+    use_all: impl FnOnce(&mut [&'a mut T]),
+) {
+    match states {
+        [one] => use_all(&mut [part(one)]),
+        many => use_all(&mut many.iter_mut().map(part).collect::<Vec<_>>()),
     }
 }
 

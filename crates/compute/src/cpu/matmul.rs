@@ -32,26 +32,27 @@ thread_local! {
 }
 
 /// A matrix with where its product goes, (tokens, matrix.rows).
+#[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
     pub(crate) matrix: &'a Matrix,
     pub(crate) out: Parts<'a>,
 }
 
-/// Multiplies `n_tokens` rows of activations with each of the matrices.
+/// Multiplies `n_tokens` rows of activations with each of the matrices that are there.
 pub(crate) fn multiply(
     machine: &mut Machine,
     x: &[f32],
     n_tokens: usize,
-    products: &[Product<'_>],
+    products: &[Option<Product<'_>>],
 ) {
-    if !machine.precise && products.iter().any(|p| Kind::of(p.matrix.format).is_some()) {
+    if !machine.precise && products.iter().flatten().any(|p| Kind::of(p.matrix.format).is_some()) {
         quantize(machine, x, n_tokens);
     }
     let Machine { kernels, pool, precise, quantized } = machine;
     let tasks = |product: &Product<'_>| product.matrix.rows.div_ceil(TASK_ROWS);
-    let n_tasks = products.iter().map(tasks).sum();
+    let n_tasks = products.iter().flatten().map(tasks).sum();
     pool.run(n_tasks, |mut task| {
-        for product in products {
+        for product in products.iter().flatten() {
             if task < tasks(product) {
                 let begin = task * TASK_ROWS;
                 let end = (begin + TASK_ROWS).min(product.matrix.rows);

@@ -75,6 +75,9 @@ pub(crate) struct Machine {
     quantized: QuantizedRows,
 }
 
+/// Projections of one input in a call.
+const MAX_PRODUCTS: usize = 8;
+
 /// The CPU backend.
 pub struct Cpu {
     machine: Machine,
@@ -173,12 +176,13 @@ impl Backend for Cpu {
     }
 
     fn project(&mut self, x: &HostBuffer, weights: &[&Matrix], outs: &mut [&mut HostBuffer]) {
-        let products = weights.iter().zip(outs).map(|(matrix, out)| {
+        let mut products = [None; MAX_PRODUCTS];
+        for ((product, matrix), out) in products.iter_mut().zip(weights).zip(outs) {
             assert_eq!((matrix.cols, matrix.rows), (x.width(), out.width()), "shapes agree");
             out.set_rows(x.rows());
-            Product { matrix, out: Parts::new(out.values_mut()) }
-        });
-        let products: Vec<_> = products.collect();
+            *product = Some(Product { matrix, out: Parts::new(out.values_mut()) });
+        }
+        assert!(weights.len() <= MAX_PRODUCTS, "no layer has so many projections of one input");
         matmul::multiply(&mut self.machine, x.values(), x.rows(), &products);
     }
 

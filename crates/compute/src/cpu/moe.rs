@@ -239,8 +239,8 @@ fn apply_in_floats(
     ups.resize(n_rows * up.rows, 0.0);
     output.resize(n_rows * down.rows, 0.0);
     let products = [
-        Product { matrix: gate, out: Parts::new(gates) },
-        Product { matrix: up, out: Parts::new(ups) },
+        Some(Product { matrix: gate, out: Parts::new(gates) }),
+        Some(Product { matrix: up, out: Parts::new(ups) }),
     ];
     multiply(machine, input, n_rows, &products);
     let width = gate.rows;
@@ -252,7 +252,7 @@ fn apply_in_floats(
         (kernels.math.times_silu)(ups, &gates[row * width..][..width]);
     });
     let product = Product { matrix: down, out: Parts::new(output) };
-    multiply(machine, ups, n_rows, &[product]);
+    multiply(machine, ups, n_rows, &[Some(product)]);
 }
 
 /// See [`crate::Backend::combine`].
