@@ -130,6 +130,9 @@ pub struct RunArgs {
     /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
+    /// Record every phase and every read, for Perfetto or Chrome's trace viewer.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

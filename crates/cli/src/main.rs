@@ -11,6 +11,7 @@ mod output;
 mod run;
 mod synth;
 mod timing;
+mod trace;
 mod verify;
 
 use std::process::ExitCode;

@@ -45,3 +45,4 @@ pub use usage::Usage;
 pub use compute::Isa;
 pub use experts::parse_size;
 pub use model::Phase;
+pub use trace::{DEFAULT_SPANS, Recorder};

@@ -1,5 +1,7 @@
 //! What a caller may choose when opening an engine.
 
+use trace::Recorder;
+
 /// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -33,6 +35,8 @@ pub struct EngineOptions {
     pub device: Device,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
+    /// Who is told of every phase and every read; its memory is part of the budget.
+    pub recorder: Option<Recorder>,
 }
 
 impl Default for EngineOptions {
@@ -47,6 +51,7 @@ impl Default for EngineOptions {
             sessions: 1,
             device: Device::default(),
             direct_io: true,
+            recorder: None,
         }
     }
 }
