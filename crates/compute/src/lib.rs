@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod bandwidth;
 mod cpu;
 mod host;
 mod matrix;
@@ -18,6 +19,7 @@ pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
+pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, Matrix};

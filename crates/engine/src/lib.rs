@@ -22,6 +22,7 @@ mod engine;
 mod error;
 mod generate;
 mod inventory;
+pub mod measure;
 mod options;
 mod runner;
 mod sampler;
