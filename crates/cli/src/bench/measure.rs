@@ -99,6 +99,7 @@ impl<'a> Bench<'a> {
 
         let mut engine: Option<Engine> = None;
         let mut session: Option<Session> = None;
+        let mut peak_is_ours = false;
         let n_cells = self.results.budgets[index].cells.len();
         for cell in 0..n_cells {
             let Cell { work, cold, .. } = self.results.budgets[index].cells[cell];
@@ -109,7 +110,8 @@ impl<'a> Bench<'a> {
                 // One engine's memory is given back before the next one takes its own.
                 (session, engine) = (None, None);
                 opening = Some(self.make_cold());
-                measure::reset_peak_resident();
+                // Without a reset, the peak would be that of measuring the memory's speed.
+                peak_is_ours = measure::reset_peak_resident();
             }
             let engine = match &mut engine {
                 Some(engine) => engine,
@@ -128,7 +130,10 @@ impl<'a> Bench<'a> {
             (sample.repeat, sample.opening) = (repeat, opening);
             let result = &mut self.results.budgets[index];
             result.cells[cell].samples.push(sample);
-            result.peak_resident = result.peak_resident.max(measure::peak_resident_bytes());
+            if peak_is_ours {
+                let peak = measure::peak_resident_bytes();
+                result.peak_resident = result.peak_resident.max(peak);
+            }
         }
         if let (Some(trace), Some(engine)) = (trace, &mut engine) {
             self.progress.show("decoding for the trace ...");

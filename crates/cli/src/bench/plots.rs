@@ -106,7 +106,7 @@ pub fn phases(results: &Results, titles: &Titles) -> String {
         "",
         "milliseconds per token",
     );
-    svg.text((left - 10.0, top - 12.0), Anchor::End, "small", "experts in memory, context");
+    svg.text((24.0, top - 12.0), Anchor::Start, "small", "experts in memory, context");
     for (index, (name, cell)) in bars.iter().enumerate() {
         let y = top + STEP * index as f64;
         svg.text((left - 10.0, y + 16.0), Anchor::End, "", name);
