@@ -30,7 +30,7 @@ use crate::trace::Trace;
 use crate::{demo, output};
 
 /// Least and most bytes by which the speed of memory is measured.
-const MEMORY_BYTES: (u64, u64) = (256 << 20, 1 << 30);
+const MEMORY_BYTES: (u64, u64) = (512 << 20, 1 << 30);
 
 /// Runs the command.
 pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
@@ -112,10 +112,11 @@ fn facts(machine: &Machine, date: &str, settings: &Settings, inventory: &Invento
     })
 }
 
-/// Four times what the caches hold, within bounds and a quarter of what is free.
+/// Sixteen times what the caches hold, so that little of it can be there from the pass before; within
+/// bounds and a quarter of what is free.
 fn memory_bytes(machine: &Machine) -> usize {
     let (least, most) = MEMORY_BYTES;
-    let wanted = machine.cache.map_or(least, |cache| cache.saturating_mul(4)).clamp(least, most);
+    let wanted = machine.cache.map_or(least, |cache| cache.saturating_mul(16)).clamp(least, most);
     let free = MemoryLimits::detect().map_or(u64::MAX, |limits| limits.available_bytes());
     wanted.min(free / 4) as usize
 }

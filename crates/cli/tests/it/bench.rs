@@ -151,7 +151,7 @@ fn assert_well_formed(svg: &str) {
         }
         let end = begin + rest[begin..].find('>').expect("a tag ends");
         let tag = &rest[begin + 1..end];
-        assert!(tag.matches('"').count() % 2 == 0, "quotes of {tag:?} come in pairs");
+        assert!(tag.matches('"').count().is_multiple_of(2), "quotes of {tag:?} come in pairs");
         match tag.strip_prefix('/') {
             Some(name) => assert_eq!(open.pop(), Some(name), "{tag} closes what was open"),
             None if tag.ends_with('/') => {}
