@@ -4,9 +4,11 @@
 //! Viewers want the spans of a track nested or apart. On the main track they are: a pass holds layers,
 //! a layer holds phases. Reads of one reader may overlap, when it is a queue and not a thread; they
 //! are laid out in as many lanes as it takes. Layers and the bytes in flight are derived here, so that
-//! recording stays cheap.
+//! recording stays cheap, and on the way, so that writing takes no memory to speak of.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
 use std::io::{self, Write};
 
 use crate::{Event, Kind, NO_EXPERT, NO_LAYER};
@@ -14,52 +16,99 @@ use crate::{Event, Kind, NO_EXPERT, NO_LAYER};
 /// The track of passes, layers and phases.
 const MAIN_TRACK: u32 = 0;
 
-/// Writes all events.
-pub(crate) fn write(mut events: Vec<Event>, dropped: u64, out: &mut dyn Write) -> io::Result<()> {
-    // Of two spans that begin together the longer holds the shorter.
-    events.sort_by_key(|event| (event.begin_ns, std::cmp::Reverse(event.end_ns)));
-    let (reads, main): (Vec<Event>, Vec<Event>) =
-        events.into_iter().partition(|event| matches!(event.kind, Kind::Read { .. }));
-    let mut spans: Vec<(u32, String, Event)> = Vec::with_capacity(main.len() + reads.len());
-    spans.extend(layers_of(&main).into_iter().map(|layer| {
-        let name = format!("layer {}", layer.layer);
-        (MAIN_TRACK, name, layer)
-    }));
-    spans.extend(main.into_iter().map(|event| (MAIN_TRACK, event.name.to_owned(), event)));
-    let mut tracks = vec!["passes".to_owned()];
-    for (event, track) in reads.iter().zip(lanes(&reads, &mut tracks)) {
-        let name = match event.expert {
-            NO_EXPERT => event.name.to_owned(),
-            expert => format!("{} {expert}", event.name),
-        };
-        spans.push((track, name, *event));
-    }
-    // Passes come before their layers, and layers before their phases, when they begin together.
-    let depth = |event: &Event, name: &str| match event.kind {
+/// The order in which [`write`] wants events: by time, what holds others before those.
+pub(crate) fn order(event: &Event) -> (u64, u8, u64) {
+    let rank = match event.kind {
         Kind::Pass => 0,
-        _ if name.starts_with("layer ") => 1,
-        _ => 2,
+        Kind::Phase => 1,
+        Kind::Read { .. } => 2,
     };
-    spans.sort_by_key(|(track, name, event)| {
-        (event.begin_ns, *track, depth(event, name), std::cmp::Reverse(event.end_ns))
-    });
+    (event.begin_ns, rank, event.end_ns)
+}
 
+/// Writes all events, which are in order.
+pub(crate) fn write(events: &[Event], dropped: u64, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{{\"dropped_spans\":\"{dropped}\"}},")?;
-    write!(out, "\"traceEvents\":[")?;
-    write!(out, "{{\"ph\":\"M\",\"pid\":1,\"name\":\"process_name\",")?;
+    write!(out, "\"traceEvents\":[\n{{\"ph\":\"M\",\"pid\":1,\"name\":\"process_name\",")?;
     write!(out, "\"args\":{{\"name\":\"flash-moe\"}}}}")?;
-    for (track, name) in tracks.iter().enumerate() {
-        write!(out, ",\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{track},\"name\":\"thread_name\",")?;
-        write!(out, "\"args\":{{\"name\":\"{name}\"}}}}")?;
-    }
-    for (track, name, event) in &spans {
-        write_span(out, *track, name, event)?;
-    }
-    write_in_flight(out, &reads)?;
+    write_track_name(out, MAIN_TRACK, format_args!("passes"))?;
+    write_main(out, events)?;
+    write_reads(out, events)?;
     writeln!(out, "]}}")
 }
 
-fn write_span(out: &mut dyn Write, track: u32, name: &str, event: &Event) -> io::Result<()> {
+/// Passes and phases, and around each run of phases of a layer that layer.
+fn write_main(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
+    let mut main = events.iter().filter(|event| !is_read(event));
+    let mut open_layer = NO_LAYER;
+    while let Some(event) = main.next() {
+        let layer = if event.kind == Kind::Phase { event.layer } else { NO_LAYER };
+        if layer != open_layer && layer != NO_LAYER {
+            let same = |next: &&Event| next.kind == Kind::Phase && next.layer == layer;
+            let end = main.clone().take_while(same).map(|next| next.end_ns).max();
+            let end_ns = end.map_or(event.end_ns, |end| end.max(event.end_ns));
+            let whole = Event { end_ns, ..*event };
+            write_span(out, MAIN_TRACK, format_args!("layer {layer}"), &whole)?;
+        }
+        open_layer = layer;
+        write_span(out, MAIN_TRACK, format_args!("{}", event.name), event)?;
+    }
+    Ok(())
+}
+
+/// Reads, each on a track where it overlaps no other, and a counter of the bytes in flight.
+fn write_reads(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
+    // For each reader its lanes: the track, and when its last read ends.
+    let mut readers: BTreeMap<u8, Vec<(u32, u64)>> = BTreeMap::new();
+    let mut next_track = MAIN_TRACK + 1;
+    let mut in_flight: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
+    let mut bytes: u64 = 0;
+    for event in events {
+        let Kind::Read { reader } = event.kind else { continue };
+        while let Some(&Reverse((end, amount))) = in_flight.peek()
+            && end <= event.begin_ns
+        {
+            in_flight.pop();
+            bytes = bytes.saturating_sub(amount);
+            write_in_flight(out, end, bytes)?;
+        }
+        bytes = bytes.saturating_add(event.amount);
+        in_flight.push(Reverse((event.end_ns, event.amount)));
+        write_in_flight(out, event.begin_ns, bytes)?;
+
+        let lanes = readers.entry(reader).or_default();
+        let track = match lanes.iter_mut().find(|lane| lane.1 <= event.begin_ns) {
+            Some(lane) => {
+                lane.1 = event.end_ns;
+                lane.0
+            }
+            None => {
+                let track = next_track;
+                next_track += 1;
+                lanes.push((track, event.end_ns));
+                let lane = lanes.len();
+                write_track_name(out, track, format_args!("reader {reader}, lane {lane}"))?;
+                track
+            }
+        };
+        match event.expert {
+            NO_EXPERT => write_span(out, track, format_args!("{}", event.name), event)?,
+            expert => write_span(out, track, format_args!("{} {expert}", event.name), event)?,
+        }
+    }
+    while let Some(Reverse((end, amount))) = in_flight.pop() {
+        bytes = bytes.saturating_sub(amount);
+        write_in_flight(out, end, bytes)?;
+    }
+    Ok(())
+}
+
+fn write_span(
+    out: &mut dyn Write,
+    track: u32,
+    name: fmt::Arguments<'_>,
+    event: &Event,
+) -> io::Result<()> {
     let category = match event.kind {
         Kind::Pass => "pass",
         Kind::Phase => "compute",
@@ -89,69 +138,26 @@ fn write_span(out: &mut dyn Write, track: u32, name: &str, event: &Event) -> io:
     write!(out, "}}}}")
 }
 
-/// A counter of the bytes that are being read.
-fn write_in_flight(out: &mut dyn Write, reads: &[Event]) -> io::Result<()> {
-    let mut changes: Vec<(u64, i64)> = Vec::with_capacity(2 * reads.len());
-    for read in reads {
-        let bytes = i64::try_from(read.amount).unwrap_or(i64::MAX);
-        changes.extend([(read.begin_ns, bytes), (read.end_ns, -bytes)]);
-    }
-    changes.sort_unstable();
-    let mut bytes: i64 = 0;
-    for (time, change) in changes {
-        bytes = bytes.saturating_add(change);
-        let time = Microseconds(time);
-        write!(out, ",\n{{\"ph\":\"C\",\"pid\":1,\"name\":\"bytes in flight\",\"ts\":{time},")?;
-        write!(out, "\"args\":{{\"bytes\":{bytes}}}}}")?;
-    }
-    Ok(())
+fn write_track_name(out: &mut dyn Write, track: u32, name: fmt::Arguments<'_>) -> io::Result<()> {
+    write!(out, ",\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{track},\"name\":\"thread_name\",")?;
+    write!(out, "\"args\":{{\"name\":\"{name}\"}}}}")
 }
 
-/// A span for each run of phases of the same layer; `main` is in order of time.
-fn layers_of(main: &[Event]) -> Vec<Event> {
-    let mut layers: Vec<Event> = Vec::new();
-    let mut open = false;
-    for event in main {
-        let is_phase = event.kind == Kind::Phase && event.layer != NO_LAYER;
-        match layers.last_mut() {
-            Some(layer) if open && is_phase && layer.layer == event.layer => {
-                layer.end_ns = layer.end_ns.max(event.end_ns);
-            }
-            _ if is_phase => layers.push(Event { name: "layer", ..*event }),
-            _ => {}
-        }
-        open = is_phase;
-    }
-    layers
+fn write_in_flight(out: &mut dyn Write, time_ns: u64, bytes: u64) -> io::Result<()> {
+    let time = Microseconds(time_ns);
+    write!(out, ",\n{{\"ph\":\"C\",\"pid\":1,\"name\":\"bytes in flight\",\"ts\":{time},")?;
+    write!(out, "\"args\":{{\"bytes\":{bytes}}}}}")
 }
 
-/// A track for each read, so that no two reads of a track overlap; names of new tracks are appended.
-fn lanes(reads: &[Event], tracks: &mut Vec<String>) -> Vec<u32> {
-    // For each reader its lanes: the track, and when its last read ends.
-    let mut readers: BTreeMap<u8, Vec<(u32, u64)>> = BTreeMap::new();
-    let place = |event: &Event| {
-        let Kind::Read { reader } = event.kind else { return MAIN_TRACK };
-        let lanes = readers.entry(reader).or_default();
-        if let Some(lane) = lanes.iter_mut().find(|lane| lane.1 <= event.begin_ns) {
-            lane.1 = event.end_ns;
-            return lane.0;
-        }
-        let track = tracks.len() as u32;
-        tracks.push(match lanes.len() {
-            0 => format!("reader {reader}"),
-            n => format!("reader {reader}, lane {}", n + 1),
-        });
-        lanes.push((track, event.end_ns));
-        track
-    };
-    reads.iter().map(place).collect()
+fn is_read(event: &Event) -> bool {
+    matches!(event.kind, Kind::Read { .. })
 }
 
 /// Nanoseconds, written as microseconds.
 struct Microseconds(u64);
 
-impl std::fmt::Display for Microseconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Microseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
     }
 }

@@ -138,13 +138,11 @@ impl Recorder {
         (log.events.len(), log.dropped)
     }
 
-    /// Writes the record as JSON in Chrome's trace format.
+    /// Writes the record as JSON in Chrome's trace format. Nothing can be recorded meanwhile.
     pub fn write_chrome(&self, out: &mut dyn Write) -> io::Result<()> {
-        let (events, dropped) = {
-            let log = self.lock();
-            (log.events.clone(), log.dropped)
-        };
-        chrome::write(events, dropped, out)
+        let mut log = self.lock();
+        log.events.sort_unstable_by_key(chrome::order);
+        chrome::write(&log.events, log.dropped, out)
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
