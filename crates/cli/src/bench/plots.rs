@@ -76,24 +76,34 @@ pub fn retention(results: &Results, titles: &Titles) -> String {
 /// A bar for each measurement of decoding, cut into phases.
 pub fn phases(results: &Results, titles: &Titles) -> String {
     const BAR: f64 = 22.0;
-    const STEP: f64 = 34.0;
+    const STEP: f64 = 28.0;
+    const GAP: f64 = 14.0;
     let name = |(budget, cell): (&BudgetResult, &Cell)| {
         let share = 100.0 * budget.experts_in_memory();
         let state = if cell.cold { "cold" } else { "warm" };
         format!("{share:.0} %, after {}, {state}", cell.length())
     };
-    let bars: Vec<(String, &Cell)> =
-        results.cells(true).into_iter().map(|place| (name(place), place.1)).collect();
-    let names = bars.iter().map(|(name, _)| text_width(name)).fold(170.0, f64::max);
+    // Bars of a budget stand together.
+    let mut offset = 0.0;
+    let mut last: Option<&BudgetResult> = None;
+    let mut bars: Vec<(String, &Cell, f64)> = Vec::new();
+    for place in results.cells(true) {
+        if last.replace(place.0).is_some_and(|last| !std::ptr::eq(last, place.0)) {
+            offset += GAP;
+        }
+        bars.push((name(place), place.1, offset));
+        offset += STEP;
+    }
+    let names = bars.iter().map(|(name, ..)| text_width(name)).fold(170.0, f64::max);
     let (left, right, top) = (names + 24.0, WIDTH - 76.0, 134.0);
-    let bottom = top + STEP * bars.len() as f64;
+    let bottom = top + offset;
     let height = bottom + 62.0;
     let mut svg = Svg::new(WIDTH, height, &format!("Time of a token of {} by phase", titles.model));
     head(&mut svg, &format!("{}: time of a decoded token by phase", titles.model), titles);
 
     let phases: Vec<Option<Phase>> = Phase::ALL.into_iter().map(Some).chain([None]).collect();
     let total = |cell: &Cell| phases.iter().map(|&phase| cell.phase_ms(phase)).sum::<f64>();
-    let max = bars.iter().map(|(_, cell)| total(cell)).fold(0.0, f64::max);
+    let max = bars.iter().map(|(_, cell, _)| total(cell)).fold(0.0, f64::max);
     let ticks = ticks(max);
     let x = |ms: f64| left + ms / ticks.last().copied().unwrap_or(1.0) * (right - left);
     for &tick in &ticks {
@@ -107,8 +117,8 @@ pub fn phases(results: &Results, titles: &Titles) -> String {
         "milliseconds per token",
     );
     svg.text((24.0, top - 12.0), Anchor::Start, "small", "experts in memory, context");
-    for (index, (name, cell)) in bars.iter().enumerate() {
-        let y = top + STEP * index as f64;
+    for (name, cell, offset) in &bars {
+        let y = top + offset;
         svg.text((left - 10.0, y + 16.0), Anchor::End, "", name);
         let mut begin = 0.0;
         for (&phase, colour) in phases.iter().zip(COLOURS) {

@@ -237,11 +237,12 @@ impl Cell {
                     "not_evicted": opening.resident.as_ref().err(),
                 })
             });
+            let microseconds = sample.token_seconds.iter().map(|s| (1e6 * s).round() as u64);
             json!({
                 "repeat": sample.repeat,
                 "tokens_per_second": sample.speed(),
                 "usage": timing::to_json(&sample.usage),
-                "token_seconds": sample.token_seconds,
+                "token_microseconds": microseconds.collect::<Vec<_>>(),
                 "opening": opening,
             })
         });

@@ -58,7 +58,7 @@ fn the_demo_model_can_be_measured() {
                 let of = |part: &str| cell["memory_bytes_per_token"][part].as_u64();
                 let parts = ["dense", "experts", "states"].map(|part| of(part).expect("bytes"));
                 assert_eq!(of("total"), Some(parts.iter().sum()));
-                assert_eq!(samples[0]["token_seconds"].as_array().map(Vec::len), Some(3));
+                assert_eq!(samples[0]["token_microseconds"].as_array().map(Vec::len), Some(3));
             }
         }
         // With nothing in memory the first experts must be read.
