@@ -11,7 +11,8 @@
 //! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
 //! positions.
 
-use crate::matrix::{ExpertWeights, Matrix};
+use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
+use crate::uses::ExpertUses;
 
 /// Consecutive rows of a batch that belong to one sequence, in order of position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,15 +143,6 @@ pub struct Routing {
     pub weights: Vec<f32>,
 }
 
-/// One use of an expert: the row that uses it and the rank that it has in the row's choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpertUse {
-    /// Row of the batch.
-    pub row: u32,
-    /// Rank in the row's choice, from 0.
-    pub rank: u32,
-}
-
 /// What [`Backend::combine`] adds to the residual stream.
 #[derive(Debug)]
 pub struct MoeOutputs<'a, B: Backend + ?Sized> {
@@ -259,15 +251,14 @@ pub trait Backend {
     /// the chosen ones if the model says so. Waits for the device: the host needs the ids.
     fn route(&mut self, logits: &Self::Buffer, spec: RouterSpec, routing: &mut Routing);
 
-    /// Applies one routed expert to the rows that use it:
+    /// Applies routed experts to the rows that use them:
     /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
     /// alone; the caller has set its row count with [`Backend::set_rows`].
-    fn expert(
+    fn experts(
         &mut self,
         x: &Self::Buffer,
-        expert: &ExpertWeights,
-        uses: &[ExpertUse],
-        top_k: usize,
+        experts: &[LoadedExpert],
+        uses: &ExpertUses,
         out: &mut Self::Buffer,
     );
 

@@ -14,13 +14,15 @@ mod host;
 mod matrix;
 pub mod memory;
 mod reference;
+mod uses;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use host::HostBuffer;
-pub use matrix::{ExpertWeights, Matrix};
+pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};
+pub use uses::{ExpertUse, ExpertUses};

@@ -67,6 +67,15 @@ impl Matrix {
     }
 }
 
+/// A routed expert whose weights are in memory.
+#[derive(Clone, Debug)]
+pub struct LoadedExpert {
+    /// Its index in its layer.
+    pub index: u32,
+    /// Its weights; the memory is free again when they are dropped.
+    pub weights: ExpertWeights,
+}
+
 /// The three matrices of an expert: `(silu(x gate^T) * (x up^T)) down^T`.
 #[derive(Clone, Debug)]
 pub struct ExpertWeights<M = Matrix> {

@@ -5,10 +5,11 @@
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    ExpertUse, KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
 use crate::host::{HostBuffer, delta_gates, rotary_angles, rotate, route_rows, sigmoid, silu};
-use crate::matrix::{ExpertWeights, Matrix};
+use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
+use crate::uses::ExpertUses;
 
 /// The plain scalar backend. Sums are added in `f64`.
 #[derive(Debug, Default)]
@@ -262,17 +263,18 @@ impl Backend for Reference {
         route_rows(logits, spec, routing);
     }
 
-    fn expert(
+    fn experts(
         &mut self,
         x: &HostBuffer,
-        expert: &ExpertWeights,
-        uses: &[ExpertUse],
-        top_k: usize,
+        experts: &[LoadedExpert],
+        uses: &ExpertUses,
         out: &mut HostBuffer,
     ) {
-        for use_ in uses {
-            let out = out.row_mut(use_.row as usize * top_k + use_.rank as usize);
-            self.swiglu_row(x.row(use_.row as usize), expert, out);
+        for expert in experts {
+            for use_ in uses.of(expert.index) {
+                let out = out.row_mut(use_.row as usize * uses.top_k() + use_.rank as usize);
+                self.swiglu_row(x.row(use_.row as usize), &expert.weights, out);
+            }
         }
     }
 

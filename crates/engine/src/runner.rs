@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, ExpertWeights, KvValues, Matrix};
+use compute::{Backend, DeltaStateValues, KvValues, LoadedExpert, Matrix};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
@@ -106,7 +106,7 @@ impl ExpertSource for StreamedExperts {
         Ok(self.0.request(layer, experts)?)
     }
 
-    fn next_ready(&mut self) -> Result<Option<(u32, ExpertWeights)>, SourceError> {
-        Ok(self.0.next_ready()?)
+    fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
+        Ok(self.0.next_ready(ready)?)
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{ExpertLocation, ExpertTable, Extent, MatrixLocation};
 use compute::memory::{Arena, Block};
-use compute::{ExpertWeights, Matrix};
+use compute::{ExpertWeights, LoadedExpert, Matrix};
 use trace::{Kind, Recorder, Span};
 
 use crate::files::{DataFiles, IoError};
@@ -153,7 +153,7 @@ struct Slot {
 struct Request {
     layer: usize,
     /// In memory; the weights are held so that they cannot leave before they are delivered.
-    ready: VecDeque<(u32, ExpertWeights)>,
+    ready: Vec<LoadedExpert>,
     /// Being read.
     expected: Vec<u32>,
     /// Not yet begun to be read, for want of a slot.
@@ -259,28 +259,31 @@ impl ExpertStore {
         Ok(())
     }
 
-    /// The next expert of the request: those in memory first, then each as its bytes arrive. `None`
-    /// when all were delivered. After an error the rest of the request is forgotten; the store can be
-    /// used again.
-    pub fn next_ready(&mut self) -> Result<Option<(u32, ExpertWeights)>, StoreError> {
-        let result = self.next_or_wait();
+    /// Replaces what `ready` held by the experts of the request that are in memory and not delivered
+    /// yet: the hits first, then all that arrived meanwhile. Waits for the drive when there are none;
+    /// leaves `ready` empty when all were delivered. After an error the rest of the request is
+    /// forgotten; the store can be used again.
+    pub fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
+        ready.clear();
+        let result = self.next_or_wait(ready);
         if result.is_err() {
             self.abandon();
         }
         result
     }
 
-    fn next_or_wait(&mut self) -> Result<Option<(u32, ExpertWeights)>, StoreError> {
+    fn next_or_wait(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
         loop {
             while let Some(completion) = self.reader.try_completion() {
                 self.complete(completion)?;
             }
             self.submit();
-            if let Some(ready) = self.request.ready.pop_front() {
-                return Ok(Some(ready));
+            if !self.request.ready.is_empty() {
+                ready.append(&mut self.request.ready);
+                return Ok(());
             }
             if self.request.expected.is_empty() && self.request.waiting.is_empty() {
-                return Ok(None);
+                return Ok(());
             }
             if self.in_flight == 0 {
                 return Err(StoreError::AllHeld { n_slots: self.slots.len() });
@@ -387,7 +390,7 @@ impl ExpertStore {
             up: matrix(&location.up),
             down: matrix(&location.down),
         };
-        self.request.ready.push_back((*expert, weights));
+        self.request.ready.push(LoadedExpert { index: *expert, weights });
     }
 
     /// Forgets what is still owed. Reads in flight go on and fill their slots.

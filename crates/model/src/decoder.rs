@@ -1,7 +1,7 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
 use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
-use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, Matrix, Routing};
+use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Matrix, Routing};
 
 use crate::batch::Batch;
 use crate::blocks::{
@@ -64,7 +64,7 @@ impl<V> Decoder<Matrix, V> {
         experts: &mut dyn ExpertSource,
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
-        let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe } = scratch;
+        let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
         let ForwardLog { timeline, routing: routing_log } = log;
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
@@ -104,9 +104,14 @@ impl<V> Decoder<Matrix, V> {
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);
-            while let Some((expert, weights)) = experts.next_ready()? {
+            loop {
+                experts.next_ready(ready)?;
                 timeline.lap(Some(index), Phase::ExpertWait);
-                block.routed_expert(backend, moe, normed, expert, &weights);
+                if ready.is_empty() {
+                    break;
+                }
+                block.routed_experts(backend, moe, normed, ready);
+                ready.clear();
                 timeline.lap(Some(index), Phase::Experts);
             }
             block.combine(backend, moe, x);
@@ -278,6 +283,7 @@ impl<B: Backend> Workspace<B> {
                 .delta_net
                 .map(|config| DeltaNetScratch::new(&backend, &config, max_rows)),
             moe: MoeScratch::new(&backend, hidden, &config.moe, max_rows),
+            ready: Vec::new(),
         };
         Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
     }
@@ -308,6 +314,8 @@ struct Scratch<B: Backend> {
     attention: AttentionScratch<B>,
     delta_net: Option<DeltaNetScratch<B>>,
     moe: MoeScratch<B>,
+    /// Experts between their arrival and their arithmetic.
+    ready: Vec<LoadedExpert>,
 }
 
 /// What a forward pass tells about itself.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use checkpoint::VectorKind;
-use compute::ExpertWeights;
+use compute::LoadedExpert;
 
 /// Gives the trunk's weights by canonical name: the Hugging Face name of the text model's tensor
 /// without its prefix, such as `layers.3.self_attn.q_proj.weight`.
@@ -45,7 +45,8 @@ pub trait ExpertSource {
     /// Asks for distinct experts of a layer; reads of those that are not in memory start at once.
     fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError>;
 
-    /// The next expert of the request in any order, or `None` when all were delivered. Waits for the
-    /// drive when nothing is ready. An expert's memory is free again when its weights are dropped.
-    fn next_ready(&mut self) -> Result<Option<(u32, ExpertWeights)>, SourceError>;
+    /// Replaces what `ready` held by the experts of the request that are in memory and were not
+    /// delivered yet, in any order. Waits for the drive when none is; leaves `ready` empty when all
+    /// were delivered. An expert's memory is free again when its weights are dropped.
+    fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError>;
 }

@@ -1,7 +1,10 @@
 //! Products with stored weights, norms, experts.
 
 use checkpoint::Format;
-use compute::{Backend, Cpu, ExpertUse, ExpertWeights, MoeOutputs, Reference, RouterSpec, Routing};
+use compute::{
+    Backend, Cpu, ExpertUses, ExpertWeights, LoadedExpert, MoeOutputs, Reference, RouterSpec,
+    Routing,
+};
 
 use crate::support::{Random, assert_close, cpus, download, formats, matrix, upload};
 
@@ -87,13 +90,17 @@ fn experts<B: Backend>(
     backend.route(&logits, RouterSpec { top_k: 2, normalise: true }, &mut routing);
     let mut routed = backend.buffer(rows * 2, hidden);
     backend.set_rows(&mut routed, rows * 2);
-    for (expert, weights) in weights.iter().enumerate() {
-        let uses = routing.experts.iter().enumerate();
-        let uses = uses.filter(|&(_, &chosen)| chosen as usize == expert);
-        let uses: Vec<_> =
-            uses.map(|(i, _)| ExpertUse { row: i as u32 / 2, rank: i as u32 % 2 }).collect();
-        backend.expert(&normed, weights, &uses, 2, &mut routed);
-    }
+    let mut uses = ExpertUses::new(3);
+    uses.group(&routing);
+    let loaded: Vec<LoadedExpert> = uses
+        .distinct()
+        .iter()
+        .map(|&index| LoadedExpert { index, weights: weights[index as usize].clone() })
+        .collect();
+    // In two calls, as experts arrive.
+    let (first, rest) = loaded.split_at(1);
+    backend.experts(&normed, first, &uses, &mut routed);
+    backend.experts(&normed, rest, &uses, &mut routed);
     let mut shared_out = backend.buffer(rows, hidden);
     backend.swiglu(&normed, shared, &mut shared_out);
     let gates: Vec<f32> = (0..rows).map(|row| row as f32 * 0.1 - 1.0).collect();
@@ -155,11 +162,18 @@ fn an_expert_gives_a_row_the_same_in_any_company() {
 }
 
 fn apply(cpu: &mut Cpu, x: &[f32], expert: &ExpertWeights, rows: &[u32]) -> Vec<f32> {
+    let x_rows = x.len() / 128;
     let x = upload(cpu, x, 128);
     let mut out = cpu.buffer(200, 128);
     cpu.set_rows(&mut out, 200);
-    let uses: Vec<_> = rows.iter().map(|&row| ExpertUse { row, rank: 0 }).collect();
-    cpu.expert(&x, expert, &uses, 1, &mut out);
+    // Expert 0 is used by the given rows, expert 1 by the others.
+    let n_rows = x_rows as u32;
+    let experts = (0..n_rows).map(|row| u32::from(!rows.contains(&row))).collect();
+    let routing = Routing { top_k: 1, experts, weights: vec![1.0; x_rows] };
+    let mut uses = ExpertUses::new(2);
+    uses.group(&routing);
+    let expert = LoadedExpert { index: 0, weights: expert.clone() };
+    cpu.experts(&x, &[expert], &uses, &mut out);
     let out = download(cpu, &out);
     rows.iter().flat_map(|&row| out[row as usize * 128..][..128].to_vec()).collect()
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use checkpoint::{
     Affine, ExpertLocation, ExpertTable, Extent, FileId, FloatType, Format, MatrixLocation,
 };
-use compute::ExpertWeights;
+use compute::{ExpertWeights, LoadedExpert};
 use experts::{
     DataFiles, ExpertStore, IoError, IoMode, PolicyKind, ReadPlan, StoreError, StoreOptions,
 };
@@ -106,14 +106,26 @@ impl Drop for Model {
     }
 }
 
+fn next_ready(store: &mut ExpertStore) -> Result<Vec<LoadedExpert>, StoreError> {
+    let mut ready = Vec::new();
+    store.next_ready(&mut ready)?;
+    Ok(ready)
+}
+
 /// Delivers a whole request and checks every expert.
 #[track_caller]
 fn deliver(model: &Model, store: &mut ExpertStore, layer: usize, experts: &[u32]) {
     store.request(layer, experts).expect("a request");
     let mut delivered = BTreeSet::new();
-    while let Some((expert, weights)) = store.next_ready().expect("all can be read") {
-        model.check(layer, expert, &weights);
-        assert!(delivered.insert(expert), "expert {expert} came twice");
+    loop {
+        let ready = next_ready(store).expect("all can be read");
+        if ready.is_empty() {
+            break;
+        }
+        for LoadedExpert { index, weights } in ready {
+            model.check(layer, index, &weights);
+            assert!(delivered.insert(index), "expert {index} came twice");
+        }
     }
     assert_eq!(delivered, experts.iter().copied().collect(), "each expert came");
 }
@@ -179,11 +191,11 @@ fn what_is_held_is_never_overwritten() {
     let model = Model::new();
     let mut store = model.store(3, StoreOptions::default(), IoMode::Direct);
     store.request(0, &[5]).expect("a request");
-    let (expert, held) = store.next_ready().expect("it can be read").expect("it comes");
+    let held = next_ready(&mut store).expect("it can be read");
     for layer in 0..LAYERS {
         deliver(&model, &mut store, layer, &[0, 1, 2, 3, 4, 6, 7]);
     }
-    model.check(0, expert, &held);
+    model.check(0, held[0].index, &held[0].weights);
 }
 
 #[test]
@@ -191,10 +203,12 @@ fn a_caller_that_holds_all_slots_is_told() {
     let model = Model::new();
     let mut store = model.store(2, StoreOptions::default(), IoMode::Direct);
     store.request(0, &[0, 1, 2]).expect("a request");
-    let first = store.next_ready().expect("it can be read");
-    let second = store.next_ready().expect("it can be read");
-    assert!(matches!(store.next_ready(), Err(StoreError::AllHeld { n_slots: 2 })));
-    drop((first, second));
+    let mut held = Vec::new();
+    while held.len() < 2 {
+        held.extend(next_ready(&mut store).expect("it can be read"));
+    }
+    assert!(matches!(next_ready(&mut store), Err(StoreError::AllHeld { n_slots: 2 })));
+    drop(held);
     deliver(&model, &mut store, 0, &[2, 3]);
 }
 
@@ -207,9 +221,13 @@ fn a_file_that_shrinks_fails_the_request_and_not_the_store() {
     model.cut(middle);
     store.request(1, &[0, 7, 1]).expect("a request");
     let error = loop {
-        match store.next_ready() {
-            Ok(Some((expert, weights))) => model.check(1, expert, &weights),
-            Ok(None) => panic!("expert 7 is not in the file any more"),
+        match next_ready(&mut store) {
+            Ok(ready) => {
+                assert!(!ready.is_empty(), "expert 7 is not in the file any more");
+                for LoadedExpert { index, weights } in ready {
+                    model.check(1, index, &weights);
+                }
+            }
             Err(error) => break error,
         }
     };
@@ -243,7 +261,7 @@ fn scales_that_are_not_finite_are_refused() {
     fs::write(&model.path, bytes).expect("the file can be written");
     let mut store = model.store(4, StoreOptions::default(), IoMode::Direct);
     store.request(1, &[2]).expect("a request");
-    let message = store.next_ready().expect_err("a scale is infinite").to_string();
+    let message = next_ready(&mut store).expect_err("a scale is infinite").to_string();
     assert!(message.contains("expert 2 of layer 1"), "{message}");
 }
 

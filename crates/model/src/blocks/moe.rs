@@ -1,7 +1,9 @@
 //! Mixture of experts: router, routed experts that arrive one by one, shared expert.
 
 use checkpoint::MoeConfig;
-use compute::{Backend, ExpertUse, ExpertWeights, Matrix, MoeOutputs, RouterSpec, Routing};
+use compute::{
+    Backend, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MoeOutputs, RouterSpec, Routing,
+};
 
 use crate::source::WeightSource;
 
@@ -91,17 +93,15 @@ impl Moe<Matrix> {
         }
     }
 
-    /// Applies a routed expert to the rows that chose it.
-    pub(crate) fn routed_expert<B: Backend>(
+    /// Applies routed experts to the rows that chose them.
+    pub(crate) fn routed_experts<B: Backend>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
-        expert: u32,
-        weights: &ExpertWeights,
+        experts: &[LoadedExpert],
     ) {
-        let uses = scratch.uses.of(expert);
-        backend.expert(x, weights, uses, self.spec.top_k, &mut scratch.routed);
+        backend.experts(x, experts, &scratch.uses, &mut scratch.routed);
     }
 
     /// Adds the weighted outputs to the residual stream.
@@ -125,13 +125,13 @@ pub(crate) struct MoeScratch<B: Backend> {
     shared_gate: B::Buffer,
     /// The choices of the layer computed last.
     pub(crate) routing: Routing,
-    uses: UsesByExpert,
+    uses: ExpertUses,
 }
 
 impl<B: Backend> MoeScratch<B> {
     /// The experts that the rows of the batch use, each once, in the order of the file.
     pub(crate) fn distinct_experts(&self) -> &[u32] {
-        &self.uses.distinct
+        self.uses.distinct()
     }
 
     pub(crate) fn new(
@@ -146,81 +146,12 @@ impl<B: Backend> MoeScratch<B> {
             shared: backend.buffer(max_rows, hidden_size),
             shared_gate: backend.buffer(max_rows, 1),
             routing: Routing::default(),
-            uses: UsesByExpert::new(config.n_experts),
+            uses: ExpertUses::new(config.n_experts),
         }
     }
 
     /// Values that the buffers hold for each row.
     pub(crate) fn values_per_row(hidden_size: usize, config: &MoeConfig) -> usize {
         config.n_experts + (config.top_k + 1) * hidden_size + 1
-    }
-}
-
-/// The uses of a batch, grouped by expert.
-struct UsesByExpert {
-    /// Experts that are used at all, in order of index: their order in the file.
-    distinct: Vec<u32>,
-    /// The uses of all experts, those of one expert together.
-    uses: Vec<ExpertUse>,
-    /// For each expert of the layer, where its uses end; they begin where the one before ends.
-    ends: Vec<usize>,
-}
-
-impl UsesByExpert {
-    fn new(n_experts: usize) -> Self {
-        Self { distinct: Vec::new(), uses: Vec::new(), ends: vec![0; n_experts] }
-    }
-
-    /// Sorts the uses by expert (counting sort; within an expert by row).
-    fn group(&mut self, routing: &Routing) {
-        let n_experts = self.ends.len();
-        self.ends.fill(0);
-        for &expert in &routing.experts {
-            self.ends[expert as usize] += 1;
-        }
-        self.distinct.clear();
-        self.distinct.extend((0..n_experts as u32).filter(|&e| self.ends[e as usize] > 0));
-        // `ends` turns from counts into beginnings, and then into ends as uses are placed.
-        let mut begin = 0;
-        for end in &mut self.ends {
-            begin += std::mem::replace(end, begin);
-        }
-        self.uses.clear();
-        self.uses.resize(routing.experts.len(), ExpertUse { row: 0, rank: 0 });
-        for (index, &expert) in routing.experts.iter().enumerate() {
-            let (row, rank) = (index / routing.top_k, index % routing.top_k);
-            let end = &mut self.ends[expert as usize];
-            self.uses[*end] = ExpertUse { row: row as u32, rank: rank as u32 };
-            *end += 1;
-        }
-    }
-
-    /// The uses of an expert.
-    fn of(&self, expert: u32) -> &[ExpertUse] {
-        let expert = expert as usize;
-        let begin = if expert == 0 { 0 } else { self.ends[expert - 1] };
-        &self.uses[begin..self.ends[expert]]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uses_are_grouped_by_expert_in_row_order() {
-        let routing = Routing { top_k: 2, experts: vec![3, 0, 0, 2, 3, 2], weights: vec![0.5; 6] };
-        let mut uses = UsesByExpert::new(4);
-        for _ in 0..2 {
-            uses.group(&routing);
-            assert_eq!(uses.distinct, [0, 2, 3]);
-            let of = |expert| -> Vec<(u32, u32)> {
-                uses.of(expert).iter().map(|use_| (use_.row, use_.rank)).collect()
-            };
-            assert_eq!(of(0), [(0, 1), (1, 0)]);
-            assert_eq!(of(1), []);
-            assert_eq!(of(2), [(1, 1), (2, 1)]);
-            assert_eq!(of(3), [(0, 0), (2, 0)]);
-        }
     }
 }
