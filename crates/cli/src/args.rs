@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::{Device, EngineOptions, Isa};
 
+use crate::bench::Budget;
+
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
 #[derive(Debug, Parser)]
 #[command(name = "flash-moe", version, max_term_width = 100)]
@@ -17,6 +19,8 @@ pub struct Cli {
 pub enum Command {
     /// Answer a prompt.
     Run(RunArgs),
+    /// Measure speeds under several memory budgets, beside the machine's limits.
+    Bench(BenchArgs),
     /// Show what a checkpoint holds and what it needs.
     Inspect(InspectArgs),
     /// Compare with golden outputs of a reference implementation.
@@ -141,6 +145,9 @@ pub struct RunArgs {
     /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
+    /// Record every phase and every read, for Perfetto or Chrome's trace viewer.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -207,6 +214,54 @@ pub enum Switch {
     On,
     /// Off.
     Off,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model.
+    pub model: String,
+    /// Decode after so many tokens; default: 0,512.
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
+    pub contexts: Option<Vec<usize>>,
+    /// Read prompts of so many tokens; default: 128, and the contexts.
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', value_parser = positive)]
+    pub prompts: Option<Vec<usize>>,
+    /// Memory of the process such as 8G, of the routed experts such as 25%, or all that is free;
+    /// default: 25%,all.
+    #[arg(long, value_name = "SIZE|PERCENT|all,...", value_delimiter = ',')]
+    pub budgets: Option<Vec<Budget>>,
+    /// Tokens to decode and time; default: 32.
+    #[arg(long, short = 'n', value_name = "N", value_parser = positive)]
+    pub tokens: Option<usize>,
+    /// Tokens to decode before those when measuring warm; default: 16.
+    #[arg(long, value_name = "N")]
+    pub warmup: Option<usize>,
+    /// Times to measure everything; default: 3.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub repeats: Option<usize>,
+    /// Seed of the random tokens.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Measure less: one repeat, few tokens, a prompt of 64, no context, all the memory.
+    #[arg(long)]
+    pub quick: bool,
+    /// Write the tables as Markdown, too.
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Write one Markdown file with the tables, the machine, the command, and every value.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Write plots there: retention.svg and phases.svg.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
+    /// In the end decode some more tokens and record every phase and read, for trace viewers.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 #[derive(Args, Debug)]

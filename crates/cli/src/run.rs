@@ -15,6 +15,7 @@ use crate::args::{RunArgs, Switch};
 use crate::demo;
 use crate::output::{self, Progress};
 use crate::timing;
+use crate::trace::Trace;
 
 /// Runs the command.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -28,6 +29,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Some(prompt) => prompt,
         None => prompt_from_stdin()?,
     };
+
+    let trace = args.trace.as_deref().map(Trace::create).transpose()?;
+    options.recorder = trace.as_ref().map(|trace| trace.recorder().clone());
 
     let mut progress = Progress::new();
     progress.show(&format!("loading {model} ..."));
@@ -76,7 +80,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             format_bytes(plan.experts),
             format_bytes(plan.all_experts),
         );
-        timing::print(&answer.prompt, &answer.decode);
+        timing::print(&answer.prompt, &answer.decode, answer.steps.get(1..).unwrap_or_default());
+    }
+    if let Some(trace) = trace {
+        trace.finish()?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,39 +1,61 @@
 //! Where the time went, as a table and as JSON.
 
+use std::time::Duration;
+
 use engine::{Phase, Usage};
 use serde_json::{Value, json};
 
-/// Prints a table with a column for the prompt and one for a generated token.
-pub fn print(prompt: &Usage, decode: &Usage) {
+/// Prints a table with columns for the whole prompt, a token of it, and a generated token.
+/// `decode_steps` are the generated tokens one by one.
+pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
     eprintln!();
-    eprintln!("{:<22}{:>14}{:>14}", "", "prompt", "per token");
-    let tokens = decode.tokens.max(1) as u32;
-    let row = |name: &str, prompt: String, decode: String| {
-        eprintln!("{name:<22}{prompt:>14}{decode:>14}");
+    eprintln!("{:<22}{:>14}{:>14}{:>14}{:>9}", "", "prompt", "its token", "new token", "share");
+    let row = |name: &str, cells: [String; 4]| {
+        let [prompt, its_token, token, share] = cells;
+        eprintln!("{name:<22}{prompt:>14}{its_token:>14}{token:>14}{share:>9}");
+    };
+    let count = |usage: &Usage| usage.tokens.max(1) as u32;
+    let times = |name: &str, of: &dyn Fn(&Usage) -> Duration| {
+        let [whole, each] = [of(prompt), of(decode)];
+        let total = decode.wall.as_secs_f64();
+        let share = if total > 0.0 { each.as_secs_f64() / total } else { 0.0 };
+        let [its_token, token] = [whole / count(prompt), each / count(decode)];
+        let share = format!("{:.1} %", 100.0 * share);
+        row(name, [milliseconds(whole), milliseconds(its_token), milliseconds(token), share]);
     };
     for phase in Phase::ALL {
-        let (whole, each) = (prompt.phase(phase), decode.phase(phase) / tokens);
-        row(label(phase), milliseconds(whole), milliseconds(each));
+        times(label(phase), &|usage| usage.phase(phase));
     }
-    row("total", milliseconds(prompt.wall), milliseconds(decode.wall / tokens));
-    row("tokens", prompt.tokens.to_string(), decode.tokens.to_string());
+    times("other", &Usage::other);
+    times("total", &|usage| usage.wall);
+    times("drive busy", &|usage| usage.drive_busy);
+    let row = |name: &str, prompt: String, its_token: &str, token: String| {
+        row(name, [prompt, its_token.to_owned(), token, String::new()]);
+    };
+    row("tokens", prompt.tokens.to_string(), "", decode.tokens.to_string());
     let speed = |usage: &Usage| format!("{:.2}", usage.tokens_per_second());
-    row("tokens/s", speed(prompt), speed(decode));
+    row("tokens/s", speed(prompt), "", speed(decode));
     let hits = |usage: &Usage| match usage.hit_rate() {
         Some(rate) => format!("{:.1} %", 100.0 * rate),
         None => "-".to_owned(),
     };
-    row("expert hits", hits(prompt), hits(decode));
-    let megabytes = |bytes: f64| format!("{:.2} MB", bytes / 1e6);
-    let each = decode.bytes_read as f64 / f64::from(tokens);
-    row("read from drive", megabytes(prompt.bytes_read as f64), megabytes(each));
+    row("expert hits", hits(prompt), "", hits(decode));
+    let read = |usage: &Usage| usage.bytes_read as f64 / 1e6;
+    let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
+    row("read from drive", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
+    let drive = |usage: &Usage| match usage.drive_bytes_per_second() {
+        Some(speed) => format!("{:.0} MB/s", speed / 1e6),
+        None => "-".to_owned(),
+    };
+    row("drive while busy", drive(prompt), "", drive(decode));
+    if let Some([median, slowest]) = spread(decode_steps) {
+        row("median token", String::new(), "", milliseconds(median));
+        row("slowest token", String::new(), "", milliseconds(slowest));
+    }
 }
 
 /// The numbers of a usage.
 pub fn to_json(usage: &Usage) -> Value {
-    let phases = Phase::ALL.into_iter();
-    let phases =
-        phases.map(|phase| (phase.name().to_owned(), json!(usage.phase(phase).as_secs_f64())));
     json!({
         "tokens": usage.tokens,
         "seconds": usage.wall.as_secs_f64(),
@@ -42,11 +64,21 @@ pub fn to_json(usage: &Usage) -> Value {
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),
         "bytes_read": usage.bytes_read,
-        "phase_seconds": Value::Object(phases.collect()),
+        "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
+        "drive_bytes_per_second": usage.drive_bytes_per_second(),
+        "phase_seconds": phases_to_json(usage),
     })
 }
 
-fn label(phase: Phase) -> &'static str {
+fn phases_to_json(usage: &Usage) -> Value {
+    let phases = Phase::ALL.into_iter();
+    let phases =
+        phases.map(|phase| (phase.name().to_owned(), json!(usage.phase(phase).as_secs_f64())));
+    Value::Object(phases.collect())
+}
+
+/// A phase's name in tables and plots.
+pub fn label(phase: Phase) -> &'static str {
     match phase {
         Phase::Embedding => "embedding",
         Phase::Attention => "attention",
@@ -59,6 +91,13 @@ fn label(phase: Phase) -> &'static str {
     }
 }
 
-fn milliseconds(time: std::time::Duration) -> String {
+/// The median and the longest time of a step, when there are several.
+fn spread(steps: &[Usage]) -> Option<[Duration; 2]> {
+    let mut times: Vec<Duration> = steps.iter().map(|step| step.wall).collect();
+    times.sort_unstable();
+    (times.len() > 1).then(|| [times[times.len() / 2], times[times.len() - 1]])
+}
+
+fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", 1e3 * time.as_secs_f64())
 }

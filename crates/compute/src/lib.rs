@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod bandwidth;
 mod cpu;
 mod host;
 mod matrix;
@@ -19,6 +20,7 @@ pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     KvValues, MoeOutputs, RouterSpec, Routing, Span,
 };
+pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};

@@ -6,6 +6,7 @@ use checkpoint::{ExpertTable, ModelConfig};
 use compute::Backend;
 use experts::{ExpertStore, MemoryLimits};
 use model::Workspace;
+use trace::Recorder;
 
 use crate::error::Error;
 use crate::inventory::Inventory;
@@ -71,7 +72,7 @@ impl MemoryPlan {
         let mut plan = Self {
             total,
             process,
-            reserve: RESERVE_BYTES,
+            reserve: RESERVE_BYTES + options.recorder.as_ref().map_or(0, Recorder::bytes),
             trunk,
             states: 0,
             workspace: 0,

@@ -10,6 +10,7 @@ use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, StoreOptions};
 use model::{Batch, Workspace};
 use tokenizer::Tokenizer;
+use trace::{Kind, Recorder, Span};
 
 use crate::budget::MemoryPlan;
 use crate::error::Error;
@@ -36,6 +37,7 @@ pub struct Engine {
     sessions: Arc<AtomicUsize>,
     session_limit: usize,
     batch: Batch,
+    recorder: Option<Recorder>,
 }
 
 /// Tokens to compute for one of several sessions in one pass.
@@ -126,11 +128,14 @@ impl Engine {
         let store_options = StoreOptions {
             cache_bytes: plan.experts,
             io_threads: options.io_threads,
+            recorder: options.recorder.clone(),
             ..StoreOptions::default()
         };
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
         let store = ExpertStore::new(files, experts, &store_options)?;
-        let workspace = Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        let mut workspace =
+            Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        workspace.log.timeline.record_to(options.recorder.clone());
         let config = checkpoint.config().clone();
         let mut stop_tokens = checkpoint.generation().eos_token_ids.clone();
         stop_tokens.extend_from_slice(&config.eos_token_ids);
@@ -148,6 +153,7 @@ impl Engine {
             sessions: Arc::default(),
             session_limit: options.sessions,
             batch: Batch::default(),
+            recorder: options.recorder.clone(),
         })
     }
 
@@ -302,9 +308,16 @@ impl Engine {
             part.session.tokens.extend_from_slice(part.tokens);
         }
         result?;
+        let end = Instant::now();
+        let n_tokens = self.batch.tokens.len();
+        if let Some(recorder) = &self.recorder {
+            let (kind, name, amount) = (Kind::Pass, "pass", n_tokens as u64);
+            let (layer, expert) = (None, None);
+            recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
+        }
         let after = self.runner.expert_stats();
         let timeline = &self.runner.log().timeline;
-        Ok(Usage::of_pass(self.batch.tokens.len(), begin.elapsed(), timeline, &before, &after))
+        Ok(Usage::of_pass(n_tokens, end - begin, timeline, &before, &after))
     }
 
     /// The wanted logits of the last pass.

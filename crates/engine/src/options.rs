@@ -1,5 +1,7 @@
 //! What a caller may choose when opening an engine.
 
+use trace::Recorder;
+
 /// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -36,6 +38,8 @@ pub struct EngineOptions {
     pub precise: bool,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
+    /// Who is told of every phase and every read; its memory is part of the budget.
+    pub recorder: Option<Recorder>,
 }
 
 impl Default for EngineOptions {
@@ -51,6 +55,7 @@ impl Default for EngineOptions {
             device: Device::default(),
             precise: false,
             direct_io: true,
+            recorder: None,
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct Usage {
     pub misses: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
+    /// Time in which at least one expert was being read.
+    pub drive_busy: Duration,
 }
 
 impl Usage {
@@ -38,6 +40,7 @@ impl Usage {
             hits: after.hits - before.hits,
             misses: after.misses - before.misses,
             bytes_read: after.bytes_read - before.bytes_read,
+            drive_busy: after.drive_busy - before.drive_busy,
         }
     }
 
@@ -51,6 +54,17 @@ impl Usage {
     pub fn hit_rate(&self) -> Option<f64> {
         let asked = self.hits + self.misses;
         (asked > 0).then(|| self.hits as f64 / asked as f64)
+    }
+
+    /// Bytes a second from the drive while it was reading; `None` when it never was.
+    pub fn drive_bytes_per_second(&self) -> Option<f64> {
+        let seconds = self.drive_busy.as_secs_f64();
+        (seconds > 0.0).then(|| self.bytes_read as f64 / seconds)
+    }
+
+    /// Time that belongs to no phase.
+    pub fn other(&self) -> Duration {
+        self.wall.saturating_sub(self.phases.iter().sum())
     }
 
     /// Time spent in a phase.
@@ -69,5 +83,6 @@ impl AddAssign<&Self> for Usage {
         self.hits += other.hits;
         self.misses += other.misses;
         self.bytes_read += other.bytes_read;
+        self.drive_busy += other.drive_busy;
     }
 }

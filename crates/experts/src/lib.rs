@@ -8,15 +8,20 @@
 
 mod files;
 mod memory;
+mod page_cache;
 mod plan;
 mod policy;
+mod probe;
 mod reader;
 mod store;
 
 pub use files::{DataFiles, IoError, IoMode};
 pub use memory::{
-    BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, process_resident_bytes,
+    BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, peak_resident_bytes,
+    process_resident_bytes, reset_peak_resident,
 };
+pub use page_cache::{evict_pages, resident_share};
 pub use plan::ReadPlan;
 pub use policy::{Fifo, Lru, Policy};
+pub use probe::{DriveProbe, DriveSpeed};
 pub use store::{ExpertStore, PolicyKind, Stats, StoreError, StoreOptions};

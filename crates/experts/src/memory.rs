@@ -57,6 +57,18 @@ pub fn process_resident_bytes() -> Option<u64> {
     meminfo_bytes(&status, "VmRSS:")
 }
 
+/// Most bytes of this process that were resident at once, where the system tells: since
+/// [`reset_peak_resident`], or else since its start.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    meminfo_bytes(&status, "VmHWM:")
+}
+
+/// Forgets the peak so far; gives whether the system could.
+pub fn reset_peak_resident() -> bool {
+    cfg!(target_os = "linux") && fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// A value of `/proc/meminfo` or `/proc/self/status`.
 fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;

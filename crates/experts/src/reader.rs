@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use checkpoint::{ExpertLocation, Format};
 use compute::memory::Block;
@@ -30,6 +31,10 @@ pub(crate) struct Completion {
     pub(crate) block: Arc<Block>,
     /// Bytes read.
     pub(crate) result: Result<u64, ReadError>,
+    /// Which thread read.
+    pub(crate) reader: u8,
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
 }
 
 /// Why an expert could not be read.
@@ -71,7 +76,7 @@ impl Reader {
             let thread = std::thread::Builder::new()
                 .name(format!("expert-reader-{index}"))
                 .stack_size(256 << 10)
-                .spawn(move || work(&files, &queue, &sender))?;
+                .spawn(move || work(index as u8, &files, &queue, &sender))?;
             reader.threads.push(thread);
         }
         Ok(reader)
@@ -130,11 +135,14 @@ impl Queue {
 }
 
 /// What a reading thread does until the pool closes.
-fn work(files: &DataFiles, queue: &Queue, completions: &Sender<Completion>) {
+fn work(reader: u8, files: &DataFiles, queue: &Queue, completions: &Sender<Completion>) {
     while let Some(Job { slot, location, plan, mut block }) = queue.next() {
         let destination = Arc::get_mut(&mut block).expect("a job alone holds its block");
+        let began = Instant::now();
         let result = read(files, &location, &plan, destination.bytes_mut());
-        if completions.send(Completion { slot, plan, block, result }).is_err() {
+        let ended = Instant::now();
+        let completion = Completion { slot, plan, block, result, reader, began, ended };
+        if completions.send(completion).is_err() {
             return;
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{ExpertLocation, ExpertTable, Extent, MatrixLocation};
 use compute::memory::{Arena, Block};
 use compute::{ExpertWeights, LoadedExpert, Matrix};
+use trace::{Kind, Recorder, Span};
 
 use crate::files::{DataFiles, IoError};
 use crate::plan::ReadPlan;
@@ -33,11 +34,13 @@ pub struct StoreOptions {
     pub io_threads: usize,
     /// Which expert leaves.
     pub policy: PolicyKind,
+    /// Who is told of every read.
+    pub recorder: Option<Recorder>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 0, io_threads: 4, policy: PolicyKind::default() }
+        Self { cache_bytes: 0, io_threads: 4, policy: PolicyKind::default(), recorder: None }
     }
 }
 
@@ -52,6 +55,8 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.
     pub drive_wait: Duration,
+    /// Time in which at least one expert was being read.
+    pub drive_busy: Duration,
 }
 
 /// Why the store cannot be made, or an expert not be delivered.
@@ -130,6 +135,9 @@ pub struct ExpertStore {
     in_flight: usize,
     request: Request,
     stats: Stats,
+    /// Until when the drive's busy time is counted.
+    busy_until: Instant,
+    recorder: Option<Recorder>,
 }
 
 /// A slot. Its block is away while it is being read.
@@ -195,6 +203,8 @@ impl ExpertStore {
             in_flight: 0,
             request: Request::default(),
             stats: Stats::default(),
+            busy_until: Instant::now(),
+            recorder: options.recorder.clone(),
         })
     }
 
@@ -320,7 +330,8 @@ impl ExpertStore {
 
     /// Takes back a block that was read.
     fn complete(&mut self, completion: Completion) -> Result<(), StoreError> {
-        let Completion { slot, plan, block, result } = completion;
+        self.account(&completion);
+        let Completion { slot, plan, block, result, .. } = completion;
         self.in_flight -= 1;
         let entry = &mut self.slots[slot];
         let (layer, expert) = (entry.layer, entry.expert);
@@ -343,6 +354,20 @@ impl ExpertStore {
                 // Nobody waits for an expert of a forgotten request; who asks again will be told.
                 if is_expected { Err(self.read_error(layer, expert, error)) } else { Ok(()) }
             }
+        }
+    }
+
+    /// Books the time of a read, and tells the recorder of it.
+    fn account(&mut self, completion: &Completion) {
+        let &Completion { slot, ref result, reader, began: begin, ended: end, .. } = completion;
+        self.stats.drive_busy += end.saturating_duration_since(begin.max(self.busy_until));
+        self.busy_until = self.busy_until.max(end);
+        if let Some(recorder) = &self.recorder {
+            let (kind, name) = (Kind::Read { reader }, "expert");
+            let Slot { layer, expert, .. } = self.slots[slot];
+            let (layer, expert) = (Some(layer), Some(expert));
+            let amount = result.as_ref().copied().unwrap_or(0);
+            recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
         }
     }
 

@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use trace::{Kind, Recorder, Span};
+
+/// Waits for experts that are shorter are not traced: nearly all of them find an expert ready.
+const SHORTEST_TRACED_WAIT: Duration = Duration::from_micros(1);
+
 /// A part of the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -57,12 +62,20 @@ pub struct Timeline {
     lap_start: Instant,
     /// One row a layer, and a last one for what is outside the layers.
     layers: Vec<[Duration; Phase::ALL.len()]>,
+    /// Who is told of every single phase.
+    recorder: Option<Recorder>,
 }
 
 impl Timeline {
     /// An empty timeline of a model.
     pub fn new(n_layers: usize) -> Self {
-        Self { lap_start: Instant::now(), layers: vec![Default::default(); n_layers + 1] }
+        let layers = vec![Default::default(); n_layers + 1];
+        Self { lap_start: Instant::now(), layers, recorder: None }
+    }
+
+    /// Tells a recorder of every single phase from now on.
+    pub fn record_to(&mut self, recorder: Option<Recorder>) {
+        self.recorder = recorder;
     }
 
     /// Forgets all times.
@@ -95,6 +108,19 @@ impl Timeline {
         let now = Instant::now();
         let row = layer.unwrap_or(self.layers.len() - 1);
         self.layers[row][phase as usize] += now - self.lap_start;
+        if let Some(recorder) = &self.recorder {
+            self.trace(recorder, layer, phase, now);
+        }
         self.lap_start = now;
+    }
+
+    #[cold]
+    fn trace(&self, recorder: &Recorder, layer: Option<usize>, phase: Phase, end: Instant) {
+        let (name, begin) = (phase.name(), self.lap_start);
+        if phase == Phase::ExpertWait && end - begin < SHORTEST_TRACED_WAIT {
+            return;
+        }
+        let (expert, amount) = (None, 0);
+        recorder.record(&Span { kind: Kind::Phase, name, begin, end, layer, expert, amount });
     }
 }

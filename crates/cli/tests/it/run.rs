@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::support::{error, flash_moe, json, output, stdout};
+use crate::support::{TempDir, error, flash_moe, json, output, stdout, text};
 
 #[test]
 fn the_demo_model_answers_and_streams_its_experts() {
@@ -103,8 +103,12 @@ fn timing_tells_where_the_time_went() {
         "routed experts",
         "delta net",
         "head",
+        "other",
+        "drive busy",
         "expert hits",
         "read from drive",
+        "drive while busy",
+        "slowest token",
     ] {
         assert!(table.contains(row), "{row} is in the table:\n{table}");
     }
@@ -119,11 +123,47 @@ fn timing_tells_where_the_time_went() {
 }
 
 #[test]
+fn a_trace_shows_layers_and_reads_in_order() {
+    let directory = TempDir::new();
+    let path = directory.path().join("trace.json");
+    let answer = json(&["run", "Hi", "--tokens", "3", "--greedy", "--trace", text(&path)]);
+    let untraced = json(&["run", "Hi", "--tokens", "3", "--greedy"]);
+    assert_eq!(answer["tokens"], untraced["tokens"], "recording changes no output");
+    let trace = std::fs::read_to_string(&path).expect("the trace was written");
+    let trace: serde_json::Value = serde_json::from_str(&trace).expect("the trace is JSON");
+    let events = trace["traceEvents"].as_array().expect("a list of events");
+    let spans: Vec<_> = events.iter().filter(|event| event["ph"] == "X").collect();
+    let of = |category: &str| spans.iter().filter(|s| s["cat"] == category).count();
+    assert_eq!(of("pass"), 3, "the prompt and two tokens");
+    let timing = &answer["timing"];
+    let misses = ["prompt", "decode"].map(|part| timing[part]["expert_misses"].as_u64());
+    assert_eq!(of("read") as u64, misses.into_iter().flatten().sum::<u64>());
+    for read in spans.iter().filter(|span| span["cat"] == "read") {
+        for argument in ["layer", "expert", "bytes"] {
+            assert!(read["args"][argument].is_u64(), "{argument} of {read}");
+        }
+    }
+    // On each track, times ascend, and a span lies inside whatever is still open.
+    let mut open: std::collections::HashMap<u64, Vec<u64>> = Default::default();
+    for span in spans {
+        let track = open.entry(span["tid"].as_u64().expect("a track")).or_default();
+        let nanoseconds =
+            |field: &str| (1e3 * span[field].as_f64().expect("a time")).round() as u64;
+        let (begin, end) = (nanoseconds("ts"), nanoseconds("ts") + nanoseconds("dur"));
+        track.retain(|&outer| outer > begin);
+        assert!(track.iter().all(|&outer| end <= outer), "{span} is inside what holds it");
+        track.push(end);
+    }
+    assert!(open.len() > 1, "reads have tracks of their own");
+}
+
+#[test]
 fn senseless_requests_are_refused_by_name() {
     for (args, words) in [
         (&["run", "hi", "--top-p", "0"][..], &["top_p"][..]),
         (&["run", "hi", "--temperature", "-1"], &["temperature"]),
         (&["run", "models/missing", "hi"], &["models/missing"]),
+        (&["run", "hi", "--trace", "/missing/trace.json"], &["/missing/trace.json"]),
         (&["run", "hi", "--context", "100000000"], &["100000000", "4096"]),
         (&["run", "hi", "--context", "4"], &["--context"]),
         (&["run", "hi", "--memory", "8M"], &["needs at least", "trunk", "--memory"]),
