@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::memory::Arena;
-use compute::{Backend, Cpu, CpuOptions, Matrix};
+use compute::{Backend, Cpu, CpuOptions, Isa, Matrix};
 
 const ROWS: usize = 2048;
 const COLS: usize = 2048;
@@ -41,17 +41,23 @@ fn main() {
         Format::Float(FloatType::Bf16),
         Format::Float(FloatType::F32),
     ];
+    // FLASH_MOE_ISA=avx2 measures other instructions than the best ones.
+    let name = std::env::var("FLASH_MOE_ISA").ok();
+    let isa = name.map(|name| {
+        let named = Isa::available().into_iter().find(|isa| isa.name() == name);
+        named.unwrap_or_else(|| panic!("this machine has no {name}"))
+    });
     for n_threads in [1, threads] {
         for format in formats {
             if filter.as_ref().is_none_or(|filter| format.to_string().contains(filter)) {
-                measure(format, n_threads);
+                measure(format, n_threads, isa);
             }
         }
     }
 }
 
-fn measure(format: Format, n_threads: usize) {
-    let options = CpuOptions { threads: Some(n_threads), ..CpuOptions::default() };
+fn measure(format: Format, n_threads: usize, isa: Option<Isa>) {
+    let options = CpuOptions { threads: Some(n_threads), isa, precise: false };
     let mut cpu = Cpu::new(options).expect("threads");
     let bytes = ROWS * (format.row_bytes(COLS) + 2 * format.scale_row_bytes(COLS));
     let mut arena = Arena::new(TOTAL).expect("memory");
