@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, KvValues, LoadedExpert, Matrix};
+use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
@@ -102,8 +102,9 @@ fn downcast_mut<B: Backend + 'static>(state: &mut State) -> &mut SequenceState<B
 pub(crate) struct StreamedExperts(pub(crate) ExpertStore);
 
 impl ExpertSource for StreamedExperts {
-    fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError> {
-        Ok(self.0.request(layer, experts)?)
+    fn request(&mut self, layer: usize, uses: &ExpertUses) -> Result<(), SourceError> {
+        let counts = uses.distinct().iter().map(|&expert| (expert, uses.of(expert).len() as u32));
+        Ok(self.0.request(layer, counts)?)
     }
 
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {

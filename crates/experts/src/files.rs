@@ -110,11 +110,15 @@ impl DataFiles {
     pub fn read(&self, plan: &ReadPlan, destination: &mut [u8]) -> Result<u64, IoError> {
         let mut bytes = 0;
         for run in plan.runs() {
-            let file = &self.files[run.file.0 as usize];
             let place = &mut destination[run.destination..run.destination + run.len()];
-            bytes += file.read_run(run, place)? as u64;
+            bytes += self.read_run(run, place)? as u64;
         }
         Ok(bytes)
+    }
+
+    /// Reads a run into its place; gives the number of bytes read.
+    pub(crate) fn read_run(&self, run: &Run, place: &mut [u8]) -> Result<usize, IoError> {
+        self.files[run.file.0 as usize].read_run(run, place)
     }
 }
 

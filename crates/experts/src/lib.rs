@@ -8,6 +8,7 @@
 
 mod files;
 mod memory;
+mod options;
 mod plan;
 mod policy;
 mod reader;
@@ -17,6 +18,7 @@ pub use files::{DataFiles, IoError, IoMode};
 pub use memory::{
     BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, process_resident_bytes,
 };
-pub use plan::ReadPlan;
-pub use policy::{Fifo, Lru, Policy};
-pub use store::{ExpertStore, PolicyKind, Stats, StoreError, StoreOptions};
+pub use options::{Stats, StoreError, StoreOptions};
+pub use plan::{MAX_PARTS, ReadPlan};
+pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
+pub use store::ExpertStore;
