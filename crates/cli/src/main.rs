@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cache_sim;
 mod demo;
 mod inspect;
 mod output;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),
+        Command::CacheSim(args) => cache_sim::cache_sim(args),
     };
     match result {
         Ok(code) => code,

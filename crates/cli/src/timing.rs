@@ -1,6 +1,6 @@
 //! Where the time went, as a table and as JSON.
 
-use engine::{Phase, Usage};
+use engine::{Phase, ReaderReport, Usage};
 use serde_json::{Value, json};
 
 /// Prints a table with a column for the prompt and one for a generated token.
@@ -15,6 +15,11 @@ pub fn print(prompt: &Usage, decode: &Usage) {
         let (whole, each) = (prompt.phase(phase), decode.phase(phase) / tokens);
         row(label(phase), milliseconds(whole), milliseconds(each));
     }
+    row(
+        "of it, bookkeeping",
+        milliseconds(prompt.bookkeeping),
+        milliseconds(decode.bookkeeping / tokens),
+    );
     row("total", milliseconds(prompt.wall), milliseconds(decode.wall / tokens));
     row("tokens", prompt.tokens.to_string(), decode.tokens.to_string());
     let speed = |usage: &Usage| format!("{:.2}", usage.tokens_per_second());
@@ -27,6 +32,38 @@ pub fn print(prompt: &Usage, decode: &Usage) {
     let megabytes = |bytes: f64| format!("{:.2} MB", bytes / 1e6);
     let each = decode.bytes_read as f64 / f64::from(tokens);
     row("read from drive", megabytes(prompt.bytes_read as f64), megabytes(each));
+}
+
+/// How experts are read, in a line.
+pub fn reader_line(reader: &ReaderReport) -> String {
+    let mut line = format!("experts are read by {}", reader.name);
+    if let Some(probe) = &reader.probe {
+        let gigabytes = |rate: f64| rate / 1e9;
+        line += &format!(
+            ": {:.2} GB/s by io_uring, {:.2} by threads, measured in {} on {:.0} MB",
+            gigabytes(probe.uring),
+            gigabytes(probe.threads),
+            milliseconds(probe.time),
+            probe.bytes as f64 / 1e6,
+        );
+    }
+    if let Some(refusal) = &reader.refusal {
+        line += &format!(": io_uring cannot be had ({refusal})");
+    }
+    line
+}
+
+/// The same as JSON.
+pub fn reader_json(reader: &ReaderReport) -> Value {
+    let probe = reader.probe.map(|probe| {
+        json!({
+            "threads_bytes_per_second": probe.threads,
+            "io_uring_bytes_per_second": probe.uring,
+            "bytes": probe.bytes,
+            "seconds": probe.time.as_secs_f64(),
+        })
+    });
+    json!({ "name": reader.name, "probe": probe, "refusal": reader.refusal })
 }
 
 /// The numbers of a usage.
@@ -42,6 +79,7 @@ pub fn to_json(usage: &Usage) -> Value {
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),
         "bytes_read": usage.bytes_read,
+        "bookkeeping_seconds": usage.bookkeeping.as_secs_f64(),
         "phase_seconds": Value::Object(phases.collect()),
     })
 }

@@ -32,8 +32,10 @@ pub(crate) trait Runner: Send {
     fn logits(&self) -> &[f32];
     /// What the passes tell about themselves.
     fn log(&mut self) -> &mut ForwardLog;
-    /// What moving experts cost since the start.
-    fn expert_stats(&self) -> experts::Stats;
+    /// The store of the routed experts.
+    fn experts(&self) -> &ExpertStore;
+    /// The same, to be told something.
+    fn experts_mut(&mut self) -> &mut ExpertStore;
     /// Contents of a state.
     fn state_values(&self, state: &State) -> Vec<LayerValues>;
 }
@@ -71,8 +73,12 @@ where
         &mut self.workspace.log
     }
 
-    fn expert_stats(&self) -> experts::Stats {
-        self.experts.0.stats().clone()
+    fn experts(&self) -> &ExpertStore {
+        &self.experts.0
+    }
+
+    fn experts_mut(&mut self) -> &mut ExpertStore {
+        &mut self.experts.0
     }
 
     fn state_values(&self, state: &State) -> Vec<LayerValues> {

@@ -20,6 +20,8 @@ pub struct Usage {
     pub misses: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
+    /// Time spent on keeping the experts' books: part of the phases "router" and "waiting".
+    pub bookkeeping: Duration,
 }
 
 impl Usage {
@@ -38,6 +40,7 @@ impl Usage {
             hits: after.hits - before.hits,
             misses: after.misses - before.misses,
             bytes_read: after.bytes_read - before.bytes_read,
+            bookkeeping: after.bookkeeping - before.bookkeeping,
         }
     }
 
@@ -69,5 +72,6 @@ impl AddAssign<&Self> for Usage {
         self.hits += other.hits;
         self.misses += other.misses;
         self.bytes_read += other.bytes_read;
+        self.bookkeeping += other.bookkeeping;
     }
 }

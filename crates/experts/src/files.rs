@@ -103,6 +103,16 @@ impl DataFiles {
         self.files.iter().all(|file| file.direct.is_some() && !refused(file))
     }
 
+    /// The descriptor that reads past the page cache, where the system allows it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn direct_fd(&self, file: FileId) -> Option<std::os::fd::RawFd> {
+        use std::os::fd::AsRawFd;
+
+        let file = &self.files[file.0 as usize];
+        let is_refused = file.direct_refused.load(Ordering::Relaxed);
+        file.direct.as_ref().filter(|_| !is_refused).map(|file| file.as_raw_fd())
+    }
+
     /// Reads what a plan says into a page-aligned destination; gives the number of bytes read.
     ///
     /// # Panics

@@ -12,7 +12,9 @@ mod options;
 mod plan;
 mod policy;
 mod reader;
+mod simulate;
 mod store;
+mod trace;
 
 pub use files::{DataFiles, IoError, IoMode};
 pub use memory::{
@@ -21,4 +23,7 @@ pub use memory::{
 pub use options::{Stats, StoreError, StoreOptions};
 pub use plan::{MAX_PARTS, ReadPlan};
 pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
+pub use reader::{ReaderKind, ReaderProbe, ReaderReport};
+pub use simulate::{SimulatedHits, simulate, simulate_belady};
 pub use store::ExpertStore;
+pub use trace::{Trace, TraceError, TracedRequest};

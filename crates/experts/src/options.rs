@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::files::IoError;
 use crate::policy::PolicyKind;
+use crate::reader::ReaderKind;
 use crate::store::ExpertStore;
 
 /// How an expert store works.
@@ -12,7 +13,9 @@ use crate::store::ExpertStore;
 pub struct StoreOptions {
     /// Bytes of all slots together, at most.
     pub cache_bytes: u64,
-    /// Threads that read.
+    /// How experts are read.
+    pub reader: ReaderKind,
+    /// Threads that read, where threads do.
     pub io_threads: usize,
     /// Which expert leaves.
     pub policy: PolicyKind,
@@ -20,7 +23,12 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 0, io_threads: 4, policy: PolicyKind::default() }
+        Self {
+            cache_bytes: 0,
+            reader: ReaderKind::default(),
+            io_threads: 4,
+            policy: PolicyKind::default(),
+        }
     }
 }
 

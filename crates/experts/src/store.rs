@@ -1,6 +1,7 @@
 //! The expert store: a fixed set of memory slots through which all routed experts move.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,8 @@ use crate::files::DataFiles;
 use crate::options::{Stats, StoreError, StoreOptions};
 use crate::plan::ReadPlan;
 use crate::policy::Policy;
-use crate::reader::{Completion, Job, ReadError, Reader, ThreadReader, Urgency};
+use crate::reader::{Completion, Job, ReadError, Reader, ReaderReport, Urgency, make_reader};
+use crate::trace::TraceWriter;
 
 /// A fixed set of memory slots through which all routed experts move.
 ///
@@ -32,6 +34,7 @@ pub struct ExpertStore {
     free: Vec<u32>,
     policy: Box<dyn Policy>,
     reader: Box<dyn Reader>,
+    reader_report: ReaderReport,
     /// For each key the slot that holds it or that it is being read into.
     places: Vec<u32>,
     in_flight: usize,
@@ -39,6 +42,7 @@ pub struct ExpertStore {
     /// Slots that were delivered and that the caller may still hold.
     held: Vec<u32>,
     stats: Stats,
+    trace: Option<TraceWriter>,
 }
 
 /// No slot.
@@ -97,8 +101,12 @@ impl ExpertStore {
             let block = arena.take(slot_bytes as usize).expect("the arena was sized for all slots");
             Slot { block: Some(Arc::new(block)), key: 0, is_owed: false }
         });
-        let slots = slots.collect();
-        let reader = ThreadReader::new(Arc::clone(&files), n_slots, options.io_threads);
+        let mut slots: Vec<Slot> = slots.collect();
+        let blocks = slots.iter_mut().enumerate().map(|(i, slot)| (i as u32, &mut slot.block));
+        let (reader, reader_report) =
+            make_reader(options.reader, &files, n_slots, options.io_threads, &layers, blocks)
+                .map_err(setup)?;
+        let bytes_read = reader_report.probe.map_or(0, |probe| probe.bytes);
         Ok(Self {
             files,
             layers,
@@ -106,7 +114,8 @@ impl ExpertStore {
             slots,
             free: (0..n_slots as u32).rev().collect(),
             policy: options.policy.build(n_keys),
-            reader: Box::new(reader.map_err(setup)?),
+            reader,
+            reader_report,
             places: vec![NOWHERE; n_keys],
             in_flight: 0,
             request: Request {
@@ -117,7 +126,8 @@ impl ExpertStore {
                 waiting: VecDeque::with_capacity(widest),
             },
             held: Vec::with_capacity(n_slots),
-            stats: Stats::default(),
+            stats: Stats { bytes_read, ..Stats::default() },
+            trace: None,
         })
     }
 
@@ -137,9 +147,24 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// How experts are read, and why so.
+    pub fn reader(&self) -> &ReaderReport {
+        &self.reader_report
+    }
+
     /// Whether reads go past the page cache.
     pub fn is_direct(&self) -> bool {
         self.files.is_direct()
+    }
+
+    /// Writes all requests from now on to `out`, as [`crate::Trace`] reads them.
+    pub fn record_trace(&mut self, out: Box<dyn Write + Send>) {
+        self.trace = Some(TraceWriter::new(out, &self.layers));
+    }
+
+    /// Ends the recording and tells whether all could be written.
+    pub fn finish_trace(&mut self) -> std::io::Result<()> {
+        self.trace.take().map_or(Ok(()), TraceWriter::finish)
     }
 
     /// Asks for distinct experts of a layer, each with the number of rows that use it. Reads begin at
@@ -154,7 +179,13 @@ impl ExpertStore {
         self.release();
         let result = self.take_completions();
         self.request.layer = layer;
+        if let Some(trace) = &mut self.trace {
+            trace.begin(layer);
+        }
         for (expert, uses) in experts {
+            if let Some(trace) = &mut self.trace {
+                trace.expert(expert, uses);
+            }
             let key = self.first_keys[layer] + expert;
             debug_assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
@@ -175,6 +206,9 @@ impl ExpertStore {
                 self.request.expected.push(place);
                 self.request.n_expected += 1;
             }
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.end();
         }
         self.submit();
         self.stats.bookkeeping += begin.elapsed();
@@ -220,8 +254,10 @@ impl ExpertStore {
 
     /// Begins to read waiting experts while there are slots for them.
     fn submit(&mut self) {
+        let mut is_any = false;
         while let Some(&key) = self.request.waiting.front() {
-            let Some(slot) = self.take_slot() else { return };
+            let Some(slot) = self.take_slot() else { break };
+            is_any = true;
             self.request.waiting.pop_front();
             self.request.expected.push(slot);
             self.request.n_expected += 1;
@@ -233,6 +269,9 @@ impl ExpertStore {
             let block = entry.block.take().expect("a slot that was taken has its block");
             self.in_flight += 1;
             self.reader.submit(Job { slot, location, block, urgency: Urgency::Demand });
+        }
+        if is_any {
+            self.reader.begin();
         }
     }
 

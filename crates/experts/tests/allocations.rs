@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use checkpoint::{ExpertLocation, ExpertTable, Extent, FileId, FloatType, Format, MatrixLocation};
-use experts::{DataFiles, ExpertStore, IoMode, StoreOptions};
+use experts::{DataFiles, ExpertStore, IoMode, ReaderKind, StoreOptions};
 
 /// The system's allocator, counting.
 struct Counting;
@@ -48,13 +48,19 @@ fn tables() -> Vec<ExpertTable> {
 
 #[test]
 fn moving_experts_takes_no_memory_after_warm_up() {
+    for reader in [ReaderKind::Threads, ReaderKind::Uring] {
+        check(reader);
+    }
+}
+
+fn check(reader: ReaderKind) {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("experts-allocations-{}", std::process::id()));
     std::fs::write(&path, vec![0; 2 << 20]).expect("the file can be written");
     let files = DataFiles::open(std::slice::from_ref(&path), IoMode::Direct).expect("it opens");
     let tables = tables();
     let cache_bytes = 40 * ExpertStore::slot_bytes(&tables);
-    let options = StoreOptions { cache_bytes, ..StoreOptions::default() };
+    let options = StoreOptions { cache_bytes, reader, ..StoreOptions::default() };
     let mut store = ExpertStore::new(Arc::new(files), tables, &options).expect("a store");
     let mut ready = Vec::new();
     let mut pass = |round: u32| {

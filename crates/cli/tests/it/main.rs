@@ -1,6 +1,7 @@
 //! End-to-end tests: they drive the program as a user would.
 
 mod bad_input;
+mod cache_sim;
 mod gguf;
 mod inspect;
 mod invariance;

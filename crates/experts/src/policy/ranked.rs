@@ -43,10 +43,10 @@ pub struct Frecency {
 }
 
 impl Frecency {
-    /// Uses of an average key until an old use counts half. On recorded routing, 4 to 64 are within
-    /// half a point of hit rate of each other (`docs/experiments.md`); fewer follow a change of
+    /// Uses of an average key until an old use counts half. On recorded routing, 4 to 64 differ by
+    /// a tenth of a point of hit rate (`docs/experiments.md`); fewer follow a change of
     /// subject sooner.
-    pub const USES_PER_HALF_LIFE: f64 = 8.0;
+    pub const USES_PER_HALF_LIFE: f64 = 4.0;
 
     /// For so many keys, with a half-life of so many uses of each.
     pub fn new(n_keys: usize, uses_per_half_life: f64) -> Self {

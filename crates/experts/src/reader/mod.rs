@@ -4,9 +4,13 @@
 //! touch the bytes meanwhile and no lock guards them. Jobs are cut into pieces, so that even a single
 //! large expert keeps several requests in flight.
 
+mod choice;
 mod piece;
 mod threads;
+#[cfg(target_os = "linux")]
+mod uring;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use checkpoint::{ExpertLocation, Format};
@@ -14,8 +18,12 @@ use compute::memory::Block;
 
 use crate::files::IoError;
 use crate::plan::ReadPlan;
+use piece::Piece;
 
-pub(crate) use threads::ThreadReader;
+pub use choice::{ReaderKind, ReaderProbe, ReaderReport};
+
+pub(crate) use choice::make_reader;
+use threads::ThreadReader;
 
 /// An expert to be read.
 pub(crate) struct Job {
@@ -53,8 +61,10 @@ pub(crate) enum ReadError {
 
 /// Reads experts; submitting and completing takes no memory after warm-up.
 pub(crate) trait Reader: Send {
-    /// Starts a read. No two reads into the same slot are under way.
+    /// Queues a read. No two reads into the same slot are under way.
     fn submit(&mut self, job: Job);
+    /// Begins what was queued.
+    fn begin(&mut self);
     /// A read that is done, if there is one.
     fn try_completion(&mut self) -> Option<Completion>;
     /// Waits for a read to be done; `None` when that cannot be.
@@ -99,6 +109,19 @@ impl Active {
         });
         Completion { slot, block, result }
     }
+}
+
+/// Takes back the job at the end of a queue if all of its pieces are there: they are neighbours, and
+/// are taken from the front.
+fn take_back(
+    queue: &mut VecDeque<Piece>,
+    active: &mut [Option<Active>],
+) -> Option<(u32, Arc<Block>)> {
+    let slot = queue.back()?.slot;
+    let n_pieces = active[slot as usize].as_ref().expect("its pieces wait").n_pieces as usize;
+    let n_left = queue.len().checked_sub(n_pieces).filter(|&index| queue[index].slot == slot)?;
+    queue.truncate(n_left);
+    active[slot as usize].take().map(|active| (slot, active.job.block))
 }
 
 fn has_finite_scales(location: &ExpertLocation, plan: &ReadPlan, bytes: &[u8]) -> bool {

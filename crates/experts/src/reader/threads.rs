@@ -86,10 +86,10 @@ impl Reader for ThreadReader {
             return;
         }
         active[slot as usize] = Some(job);
-        drop(state);
-        for _ in 0..n_pieces.min(self.threads.len() as u32) {
-            self.shared.work.notify_one();
-        }
+    }
+
+    fn begin(&mut self) {
+        self.shared.work.notify_all();
     }
 
     fn try_completion(&mut self) -> Option<Completion> {
@@ -112,15 +112,7 @@ impl Reader for ThreadReader {
     fn take_back(&mut self) -> Option<(u32, Arc<Block>)> {
         let mut state = self.shared.lock();
         let State { ahead, active, .. } = &mut *state;
-        let entry = active[ahead.back()?.slot as usize].as_ref().expect("its pieces wait");
-        // Pieces of a job are neighbours and are taken from the front.
-        let n_pieces = entry.n_pieces as usize;
-        let (n_left, slot) = (ahead.len().checked_sub(n_pieces)?, entry.job.slot);
-        if ahead[n_left].slot != slot {
-            return None;
-        }
-        ahead.truncate(n_left);
-        active[slot as usize].take().map(|active| (slot, active.job.block))
+        super::take_back(ahead, active)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Integration tests of the expert store: real files, real threads.
 
+mod trace;
+
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,7 +13,8 @@ use checkpoint::{
 };
 use compute::{ExpertWeights, LoadedExpert};
 use experts::{
-    DataFiles, ExpertStore, IoError, IoMode, PolicyKind, ReadPlan, StoreError, StoreOptions,
+    DataFiles, ExpertStore, IoError, IoMode, PolicyKind, ReadPlan, ReaderKind, StoreError,
+    StoreOptions,
 };
 use proptest::prelude::*;
 
@@ -19,6 +22,14 @@ const LAYERS: usize = 3;
 const EXPERTS: usize = 8;
 const ROWS: usize = 64;
 const COLS: usize = 128;
+
+/// Readers; io_uring becomes threads where it cannot be had.
+const READERS: [(ReaderKind, usize); 4] = [
+    (ReaderKind::Threads, 1),
+    (ReaderKind::Threads, 4),
+    (ReaderKind::Uring, 1),
+    (ReaderKind::Auto, 2),
+];
 
 /// A file of bytes that look random, with experts at odd places of it.
 struct Model {
@@ -141,8 +152,8 @@ fn every_expert_arrives_whole_in_any_number_of_slots() {
     let all: Vec<u32> = (0..EXPERTS as u32).collect();
     for mode in [IoMode::Direct, IoMode::Buffered] {
         for n_slots in [2, 3, 5, 100] {
-            for io_threads in [1, 4] {
-                let options = StoreOptions { io_threads, ..StoreOptions::default() };
+            for (reader, io_threads) in READERS {
+                let options = StoreOptions { reader, io_threads, ..StoreOptions::default() };
                 let mut store = model.store(n_slots, options, mode);
                 assert_eq!(store.n_slots() as u64, n_slots.min((LAYERS * EXPERTS) as u64));
                 for _ in 0..2 {
@@ -220,8 +231,15 @@ fn a_caller_that_holds_all_slots_is_told() {
 
 #[test]
 fn a_file_that_shrinks_fails_the_request_and_not_the_store() {
+    for (reader, io_threads) in READERS {
+        check_shrinking(StoreOptions { reader, io_threads, ..StoreOptions::default() });
+    }
+}
+
+#[track_caller]
+fn check_shrinking(options: StoreOptions) {
     let model = Model::new();
-    let mut store = model.store(4, StoreOptions::default(), IoMode::Direct);
+    let mut store = model.store(4, options, IoMode::Direct);
     deliver(&model, &mut store, 0, &[0, 1]);
     let middle = model.tables[1].get(4).gate.data.offset;
     model.cut(middle);
@@ -244,6 +262,40 @@ fn a_file_that_shrinks_fails_the_request_and_not_the_store() {
     }
     deliver(&model, &mut store, 0, &[2, 0, 1]);
     deliver(&model, &mut store, 1, &[0, 1, 2]);
+}
+
+#[test]
+fn the_reader_is_chosen_by_a_short_measurement_where_there_is_a_choice() {
+    let model = Model::new();
+    let store = |reader, mode| {
+        let options = StoreOptions { reader, ..StoreOptions::default() };
+        model.store(8, options, mode)
+    };
+    let threads = store(ReaderKind::Threads, IoMode::Direct);
+    assert_eq!((threads.reader().name, threads.reader().probe), ("threads", None));
+    // Reads through the page cache would block whoever serves the ring.
+    let buffered = store(ReaderKind::Uring, IoMode::Buffered);
+    assert_eq!(buffered.reader().name, "threads");
+    assert!(buffered.reader().refusal.is_some());
+    let auto = store(ReaderKind::Auto, IoMode::Direct);
+    match (&auto.reader().probe, &auto.reader().refusal) {
+        (Some(probe), None) => {
+            assert!(probe.bytes > 0 && probe.threads > 0.0 && probe.uring > 0.0);
+            assert_eq!(auto.stats().bytes_read, probe.bytes, "its bytes are counted");
+        }
+        (None, Some(_)) => assert_eq!(auto.reader().name, "threads"),
+        both => panic!("measured or refused: {both:?}"),
+    }
+}
+
+#[test]
+fn a_store_can_go_while_reads_are_under_way() {
+    let model = Model::new();
+    for (reader, io_threads) in READERS {
+        let options = StoreOptions { reader, io_threads, ..StoreOptions::default() };
+        let mut store = model.store(20, options, IoMode::Direct);
+        store.request(0, once(&[0, 1, 2, 3, 4, 5, 6, 7])).expect("a request");
+    }
 }
 
 #[test]
@@ -310,7 +362,7 @@ proptest! {
     #[test]
     fn any_sequence_of_requests_delivers_the_right_bytes(
         n_slots in 2_u64..12,
-        io_threads in 1_usize..4,
+        (reader, io_threads) in prop::sample::select(READERS.as_slice()),
         policy in prop::sample::select(PolicyKind::ALL.as_slice()),
         requests in prop::collection::vec(
             (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..EXPERTS), any::<bool>()),
@@ -318,7 +370,7 @@ proptest! {
         ),
     ) {
         let model = Model::new();
-        let options = StoreOptions { io_threads, policy, ..StoreOptions::default() };
+        let options = StoreOptions { reader, io_threads, policy, ..StoreOptions::default() };
         let mut store = model.store(n_slots, options, IoMode::Direct);
         for (layer, experts, abandon) in requests {
             let experts: Vec<u32> = experts.into_iter().collect();
