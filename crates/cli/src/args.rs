@@ -54,6 +54,10 @@ pub struct EngineArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub device: DeviceArg,
+    /// Multiply low-bit weights with activations in 32-bit floats instead of 8-bit integers: slower, and
+    /// as near to the reference implementation as rounding allows.
+    #[arg(long)]
+    pub precise: bool,
     /// Read through the system's page cache instead of past it.
     #[arg(long)]
     pub buffered_io: bool,
@@ -71,6 +75,7 @@ impl EngineArgs {
             context: self.context,
             prompt_chunk: self.prompt_chunk,
             device: self.device.into(),
+            precise: self.precise,
             direct_io: !self.buffered_io,
             ..EngineOptions::default()
         }
@@ -107,8 +112,12 @@ pub enum DeviceArg {
     CpuScalar,
     /// The CPU with AVX2 and FMA.
     CpuAvx2,
+    /// The CPU with AVX-512, its VNNI and VBMI.
+    CpuAvx512,
     /// The CPU with NEON.
     CpuNeon,
+    /// The CPU with NEON and its dot products.
+    CpuNeonDotprod,
     /// The slow reference that everything else is compared with.
     Reference,
 }
@@ -119,7 +128,9 @@ impl From<DeviceArg> for Device {
             DeviceArg::Cpu => Self::Cpu,
             DeviceArg::CpuScalar => Self::CpuIsa(Isa::Scalar),
             DeviceArg::CpuAvx2 => Self::CpuIsa(Isa::Avx2),
+            DeviceArg::CpuAvx512 => Self::CpuIsa(Isa::Avx512),
             DeviceArg::CpuNeon => Self::CpuIsa(Isa::Neon),
+            DeviceArg::CpuNeonDotprod => Self::CpuIsa(Isa::NeonDotprod),
             DeviceArg::Reference => Self::Reference,
         }
     }
@@ -249,6 +260,10 @@ pub struct VerifyArgs {
     /// Largest difference of a logit that counts as equal.
     #[arg(long, value_name = "X", default_value_t = engine::verify::TOLERANCE)]
     pub tolerance: f32,
+    /// Compute as `run` does, with activations in 8 bits, instead of as with --precise: shows what that
+    /// costs, and fails where low-bit weights are beyond the tolerance.
+    #[arg(long, conflicts_with = "precise")]
+    pub fast: bool,
     /// Write our own outputs under the golden names.
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,

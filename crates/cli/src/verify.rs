@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use engine::Engine;
 use engine::verify::Outcome;
+use engine::{Engine, EngineOptions};
 use serde_json::json;
 
 use crate::args::VerifyArgs;
@@ -12,7 +12,8 @@ use crate::output;
 
 /// Runs the command; fails when a comparison is beyond the tolerance.
 pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
-    let mut engine = Engine::open(&args.model, &args.engine.options())
+    let options = EngineOptions { precise: !args.fast, ..args.engine.options() };
+    let mut engine = Engine::open(&args.model, &options)
         .with_context(|| format!("opening {}", args.model.display()))?;
     let golden = args.golden.unwrap_or_else(|| match args.model.is_file() {
         true => args.model.with_extension("golden.safetensors"),

@@ -66,7 +66,7 @@ pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<Mem
     match options.device {
         Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
         Device::Cpu | Device::CpuIsa(_) => {
-            let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None })?;
+            let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
             MemoryPlan::new(inventory, &cpu, options, trunk)
         }
     }
@@ -97,12 +97,13 @@ impl Engine {
     ) -> Result<Self, Error> {
         match options.device {
             Device::Reference => Self::on(inventory, tokenizer, Reference::new(), options),
-            Device::Cpu => {
-                let cpu = Cpu::new(CpuOptions { threads: options.threads, isa: None })?;
-                Self::on(inventory, tokenizer, cpu, options)
-            }
-            Device::CpuIsa(isa) => {
-                let cpu = Cpu::new(CpuOptions { threads: options.threads, isa: Some(isa) })?;
+            Device::Cpu | Device::CpuIsa(_) => {
+                let isa = match options.device {
+                    Device::CpuIsa(isa) => Some(isa),
+                    _ => None,
+                };
+                let (threads, precise) = (options.threads, options.precise);
+                let cpu = Cpu::new(CpuOptions { threads, isa, precise })?;
                 Self::on(inventory, tokenizer, cpu, options)
             }
         }

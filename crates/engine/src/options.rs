@@ -35,6 +35,9 @@ pub struct EngineOptions {
     pub sessions: usize,
     /// The device.
     pub device: Device,
+    /// Whether the CPU multiplies low-bit weights with activations in `f32` instead of eight bits: slower,
+    /// and as near to the reference as rounding allows.
+    pub precise: bool,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
 }
@@ -51,6 +54,7 @@ impl Default for EngineOptions {
             prompt_chunk: None,
             sessions: 1,
             device: Device::default(),
+            precise: false,
             direct_io: true,
         }
     }

@@ -129,7 +129,7 @@ pub(crate) fn attention(
     caches: &mut [&mut KvCache],
     out: &mut HostBuffer,
 ) {
-    let Machine { kernels, pool } = machine;
+    let Machine { kernels, pool, .. } = machine;
     out.set_rows(inputs.query.rows());
     for (span, cache) in spans.iter().zip(caches.iter_mut()) {
         assert_eq!(cache.len, span.position, "the cache holds what came before");

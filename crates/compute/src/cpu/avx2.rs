@@ -6,11 +6,35 @@ use std::arch::x86_64::*;
 
 use checkpoint::{Affine, FloatType, Format};
 
+use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
+
+/// Only given out by `Kernels::of` where the features were detected. Plain floating-point loops are
+/// those of AVX2: eight running sums define their results.
+pub(crate) static AVX512_KERNELS: Kernels = Kernels {
+    isa: Isa::Avx512,
+    quantize: |x, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { integer::avx512::quantize(x, out) }
+    },
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { integer::avx512::multiply(rows, tokens, out) }
+    },
+    ..KERNELS
+};
 
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
+    quantize: |x, out| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        unsafe { integer::avx2::quantize(x, out) }
+    },
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX2, FMA and F16C are available.
+        unsafe { integer::avx2::multiply(rows, tokens, out) }
+    },
     dot_tile: |tile, sums| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dot_tile(tile, sums) }
@@ -18,6 +42,16 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dequantize: |format, data, scales, biases, out| {
         // SAFETY: this table is only used where AVX2, FMA and F16C are available.
         unsafe { dequantize(format, data, scales, biases, out) }
+    },
+    dot_floats: |float, rows, x, out| {
+        // SAFETY: this table is only used where AVX2, FMA and F16C are available.
+        unsafe {
+            match float {
+                FloatType::F32 => dot_floats::<4>(rows, x, out, |bytes| load_f32(bytes)),
+                FloatType::F16 => dot_floats::<2>(rows, x, out, |bytes| load_f16(bytes)),
+                FloatType::Bf16 => dot_floats::<2>(rows, x, out, |bytes| load_bf16(bytes)),
+            }
+        }
     },
     dot: |x, y| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
@@ -138,6 +172,70 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
         acc = _mm256_fmadd_ps(load(&padded(x_tail)), load(&padded(y_tail)), acc);
     }
     sum(acc)
+}
+
+/// Four rows at a time share the loads of x and hide the latency of each other's additions. `load_eight`
+/// reads eight values of `SIZE` bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_floats<const SIZE: usize>(
+    rows: &[u8],
+    x: &[f32],
+    out: &mut [f32],
+    load_eight: impl Fn(&[u8]) -> __m256,
+) {
+    let row_bytes = x.len() * SIZE;
+    let (x_chunks, x_tail) = x.as_chunks::<8>();
+    let x_padded = load(&padded(x_tail));
+    for (out, rows) in out.chunks_mut(4).zip(rows.chunks(4 * row_bytes)) {
+        // A missing row repeats the last one.
+        let last = out.len() - 1;
+        let rows: [&[u8]; 4] =
+            std::array::from_fn(|row| &rows[row.min(last) * row_bytes..][..row_bytes]);
+        let mut acc = [_mm256_setzero_ps(); 4];
+        for (index, x) in x_chunks.iter().enumerate() {
+            let x = load(x);
+            for row in 0..4 {
+                let weights = load_eight(&rows[row][8 * SIZE * index..][..8 * SIZE]);
+                acc[row] = _mm256_fmadd_ps(weights, x, acc[row]);
+            }
+        }
+        if !x_tail.is_empty() {
+            for row in 0..4 {
+                let mut tail = [0; 32];
+                let stored = &rows[row][8 * SIZE * x_chunks.len()..];
+                tail[..stored.len()].copy_from_slice(stored);
+                acc[row] = _mm256_fmadd_ps(load_eight(&tail[..8 * SIZE]), x_padded, acc[row]);
+            }
+        }
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = sum(acc);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_f32(bytes: &[u8]) -> __m256 {
+    let bytes: &[u8; 32] = bytes.first_chunk().expect("eight values");
+    // SAFETY: 32 bytes are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load_f16(bytes: &[u8]) -> __m256 {
+    let bytes: &[u8; 16] = bytes.first_chunk().expect("eight values");
+    // SAFETY: sixteen bytes are readable; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_bf16(bytes: &[u8]) -> __m256 {
+    let bytes: &[u8; 16] = bytes.first_chunk().expect("eight values");
+    // SAFETY: sixteen bytes are readable; the load needs no alignment.
+    let halves = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
 }
 
 /// Adds up running sums in the order of `sum_lanes`.

@@ -154,7 +154,7 @@ pub(crate) fn gated_delta_net(
     states: &mut [&mut DeltaState],
     out: &mut HostBuffer,
 ) {
-    let Machine { kernels, pool } = machine;
+    let Machine { kernels, pool, .. } = machine;
     out.set_rows(inputs.qkv.rows());
     scratch.mixed.resize(BLOCK * spec.channels(), 0.0);
     for (span, state) in spans.iter().zip(states) {

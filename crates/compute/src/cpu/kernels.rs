@@ -5,8 +5,9 @@
 //! up at the end by [`sum_lanes`]. So a result does not depend on how work was cut into calls; between
 //! versions it differs only by fused or separate rounding of products.
 
-use checkpoint::Format;
+use checkpoint::{FloatType, Format};
 
+use crate::cpu::integer::{BlocksMut, Rows, Tokens};
 use crate::cpu::scalar;
 
 /// Running sums of one result.
@@ -25,8 +26,12 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX-512: F, BW, VL, VNNI and VBMI.
+    Avx512,
     /// 64-bit Arm.
     Neon,
+    /// 64-bit Arm with dot products of bytes.
+    NeonDotprod,
 }
 
 impl Isa {
@@ -38,10 +43,21 @@ impl Isa {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512vbmi")
+            {
+                available.push(Self::Avx512);
+            }
             available.push(Self::Avx2);
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                available.push(Self::NeonDotprod);
+            }
             available.push(Self::Neon);
         }
         available.push(Self::Scalar);
@@ -53,7 +69,9 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
             Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
         }
     }
 }
@@ -84,10 +102,16 @@ pub(crate) struct Kernels {
     pub(crate) dot_tile: fn(Tile<'_>, &mut TileSums),
     /// Decodes whole groups of a row, as [`checkpoint::dequantize_row`] does.
     pub(crate) dequantize: Dequantize,
+    /// `out[r] = row_r . x` for consecutive stored rows, in the order of additions of [`Kernels::dot_tile`].
+    pub(crate) dot_floats: fn(FloatType, &[u8], &[f32], &mut [f32]),
     /// `sum of x * y`.
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     /// `out[j] = row_j . x` for consecutive rows as wide as `x`.
     pub(crate) dots: fn(&[f32], &[f32], &mut [f32]),
+    /// Quantises whole blocks of columns, as [`crate::cpu::integer::quantize_portable`] does.
+    pub(crate) quantize: fn(&[f32], BlocksMut<'_>),
+    /// `out[token * n_rows + row]`, as [`crate::cpu::integer`] defines it.
+    pub(crate) multiply: fn(&Rows<'_>, &Tokens<'_>, &mut [f32]),
     /// `out += sum over j of weights[j] * row_j` for consecutive rows as wide as `out`, j rising.
     pub(crate) weighted_sum: fn(&[f32], &[f32], &mut [f32]),
 }
@@ -102,8 +126,12 @@ impl Kernels {
             Isa::Scalar => Some(&scalar::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(&crate::cpu::avx2::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Some(&crate::cpu::avx2::AVX512_KERNELS),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Some(&crate::cpu::neon::KERNELS),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(&crate::cpu::neon::DOTPROD_KERNELS),
             #[cfg(not(all(target_arch = "x86_64", target_arch = "aarch64")))]
             _ => None,
         }

@@ -4,6 +4,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod delta_net;
+mod integer;
 mod kernels;
 mod matmul;
 mod moe;
@@ -23,6 +24,7 @@ use crate::backend::{
 use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
+use integer::QuantizedRows;
 use kernels::Kernels;
 use matmul::Product;
 use pool::{Parts, Pool};
@@ -34,6 +36,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instructions; default: the best that the machine has.
     pub isa: Option<Isa>,
+    /// Whether low-bit weights are multiplied with activations in `f32` instead of eight bits.
+    pub precise: bool,
 }
 
 /// Why a CPU backend cannot be had.
@@ -62,6 +66,9 @@ pub enum CpuError {
 pub(crate) struct Machine {
     kernels: &'static Kernels,
     pool: Pool,
+    precise: bool,
+    /// The activations of the product that is being computed.
+    quantized: QuantizedRows,
 }
 
 /// The CPU backend.
@@ -84,7 +91,12 @@ impl Cpu {
         let threads = options.threads.unwrap_or_else(cores).max(1);
         let pool = Pool::new(threads).map_err(|source| CpuError::Threads { threads, source })?;
         Ok(Self {
-            machine: Machine { kernels, pool },
+            machine: Machine {
+                kernels,
+                pool,
+                precise: options.precise,
+                quantized: QuantizedRows::default(),
+            },
             delta_net: delta_net::Scratch::default(),
             moe: moe::Scratch::default(),
         })
@@ -99,9 +111,10 @@ impl Backend for Cpu {
 
     fn name(&self) -> String {
         format!(
-            "cpu {}, {} threads",
+            "cpu {}, {} threads{}",
             self.machine.kernels.isa.name(),
-            self.machine.pool.n_threads()
+            self.machine.pool.n_threads(),
+            if self.machine.precise { ", precise" } else { "" }
         )
     }
 
@@ -206,10 +219,7 @@ impl Backend for Cpu {
         uses: &ExpertUses,
         out: &mut HostBuffer,
     ) {
-        for LoadedExpert { index, weights } in experts {
-            let (machine, moe) = (&mut self.machine, &mut self.moe);
-            moe::expert(machine, moe, x, weights, uses.of(*index), uses.top_k(), out);
-        }
+        moe::experts(&mut self.machine, &mut self.moe, x, experts, uses, out);
     }
 
     fn swiglu(&mut self, x: &HostBuffer, weights: &ExpertWeights, out: &mut HostBuffer) {

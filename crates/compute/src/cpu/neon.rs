@@ -4,18 +4,43 @@
 
 use std::arch::aarch64::*;
 
+use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 use crate::cpu::scalar;
 
 /// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static DOTPROD_KERNELS: Kernels = Kernels {
+    isa: Isa::NeonDotprod,
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where NEON and its dot products are available.
+        unsafe { integer::neon::multiply_dotprod(rows, tokens, out) }
+    },
+    ..KERNELS
+};
+
+/// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
+    quantize: |x, out| {
+        // SAFETY: this table is only used where NEON is available.
+        unsafe { integer::neon::quantize(x, out) }
+    },
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where NEON is available.
+        unsafe { integer::neon::multiply(rows, tokens, out) }
+    },
     dot_tile: |tile, sums| {
         // SAFETY: this table is only used where NEON is available.
         unsafe { dot_tile(tile, sums) }
     },
     // The compiler turns the plain loops over codes into vector code by itself.
     dequantize: scalar::dequantize,
+    dot_floats: |float, rows, x, out| {
+        scalar::decode_eights(float, rows, x, out, |weights, x, lanes| {
+            // SAFETY: this table is only used where NEON is available.
+            unsafe { store(lanes, multiply_add(load(lanes), load(weights), load(x))) }
+        });
+    },
     dot: |x, y| {
         // SAFETY: this table is only used where NEON is available.
         unsafe { dot(x, y) }

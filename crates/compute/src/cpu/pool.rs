@@ -201,20 +201,27 @@ impl Shared {
 }
 
 /// A mutable slice whose parts are written by different tasks of a region.
-#[derive(Clone, Copy)]
-pub(crate) struct Parts<'a> {
-    start: *mut f32,
+pub(crate) struct Parts<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it only gives out parts under the contract of `part`.
-unsafe impl Send for Parts<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Parts<'_> {}
+impl<T> Clone for Parts<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
 
-impl<'a> Parts<'a> {
-    pub(crate) fn new(values: &'a mut [f32]) -> Self {
+impl<T> Copy for Parts<'_, T> {}
+
+// SAFETY: it only gives out parts under the contract of `part`.
+unsafe impl<T: Send> Send for Parts<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(crate) fn new(values: &'a mut [T]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len(), lifetime: PhantomData }
     }
 
@@ -223,7 +230,7 @@ impl<'a> Parts<'a> {
     /// # Safety
     /// Parts that are alive at the same time must not overlap.
     #[expect(clippy::mut_from_ref, reason = "the contract replaces the borrow checker's")]
-    pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &mut [T] {
         assert!(begin <= self.len && len <= self.len - begin, "a part lies inside the whole");
         // SAFETY: the range is inside the slice, and the caller keeps parts apart.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(begin), len) }

@@ -1,11 +1,27 @@
 //! Inner loops in plain Rust, for any machine.
 
-use checkpoint::Format;
+use checkpoint::{FloatType, Format, decode_floats};
 
+use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 
-pub(crate) static KERNELS: Kernels =
-    Kernels { isa: Isa::Scalar, dot_tile, dequantize, dot, dots, weighted_sum };
+pub(crate) static KERNELS: Kernels = Kernels {
+    isa: Isa::Scalar,
+    dot_tile,
+    dot_floats: |float, rows, x, out| {
+        decode_eights(float, rows, x, out, |weights, x, lanes| {
+            for lane in 0..8 {
+                lanes[lane] += weights[lane] * x[lane];
+            }
+        });
+    },
+    dequantize,
+    dot,
+    dots,
+    quantize: |x, out| integer::quantize_portable(x, out),
+    multiply: integer::portable::multiply,
+    weighted_sum,
+};
 
 fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
     for token in 0..tile.n_tokens {
@@ -14,6 +30,27 @@ fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
             let weights = &tile.weights[row * tile.weight_stride..][..tile.cols];
             add_products(weights, x, &mut sums[token * TILE_ROWS + row]);
         }
+    }
+}
+
+/// Decodes eight values at a time and adds their products to the lanes by `add`.
+pub(crate) fn decode_eights(
+    float: FloatType,
+    rows: &[u8],
+    x: &[f32],
+    out: &mut [f32],
+    add: impl Fn(&[f32; 8], &[f32; 8], &mut Lanes),
+) {
+    let size = float.size();
+    for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len() * size)) {
+        let mut lanes = Lanes::default();
+        for (bytes, x) in row.chunks(8 * size).zip(x.chunks(8)) {
+            let [mut weights, mut values] = [[0.0; 8]; 2];
+            decode_floats(float, bytes, &mut weights[..x.len()]);
+            values[..x.len()].copy_from_slice(x);
+            add(&weights, &values, &mut lanes);
+        }
+        *out = sum_lanes(&lanes);
     }
 }
 

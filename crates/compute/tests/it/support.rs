@@ -63,7 +63,7 @@ pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> 
         match format {
             Format::Float(float) => encode_floats(float, &row, &mut stored.data),
             Format::Block(_) => {
-                // Any bytes are a block; small ones have small scales.
+                // Any bytes are a block; small scales keep products small.
                 let bytes = random.numbers(format.row_bytes(cols));
                 stored.data.extend(bytes.iter().map(|x| (x.abs() * 32.0) as u8));
             }
@@ -113,12 +113,46 @@ pub fn download<B: Backend>(backend: &mut B, buffer: &B::Buffer) -> Vec<f32> {
     values
 }
 
-/// The CPU backend in every form that this machine has.
+/// Every format of low-bit codes that is multiplied as it is stored and whose groups fit `cols`.
+pub fn code_formats(cols: usize) -> Vec<Format> {
+    let blocks = [
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q8_0,
+        BlockType::Iq4Nl,
+        BlockType::Mxfp4,
+        BlockType::Q2K,
+        BlockType::Q3K,
+        BlockType::Q4K,
+        BlockType::Q5K,
+        BlockType::Q6K,
+        BlockType::Iq4Xs,
+    ];
+    let groups = [(32, FloatType::F16), (64, FloatType::Bf16), (128, FloatType::F32)];
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| {
+        groups.map(|(group, scales)| Format::Affine(Affine { bits, group, scales }))
+    });
+    let formats = blocks.into_iter().map(Format::Block).chain(affine);
+    formats.filter(|format| cols.is_multiple_of(format.group())).collect()
+}
+
+/// The CPU backend in every form that this machine has, with activations in `f32`.
 pub fn cpus() -> Vec<Cpu> {
+    cpus_of(true)
+}
+
+/// The CPU backend in every form that this machine has, as it is by default.
+pub fn fast_cpus() -> Vec<Cpu> {
+    cpus_of(false)
+}
+
+fn cpus_of(precise: bool) -> Vec<Cpu> {
     let isas = Isa::available().into_iter();
     let forms = isas.flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
     let cpus = forms.map(|(isa, threads)| {
-        let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa), precise };
         Cpu::new(options).expect("the instructions are available")
     });
     cpus.collect()

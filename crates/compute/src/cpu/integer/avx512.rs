@@ -1,0 +1,183 @@
+//! Integer products for x86-64 with AVX-512 (F, BW, VL, VNNI, VBMI): one to a few tokens.
+//!
+//! A chunk of 512 columns is unpacked into eight vectors of codes, which are multiplied with the tokens'
+//! codes by `vpdpbusd`; the eight vectors of partial sums are then added across, so that one vector
+//! holds the integers of all sixteen blocks, and scales apply to sixteen blocks at once.
+
+#![expect(unsafe_code, reason = "vector instructions")]
+
+mod gemm;
+mod load;
+
+use std::arch::x86_64::*;
+
+use crate::cpu::integer::activations::BlocksMut;
+use crate::cpu::integer::kind::Bias;
+use crate::cpu::integer::portable::{TokenChunk, with_whole_chunk};
+use crate::cpu::integer::{Kind, Rows, Tokens, quantize_portable};
+use load::{Id, Vectors, load};
+
+/// From so many tokens on, weights are unpacked for all of them into a panel.
+const MANY: usize = 6;
+
+/// See [`crate::cpu::integer::portable::multiply`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    match rows.kind {
+        Kind::Affine { bits: 2, .. } => multiply_kind::<{ Id::A2 }>(rows, tokens, out),
+        Kind::Affine { bits: 3, .. } => multiply_kind::<{ Id::A3 }>(rows, tokens, out),
+        Kind::Affine { bits: 4, .. } => multiply_kind::<{ Id::A4 }>(rows, tokens, out),
+        Kind::Affine { bits: 5, .. } => multiply_kind::<{ Id::A5 }>(rows, tokens, out),
+        Kind::Affine { bits: 6, .. } => multiply_kind::<{ Id::A6 }>(rows, tokens, out),
+        Kind::Affine { .. } => multiply_kind::<{ Id::A8 }>(rows, tokens, out),
+        Kind::Q4_0 => multiply_kind::<{ Id::Q4_0 }>(rows, tokens, out),
+        Kind::Q4_1 => multiply_kind::<{ Id::Q4_1 }>(rows, tokens, out),
+        Kind::Q5_0 => multiply_kind::<{ Id::Q5_0 }>(rows, tokens, out),
+        Kind::Q5_1 => multiply_kind::<{ Id::Q5_1 }>(rows, tokens, out),
+        Kind::Q8_0 => multiply_kind::<{ Id::Q8_0 }>(rows, tokens, out),
+        Kind::Iq4Nl => multiply_kind::<{ Id::IQ4_NL }>(rows, tokens, out),
+        Kind::Mxfp4 => multiply_kind::<{ Id::MXFP4 }>(rows, tokens, out),
+        Kind::Q2K => multiply_kind::<{ Id::Q2_K }>(rows, tokens, out),
+        Kind::Q3K => multiply_kind::<{ Id::Q3_K }>(rows, tokens, out),
+        Kind::Q4K => multiply_kind::<{ Id::Q4_K }>(rows, tokens, out),
+        Kind::Q5K => multiply_kind::<{ Id::Q5_K }>(rows, tokens, out),
+        Kind::Q6K => multiply_kind::<{ Id::Q6_K }>(rows, tokens, out),
+        Kind::Iq4Xs => multiply_kind::<{ Id::IQ4_XS }>(rows, tokens, out),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    if tokens.n >= MANY {
+        gemm::multiply::<ID>(rows, tokens, out);
+        return;
+    }
+    let mut first = 0;
+    while first < tokens.n {
+        let out = &mut out[first * rows.n_rows..];
+        first += match tokens.n - first {
+            1 => few::<ID, 1>(rows, tokens, first, out),
+            2 => few::<ID, 2>(rows, tokens, first, out),
+            _ => few::<ID, 3>(rows, tokens, first, out),
+        };
+    }
+}
+
+/// All rows times `N` tokens; gives `N`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn few<const ID: u8, const N: usize>(
+    rows: &Rows<'_>,
+    tokens: &Tokens<'_>,
+    first: usize,
+    out: &mut [f32],
+) -> usize {
+    for row in 0..rows.n_rows {
+        let mut lanes = [_mm512_setzero_ps(); N];
+        for chunk in 0..rows.n_chunks() {
+            let weights =
+                with_whole_chunk(rows, row, chunk, |stored| load::<ID>(rows.kind, stored));
+            for (index, lanes) in lanes.iter_mut().enumerate() {
+                let x = TokenChunk::of(tokens, first + index, chunk);
+                *lanes = add_chunk::<ID>(&weights, x, *lanes);
+            }
+        }
+        for (index, lanes) in lanes.iter().enumerate() {
+            out[index * rows.n_rows + row] = sum_lanes(*lanes);
+        }
+    }
+    N
+}
+
+/// Adds the products of a chunk to the lanes of a result.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) -> __m512 {
+    let kind = const { Id::kind(ID) };
+    let mut partial = [_mm512_setzero_si512(); 8];
+    for (index, partial) in partial.iter_mut().enumerate() {
+        let codes =
+            load_bytes(x.codes[64 * index..].first_chunk().expect("a chunk is eight vectors"));
+        *partial = _mm512_dpbusd_epi32(*partial, weights.codes[index], codes);
+        if kind.has_subs() {
+            // The factor of each 16 columns stands in four lanes.
+            let places = _mm512_add_epi32(
+                _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                _mm512_set1_epi32(4 * (index as i32 % 4)),
+            );
+            let subs = _mm512_permutexvar_epi32(places, weights.wide_subs(index / 4));
+            *partial = _mm512_mullo_epi32(*partial, subs);
+        }
+    }
+    let mut isum = add_across(&partial);
+    // SAFETY: the array has 64 bytes; the load needs no alignment.
+    let sums = unsafe { _mm512_loadu_si512(x.sums.as_ptr().cast()) };
+    if kind.zero() != 0 {
+        let ones = _mm512_set1_epi16(1);
+        let subs = if kind.has_subs() { weights.subs } else { ones };
+        let sums = _mm512_madd_epi16(subs, sums);
+        let shift = _mm_cvtsi32_si128(kind.zero().trailing_zeros() as i32);
+        let zeros = _mm512_sll_epi32(sums, shift);
+        isum = _mm512_sub_epi32(isum, zeros);
+    }
+    let scales = load_floats(x.scales);
+    let products = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), weights.scales);
+    let lanes = _mm512_fmadd_ps(products, scales, lanes);
+    match kind.bias() {
+        Bias::None => lanes,
+        Bias::Block => _mm512_fmadd_ps(weights.biases, load_floats(x.scaled_sums), lanes),
+        Bias::Halves => {
+            let bsum = _mm512_cvtepi32_ps(_mm512_madd_epi16(weights.mins, sums));
+            _mm512_fmadd_ps(weights.biases, _mm512_mul_ps(scales, bsum), lanes)
+        }
+    }
+}
+
+/// The sums of the halves of eight vectors: of 16 blocks, in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn add_across(partial: &[__m512i; 8]) -> __m512i {
+    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let four = |a: &[__m512i]| {
+        let (a, b) = (pair(a[0], a[1]), pair(a[2], a[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+    };
+    let (a, b) = (four(&partial[..4]), four(&partial[4..]));
+    let sums = _mm512_add_epi32(
+        _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b),
+        _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b),
+    );
+    // Blocks 0, 2, 4, 6, 1, 3, 5, 7 and as many again.
+    let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm512_permutexvar_epi32(order, sums)
+}
+
+/// See [`crate::cpu::integer::sum_lanes`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn sum_lanes(lanes: __m512) -> f32 {
+    let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes)));
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), high);
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_bytes(bytes: &[i8; 64]) -> __m512i {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_floats(values: &[f32; 16]) -> __m512 {
+    // SAFETY: sixteen values are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+/// See [`quantize_portable`], which the compiler turns into vector code here.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+pub(crate) fn quantize(x: &[f32], out: BlocksMut<'_>) {
+    quantize_portable(x, out);
+}
