@@ -1,5 +1,6 @@
 //! What a caller may choose when opening an engine.
 
+use experts::ReaderKind;
 use trace::Recorder;
 
 /// The device that computes.
@@ -23,7 +24,9 @@ pub struct EngineOptions {
     pub expert_cache: Option<u64>,
     /// Threads that compute; default: the cores.
     pub threads: Option<usize>,
-    /// Threads that read from the drive.
+    /// How experts are read.
+    pub reader: ReaderKind,
+    /// Threads that read from the drive, where threads do.
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
     pub context: Option<usize>,
@@ -48,6 +51,7 @@ impl Default for EngineOptions {
             memory: None,
             expert_cache: None,
             threads: None,
+            reader: ReaderKind::default(),
             io_threads: 4,
             context: None,
             prompt_chunk: None,

@@ -22,6 +22,8 @@ pub struct Usage {
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
     pub drive_busy: Duration,
+    /// Time spent on keeping the experts' books: part of the phases "router" and "waiting".
+    pub bookkeeping: Duration,
 }
 
 impl Usage {
@@ -41,6 +43,7 @@ impl Usage {
             misses: after.misses - before.misses,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
+            bookkeeping: after.bookkeeping - before.bookkeeping,
         }
     }
 
@@ -84,5 +87,6 @@ impl AddAssign<&Self> for Usage {
         self.misses += other.misses;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
+        self.bookkeeping += other.bookkeeping;
     }
 }

@@ -100,7 +100,7 @@ impl<V> Decoder<Matrix, V> {
                 }
             };
             block.route(backend, moe, normed);
-            experts.request(index, moe.distinct_experts())?;
+            experts.request(index, &moe.uses)?;
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);

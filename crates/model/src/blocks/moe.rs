@@ -125,15 +125,11 @@ pub(crate) struct MoeScratch<B: Backend> {
     shared_gate: B::Buffer,
     /// The choices of the layer computed last.
     pub(crate) routing: Routing,
-    uses: ExpertUses,
+    /// The same, by expert.
+    pub(crate) uses: ExpertUses,
 }
 
 impl<B: Backend> MoeScratch<B> {
-    /// The experts that the rows of the batch use, each once, in the order of the file.
-    pub(crate) fn distinct_experts(&self) -> &[u32] {
-        self.uses.distinct()
-    }
-
     pub(crate) fn new(
         backend: &B,
         hidden_size: usize,
