@@ -86,7 +86,8 @@ pub struct BudgetResult {
 pub struct Results {
     /// The device that computed.
     pub device: String,
-    /// Bytes of each read by which the drive was measured, and how many threads read at once.
+    /// Bytes of each read by which the drive was measured, and how many threads read at once, at
+    /// most.
     pub drive_reads: (u64, usize),
     /// Whether those went past the page cache.
     pub direct: bool,

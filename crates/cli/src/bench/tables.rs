@@ -208,7 +208,8 @@ fn speed_table(results: &Results) -> Table {
     let memory = format!("memory, {threads} threads reading {}", format_bytes(bytes as u64));
     let (read, threads) = results.drive_reads;
     let how = if results.direct { "direct" } else { "BUFFERED" };
-    let drive = format!("drive, {how} random reads of {} by {threads} threads", format_bytes(read));
+    let drive =
+        format!("drive, {how} random reads of {} by up to {threads} threads", format_bytes(read));
     let row = |name: String, speeds: Option<Spread>| {
         let unit = |value: f64| value / 1e9;
         let speeds =
@@ -249,6 +250,16 @@ fn notes(settings: &Settings, results: &Results) -> Vec<String> {
             percent(Some(share.unwrap_or(0.0)))
         ),
     });
+    let reached = |(budget, cell): (&BudgetResult, &Cell)| {
+        cell.roofline(&budget.speeds).is_some_and(|(_, reached, _)| reached > 1.0)
+    };
+    if results.cells(true).into_iter().any(reached) {
+        notes.push(
+            "More than 100 % of a limit says that the machine was faster during that measurement than before \
+             and after it: measure again when it is quiet."
+                .to_owned(),
+        );
+    }
     if !results.direct {
         notes.push(
             "The file system refuses direct reads: the drive's speed is that of buffered reads, and may be \
