@@ -68,7 +68,8 @@ pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<Mem
     match options.device {
         Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
         Device::Cpu | Device::CpuIsa(_) => {
-            let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+            let cpu =
+                Cpu::new(CpuOptions { threads: Some(1), isa: None, precise: options.precise })?;
             MemoryPlan::new(inventory, &cpu, options, trunk)
         }
     }

@@ -39,7 +39,8 @@ impl DecodeBytes {
         let states = match options.device {
             Device::Reference => state_bytes(inventory, &Reference::new(), position),
             Device::Cpu | Device::CpuIsa(_) => {
-                let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+                let precise = options.precise;
+                let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None, precise })?;
                 state_bytes(inventory, &cpu, position)
             }
         };

@@ -1,94 +1,90 @@
-//! Attention with a paged key-value cache and an online softmax.
+//! Attention with an online softmax over a paged key-value cache ([`crate::cpu::kv_cache`]).
 //!
-//! Keys are visited in blocks aligned to absolute positions, so the result of a row depends on its own
-//! position alone.
+//! A task takes the query heads that share a key head, for one row or for some: each page of keys and
+//! values is brought to `f32` once for all of them. Pages are visited in order of position within
+//! segments of absolute positions, and segments are merged in order, so that a long context can be
+//! divided among threads and the result of a row depends on its own position alone.
 
 #![expect(unsafe_code, reason = "tasks write disjoint parts of the output")]
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use crate::backend::{AttentionSpec, KvValues, Span};
+use crate::backend::{AttentionSpec, Span};
 use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
+use crate::cpu::kv_cache::{KvCache, PAGE};
 use crate::cpu::pool::Parts;
-use crate::host::{HostBuffer, rotary_angles, rotate, sigmoid};
+use crate::host::{HostBuffer, rotary_angles, rotate};
 
-/// Positions of a page of the cache, and of a block of the softmax.
-pub(crate) const PAGE: usize = 64;
+/// Pages of a segment: 512 positions, some 50 microseconds of work for a key head.
+const SEGMENT: usize = 8;
+/// Queries of a task: few enough that their sums stay in the second-level cache.
+const TILE_QUERIES: usize = 32;
 
 thread_local! {
-    /// A query head, and the weighted sum of its values.
-    static HEADS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static WORK: RefCell<Work> = RefCell::default();
 }
 
-/// Keys and values of a layer of a sequence: pages, so that growing copies nothing.
-#[derive(Debug)]
-pub struct KvCache {
-    pages: Vec<Page>,
-    len: usize,
-    max_positions: usize,
+/// Working memory of a task.
+#[derive(Default)]
+struct Work {
+    /// (queries, head_dim): normed and turned.
+    queries: Vec<f32>,
+    /// Keys or values of a page in `f32`.
+    page: Vec<f32>,
+    /// (queries, positions of a page): scores, then weights.
+    scores: Vec<f32>,
+    segment: Partial,
+    whole: Partial,
 }
 
-/// `PAGE` positions: keys and values of (n_kv_heads, PAGE, head_dim).
-#[derive(Debug)]
-struct Page {
-    keys: Box<[f32]>,
-    values: Box<[f32]>,
+/// Softmax and weighted sum over some positions, for some queries.
+#[derive(Debug, Default)]
+struct Partial {
+    /// The largest score; negative infinity where no position is visible.
+    max: Vec<f32>,
+    /// The sum of `e^(score - max)`.
+    total: Vec<f32>,
+    /// (queries, head_dim): the values weighted by `e^(score - max)`.
+    sums: Vec<f32>,
 }
 
-impl KvCache {
-    pub(crate) fn new(max_positions: usize) -> Self {
-        Self { pages: Vec::new(), len: 0, max_positions }
+impl Partial {
+    fn reset(&mut self, n_queries: usize, head_dim: usize) {
+        self.max.clear();
+        self.max.resize(n_queries, f32::NEG_INFINITY);
+        self.total.clear();
+        self.total.resize(n_queries, 0.0);
+        self.sums.clear();
+        self.sums.resize(n_queries * head_dim, 0.0);
     }
 
-    /// Bytes of a cache that is full.
-    pub(crate) fn bytes(spec: &AttentionSpec, max_positions: usize) -> u64 {
-        let positions = max_positions.next_multiple_of(PAGE);
-        (2 * size_of::<f32>() * positions * spec.n_kv_heads * spec.head_dim) as u64
-    }
-
-    pub(crate) fn contents(&self, spec: &AttentionSpec) -> KvValues {
-        let mut contents = KvValues { keys: Vec::new(), values: Vec::new() };
-        for head in 0..spec.n_kv_heads {
-            for position in 0..self.len {
-                let begin = (head * PAGE + position % PAGE) * spec.head_dim;
-                let page = &self.pages[position / PAGE];
-                contents.keys.extend_from_slice(&page.keys[begin..begin + spec.head_dim]);
-                contents.values.extend_from_slice(&page.values[begin..begin + spec.head_dim]);
-            }
+    /// Takes in what comes after it: of query `index`, a largest score, a sum and weighted values.
+    fn merge(&mut self, index: usize, max: f32, total: f32, sums: &[f32]) {
+        if max == f32::NEG_INFINITY {
+            return;
         }
-        contents
-    }
-
-    /// Normed, turned keys and values of the next positions.
-    fn append(
-        &mut self,
-        kernels: &Kernels,
-        spec: &AttentionSpec,
-        rows: std::ops::Range<usize>,
-        inputs: &Inputs<'_>,
-    ) {
-        let AttentionSpec { n_kv_heads, head_dim, .. } = *spec;
-        assert!(self.len + rows.len() <= self.max_positions, "the positions fit the cache");
-        for row in rows {
-            if self.len.is_multiple_of(PAGE) {
-                let empty = || vec![0.0; n_kv_heads * PAGE * head_dim].into_boxed_slice();
-                self.pages.push(Page { keys: empty(), values: empty() });
-            }
-            let slot = self.len % PAGE;
-            let page = self.pages.last_mut().expect("there is a page for the position");
-            for head in 0..n_kv_heads {
-                let begin = (head * PAGE + slot) * head_dim;
-                let out = &mut page.keys[begin..begin + head_dim];
-                out.copy_from_slice(&inputs.key.row(row)[head * head_dim..][..head_dim]);
-                norm_head(kernels, out, inputs.key_norm, spec.eps);
-                rotate(out, inputs.angles(spec, row));
-                page.values[begin..begin + head_dim]
-                    .copy_from_slice(&inputs.value.row(row)[head * head_dim..][..head_dim]);
-            }
-            self.len += 1;
+        let ours = &mut self.sums[index * sums.len()..(index + 1) * sums.len()];
+        let new_max = self.max[index].max(max);
+        let (keep, take) = ((self.max[index] - new_max).exp(), (max - new_max).exp());
+        for (ours, theirs) in ours.iter_mut().zip(sums) {
+            *ours = *ours * keep + theirs * take;
         }
+        self.total[index] = self.total[index] * keep + total * take;
+        self.max[index] = new_max;
     }
+}
+
+/// Working memory of [`attention`].
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Cosine and sine of the rotary angles of each row, (rows, rotary_dim / 2).
+    angles: Vec<[f32; 2]>,
+    /// What the angles are of: layers of a pass share them.
+    angles_of: Option<(AttentionSpec, Vec<Span>)>,
+    /// Partial results of segments that different tasks computed.
+    partials: Vec<f32>,
 }
 
 /// What [`attention`] reads.
@@ -98,31 +94,12 @@ pub(crate) struct Inputs<'a> {
     pub(crate) value: &'a HostBuffer,
     pub(crate) query_norm: &'a [f32],
     pub(crate) key_norm: &'a [f32],
-    /// Cosine and sine of the rotary angles of each row, (rows, rotary_dim / 2).
-    pub(crate) angles: &'a [[f32; 2]],
-}
-
-impl Inputs<'_> {
-    fn angles(&self, spec: &AttentionSpec, row: usize) -> &[[f32; 2]] {
-        let pairs = spec.rotary_dim / 2;
-        &self.angles[row * pairs..][..pairs]
-    }
-}
-
-/// The angles of all rows, for [`Inputs`].
-pub(crate) fn angles(spec: &AttentionSpec, spans: &[Span]) -> Vec<[f32; 2]> {
-    let mut angles = Vec::new();
-    for span in spans {
-        for position in span.position..span.position + span.len {
-            rotary_angles(spec.rope_theta, spec.rotary_dim, position, &mut angles);
-        }
-    }
-    angles
 }
 
 /// See [`crate::Backend::attention`].
 pub(crate) fn attention(
     machine: &mut Machine,
+    scratch: &mut Scratch,
     spec: &AttentionSpec,
     inputs: &Inputs<'_>,
     spans: &[Span],
@@ -130,80 +107,237 @@ pub(crate) fn attention(
     out: &mut HostBuffer,
 ) {
     let Machine { kernels, pool, .. } = machine;
+    scratch.set_angles(spec, spans);
     out.set_rows(inputs.query.rows());
-    for (span, cache) in spans.iter().zip(caches.iter_mut()) {
-        assert_eq!(cache.len, span.position, "the cache holds what came before");
-        let rows = span.row..span.row + span.len;
-        cache.append(kernels, spec, rows, inputs);
-    }
-    let caches: Vec<&KvCache> = caches.iter().map(|cache| &**cache).collect();
-    let (n_heads, width) = (spec.n_heads, out.width());
+    let width = out.width();
     let out = Parts::new(out.values_mut());
+    let angles = Angles { pairs: spec.rotary_dim / 2, all: &scratch.angles };
     for (span, cache) in spans.iter().zip(caches) {
-        // The last rows see the most keys: they are taken first, so that no thread ends late.
-        pool.run(span.len * n_heads, |task| {
-            let (index, head) = (span.len - 1 - task / n_heads, task % n_heads);
-            let row = span.row + index;
-            // SAFETY: each task has its own row and head.
-            let out = unsafe { out.part(row * width + head * spec.head_dim, spec.head_dim) };
-            attend(kernels, spec, inputs, cache, row, span.position + index, head, out);
+        assert_eq!(cache.len(), span.position, "the cache holds what came before");
+        append(kernels, spec, inputs, angles, span, cache);
+        let group = spec.n_heads / spec.n_kv_heads;
+        let tile_rows = (TILE_QUERIES / group).max(1);
+        let n_tiles = span.len.div_ceil(tile_rows);
+        let tile = |index: usize| {
+            // The last rows see the most keys: they are taken first, so that no thread ends late.
+            let begin = (n_tiles - 1 - index) * tile_rows;
+            let rows = begin..(begin + tile_rows).min(span.len);
+            Tile { kernels, spec, inputs, angles, cache, span: *span, rows }
+        };
+        let finish = |tile: &Tile<'_>, kv_head: usize, whole: &Partial| {
+            for (index, sum) in whole.sums.chunks_exact(spec.head_dim).enumerate() {
+                let (row, head) = tile.row_and_head(kv_head, index);
+                // SAFETY: each task has its own rows and heads.
+                let out = unsafe { out.part(row * width + head * spec.head_dim, spec.head_dim) };
+                for (out, value) in out.iter_mut().zip(sum) {
+                    *out = value / whole.total[index];
+                }
+                (kernels.math.times_sigmoid)(out, tile.query_and_gates(row, head).1);
+            }
+        };
+        let n_segments = cache.n_pages().div_ceil(SEGMENT);
+        let n_tasks = n_tiles * spec.n_kv_heads;
+        if n_segments == 1 || n_tasks >= 4 * pool.n_threads() {
+            pool.run(n_tasks, |task| {
+                let (tile, kv_head) = (tile(task / spec.n_kv_heads), task % spec.n_kv_heads);
+                WORK.with_borrow_mut(|work| {
+                    tile.prepare(kv_head, &mut work.queries);
+                    work.whole.reset(tile.n_queries(), spec.head_dim);
+                    for segment in 0..n_segments {
+                        tile.attend(kv_head, segment, work);
+                        let Partial { max, total, sums } = &work.segment;
+                        for (index, sums) in sums.chunks_exact(spec.head_dim).enumerate() {
+                            work.whole.merge(index, max[index], total[index], sums);
+                        }
+                    }
+                    finish(&tile, kv_head, &work.whole);
+                });
+            });
+            continue;
+        }
+        // Few rows of a long sequence: segments are tasks of their own, and merged afterwards.
+        let per_query = spec.head_dim + 2;
+        let per_task = tile_rows * group * per_query;
+        scratch.partials.resize(n_tasks * n_segments * per_task, 0.0);
+        let partials = Parts::new(&mut scratch.partials);
+        pool.run(n_tasks * n_segments, |task| {
+            let (place, segment) = (task / n_segments, task % n_segments);
+            let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
+            WORK.with_borrow_mut(|work| {
+                tile.prepare(kv_head, &mut work.queries);
+                tile.attend(kv_head, segment, work);
+                // SAFETY: each task has its own place.
+                let out = unsafe { partials.part(task * per_task, tile.n_queries() * per_query) };
+                let Partial { max, total, sums } = &work.segment;
+                for (index, out) in out.chunks_exact_mut(per_query).enumerate() {
+                    let (head, rest) = out.split_at_mut(2);
+                    head.copy_from_slice(&[max[index], total[index]]);
+                    rest.copy_from_slice(&sums[index * spec.head_dim..][..spec.head_dim]);
+                }
+            });
+        });
+        let partials = &scratch.partials;
+        pool.run(n_tasks, |place| {
+            let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
+            WORK.with_borrow_mut(|Work { whole, .. }| {
+                whole.reset(tile.n_queries(), spec.head_dim);
+                let place = &partials[place * n_segments * per_task..];
+                for segment in place.chunks(per_task).take(n_segments) {
+                    let queries = segment.chunks_exact(per_query).take(tile.n_queries());
+                    for (index, partial) in queries.enumerate() {
+                        whole.merge(index, partial[0], partial[1], &partial[2..]);
+                    }
+                }
+                finish(&tile, kv_head, whole);
+            });
         });
     }
 }
 
-/// One query head of one row.
-#[expect(clippy::too_many_arguments, reason = "the row and head of a loop body")]
-fn attend(
+impl Scratch {
+    /// Computes the angles of all rows, unless they are those of the layer before.
+    fn set_angles(&mut self, spec: &AttentionSpec, spans: &[Span]) {
+        if self.angles_of.as_ref().is_some_and(|(of, all)| of == spec && all == spans) {
+            return;
+        }
+        self.angles.clear();
+        for span in spans {
+            for position in span.position..span.position + span.len {
+                rotary_angles(spec.rope_theta, spec.rotary_dim, position, &mut self.angles);
+            }
+        }
+        let mut all = self.angles_of.take().map_or_else(Vec::new, |(_, all)| all);
+        all.clear();
+        all.extend_from_slice(spans);
+        self.angles_of = Some((*spec, all));
+    }
+}
+
+/// Rotary angles by row.
+#[derive(Clone, Copy)]
+struct Angles<'a> {
+    pairs: usize,
+    all: &'a [[f32; 2]],
+}
+
+impl<'a> Angles<'a> {
+    fn of(&self, row: usize) -> &'a [[f32; 2]] {
+        &self.all[row * self.pairs..][..self.pairs]
+    }
+}
+
+/// Appends normed, turned keys and values to the cache.
+fn append(
     kernels: &Kernels,
     spec: &AttentionSpec,
     inputs: &Inputs<'_>,
-    cache: &KvCache,
-    row: usize,
-    position: usize,
-    head: usize,
-    out: &mut [f32],
+    angles: Angles<'_>,
+    span: &Span,
+    cache: &mut KvCache,
 ) {
-    let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
-    let kv_head = head / (n_heads / n_kv_heads);
-    let width = spec.query_width();
-    let (query, gates) = inputs.query.row(row)[head * width..][..width].split_at(head_dim);
-    HEADS.with_borrow_mut(|[turned, sum]| {
-        turned.clear();
-        turned.extend_from_slice(query);
-        norm_head(kernels, turned, inputs.query_norm, spec.eps);
-        rotate(turned, inputs.angles(spec, row));
-        sum.clear();
-        sum.resize(head_dim, 0.0);
-
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
-        let mut scores = [0.0; PAGE];
-        for (index, page) in cache.pages[..=position / PAGE].iter().enumerate() {
-            let visible = PAGE.min(position + 1 - index * PAGE);
-            let begin = kv_head * PAGE * head_dim;
-            let scores = &mut scores[..visible];
-            (kernels.dots)(&page.keys[begin..][..visible * head_dim], turned, scores);
-            scores.iter_mut().for_each(|score| *score *= scale);
-            let new_max = scores.iter().copied().fold(max, f32::max);
-            let shrink = (max - new_max).exp();
-            if shrink != 1.0 {
-                total *= shrink;
-                sum.iter_mut().for_each(|value| *value *= shrink);
+    WORK.with_borrow_mut(|Work { queries: key, .. }| {
+        for row in span.row..span.row + span.len {
+            key.clear();
+            key.extend_from_slice(inputs.key.row(row));
+            for head in key.chunks_exact_mut(spec.head_dim) {
+                norm_head(kernels, head, inputs.key_norm, spec.eps);
+                rotate(head, angles.of(row));
             }
-            max = new_max;
-            for score in scores.iter_mut() {
-                *score = (*score - max).exp();
-                total += *score;
-            }
-            (kernels.weighted_sum)(scores, &page.values[begin..], sum);
-        }
-        for (out, value) in out.iter_mut().zip(sum.iter()) {
-            *out = value / total;
-        }
-        for (out, gate) in out.iter_mut().zip(gates) {
-            *out *= sigmoid(*gate);
+            cache.push(spec, key, inputs.value.row(row));
         }
     });
+}
+
+/// Some rows of a span, for the query heads that share a key head.
+struct Tile<'a> {
+    kernels: &'a Kernels,
+    spec: &'a AttentionSpec,
+    inputs: &'a Inputs<'a>,
+    angles: Angles<'a>,
+    cache: &'a KvCache,
+    span: Span,
+    /// Rows within the span.
+    rows: Range<usize>,
+}
+
+impl<'a> Tile<'a> {
+    fn group(&self) -> usize {
+        self.spec.n_heads / self.spec.n_kv_heads
+    }
+
+    fn n_queries(&self) -> usize {
+        self.rows.len() * self.group()
+    }
+
+    /// Row of the batch and head of a query.
+    fn row_and_head(&self, kv_head: usize, index: usize) -> (usize, usize) {
+        let group = self.group();
+        (self.span.row + self.rows.start + index / group, kv_head * group + index % group)
+    }
+
+    /// Position of a query.
+    fn position(&self, index: usize) -> usize {
+        self.span.position + self.rows.start + index / self.group()
+    }
+
+    /// The projected query of a head, and its gates if there are some.
+    fn query_and_gates(&self, row: usize, head: usize) -> (&'a [f32], &'a [f32]) {
+        let width = self.spec.query_width();
+        self.inputs.query.row(row)[head * width..][..width].split_at(self.spec.head_dim)
+    }
+
+    /// Norms and turns the queries.
+    fn prepare(&self, kv_head: usize, queries: &mut Vec<f32>) {
+        queries.clear();
+        for index in 0..self.n_queries() {
+            let (row, head) = self.row_and_head(kv_head, index);
+            let begin = queries.len();
+            queries.extend_from_slice(self.query_and_gates(row, head).0);
+            let query = &mut queries[begin..];
+            norm_head(self.kernels, query, self.inputs.query_norm, self.spec.eps);
+            rotate(query, self.angles.of(row));
+        }
+    }
+
+    /// Attends to the positions of a segment.
+    fn attend(&self, kv_head: usize, segment: usize, work: &mut Work) {
+        let Work { queries, page, scores, segment: partial, .. } = work;
+        let (kernels, head_dim) = (self.kernels, self.spec.head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let n_queries = self.n_queries();
+        partial.reset(n_queries, head_dim);
+        let last = self.position(n_queries - 1);
+        for index in segment * SEGMENT..((segment + 1) * SEGMENT).min(last / PAGE + 1) {
+            let first = index * PAGE;
+            let n = PAGE.min(last + 1 - first);
+            scores.resize(n_queries * n, 0.0);
+            let keys = self.cache.keys(kernels, self.spec, index, kv_head, n, page);
+            for (query, scores) in queries.chunks_exact(head_dim).zip(scores.chunks_exact_mut(n)) {
+                (kernels.dots)(keys, query, scores);
+            }
+            for (query, scores) in scores.chunks_exact_mut(n).enumerate() {
+                // Positions after the query's own weigh nothing.
+                let visible = (self.position(query) + 1).saturating_sub(first).min(n);
+                let (scores, hidden) = scores.split_at_mut(visible);
+                hidden.fill(0.0);
+                if scores.is_empty() {
+                    continue;
+                }
+                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max) * scale;
+                let new_max = partial.max[query].max(largest);
+                let shrink = (partial.max[query] - new_max).exp();
+                if shrink != 1.0 {
+                    partial.total[query] *= shrink;
+                    let sums = &mut partial.sums[query * head_dim..][..head_dim];
+                    sums.iter_mut().for_each(|value| *value *= shrink);
+                }
+                partial.max[query] = new_max;
+                partial.total[query] += (kernels.math.exp_below)(scores, scale, new_max);
+            }
+            let values = self.cache.values(kernels, self.spec, index, kv_head, n, page);
+            (kernels.weighted_sums)(n_queries, scores, values, &mut partial.sums);
+        }
+    }
 }
 
 /// RMS norm of a head in place.

@@ -3,9 +3,13 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod delta_net;
 mod integer;
 mod kernels;
+mod kv_cache;
+mod math;
 mod matmul;
 mod moe;
 #[cfg(target_arch = "aarch64")]
@@ -13,9 +17,9 @@ mod neon;
 mod pool;
 mod scalar;
 
-pub use attention::KvCache;
 pub use delta_net::DeltaState;
 pub use kernels::Isa;
+pub use kv_cache::KvCache;
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
@@ -74,6 +78,7 @@ pub(crate) struct Machine {
 /// The CPU backend.
 pub struct Cpu {
     machine: Machine,
+    attention: attention::Scratch,
     delta_net: delta_net::Scratch,
     moe: moe::Scratch,
 }
@@ -97,6 +102,7 @@ impl Cpu {
                 precise: options.precise,
                 quantized: QuantizedRows::default(),
             },
+            attention: attention::Scratch::default(),
             delta_net: delta_net::Scratch::default(),
             moe: moe::Scratch::default(),
         })
@@ -127,7 +133,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache(&self, _: &AttentionSpec, max_positions: usize) -> KvCache {
-        KvCache::new(max_positions)
+        KvCache::new(max_positions, self.machine.precise)
     }
 
     fn delta_state(&self, spec: &DeltaNetSpec) -> DeltaState {
@@ -135,7 +141,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
-        KvCache::bytes(spec, max_positions)
+        KvCache::bytes(spec, max_positions, self.machine.precise)
     }
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
@@ -189,9 +195,9 @@ impl Backend for Cpu {
         out: &mut HostBuffer,
     ) {
         let AttentionInputs { query, key, value, query_norm, key_norm } = inputs;
-        let angles = &attention::angles(spec, spans);
-        let inputs = attention::Inputs { query, key, value, query_norm, key_norm, angles };
-        attention::attention(&mut self.machine, spec, &inputs, spans, caches, out);
+        let inputs = attention::Inputs { query, key, value, query_norm, key_norm };
+        let (machine, scratch) = (&mut self.machine, &mut self.attention);
+        attention::attention(machine, scratch, spec, &inputs, spans, caches, out);
     }
 
     fn gated_delta_net(
@@ -245,7 +251,7 @@ impl Backend for Cpu {
     }
 
     fn kv_values(&self, spec: &AttentionSpec, cache: &KvCache) -> KvValues {
-        cache.contents(spec)
+        cache.contents(self.machine.kernels, spec)
     }
 
     fn delta_values(&self, spec: &DeltaNetSpec, state: &DeltaState) -> DeltaStateValues {

@@ -13,7 +13,7 @@ use crate::cpu::integer::{BLOCK, Kind, QuantizedRows, Rows};
 use crate::cpu::matmul::{Product, RowPlaces, multiply, multiply_codes, quantize_rows};
 use crate::cpu::pool::Parts;
 use crate::cpu::{Cpu, Machine};
-use crate::host::{HostBuffer, sigmoid, silu};
+use crate::host::{HostBuffer, sigmoid};
 use crate::matrix::{ExpertWeights, LoadedExpert};
 use crate::uses::{ExpertUse, ExpertUses};
 
@@ -180,10 +180,8 @@ fn run_jobs<'a>(
             ups.resize(job.n * BLOCK, 0.0);
             (kernels.multiply)(&rows(gate), &tokens, gates);
             (kernels.multiply)(&rows(up), &tokens, ups);
-            for (gate, up) in gates.iter_mut().zip(&*ups) {
-                *gate = silu(*gate) * up;
-            }
-            for (index, values) in gates.chunks_exact(BLOCK).enumerate() {
+            (kernels.math.times_silu)(ups, gates);
+            for (index, values) in ups.chunks_exact(BLOCK).enumerate() {
                 // SAFETY: each task has its own block of its uses.
                 let place = unsafe { places.blocks(job.first + index, block, 1) };
                 (kernels.quantize)(values, place);
@@ -246,16 +244,15 @@ fn apply_in_floats(
     ];
     multiply(machine, input, n_rows, &products);
     let width = gate.rows;
-    let activated = Parts::new(gates);
+    let kernels = machine.kernels;
+    let activated = Parts::new(ups);
     machine.pool.run(n_rows, |row| {
         // SAFETY: each task has its own row.
-        let gates = unsafe { activated.part(row * width, width) };
-        for (gate, up) in gates.iter_mut().zip(&ups[row * width..]) {
-            *gate = silu(*gate) * up;
-        }
+        let ups = unsafe { activated.part(row * width, width) };
+        (kernels.math.times_silu)(ups, &gates[row * width..][..width]);
     });
     let product = Product { matrix: down, out: Parts::new(output) };
-    multiply(machine, gates, n_rows, &[product]);
+    multiply(machine, ups, n_rows, &[product]);
 }
 
 /// See [`crate::Backend::combine`].
@@ -269,9 +266,9 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
         let x = unsafe { x.part(row * width, width) };
         let ranks = row * top_k..(row + 1) * top_k;
         let outputs = &routed.values()[ranks.start * width..ranks.end * width];
-        (kernels.weighted_sum)(&routing.weights[ranks], outputs, x);
+        kernels.weighted_sum(&routing.weights[ranks], outputs, x);
         if let Some([shared, gate]) = shared {
-            (kernels.weighted_sum)(&[sigmoid(gate.row(row)[0])], shared.row(row), x);
+            kernels.weighted_sum(&[sigmoid(gate.row(row)[0])], shared.row(row), x);
         }
     });
 }

@@ -6,6 +6,7 @@ use std::arch::aarch64::*;
 
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
+use crate::cpu::math::PLAIN;
 use crate::cpu::scalar;
 
 /// Only given out by `Kernels::of` where the features were detected.
@@ -21,6 +22,8 @@ pub(crate) static DOTPROD_KERNELS: Kernels = Kernels {
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
+    // NEON belongs to every 64-bit Arm machine: plain loops are compiled for it.
+    math: &PLAIN,
     quantize: |x, out| {
         // SAFETY: this table is only used where NEON is available.
         unsafe { integer::neon::quantize(x, out) }
@@ -51,9 +54,12 @@ pub(crate) static KERNELS: Kernels = Kernels {
             *out = unsafe { dot(row, x) };
         }
     },
-    weighted_sum: |weights, rows, out| {
-        // SAFETY: this table is only used where NEON is available.
-        unsafe { weighted_sum(weights, rows, out) }
+    weighted_sums: |n, weights, rows, out| {
+        let (n_rows, width) = (weights.len() / n, out.len() / n);
+        for (index, out) in out.chunks_exact_mut(width).enumerate() {
+            // SAFETY: this table is only used where NEON is available.
+            unsafe { weighted_sum(&weights[index * n_rows..(index + 1) * n_rows], rows, out) }
+        }
     },
 };
 

@@ -7,9 +7,10 @@ use compute::{
 
 use crate::support::{Random, assert_close, cpus, download, upload};
 
-/// Ways to cut a sequence of 150 tokens into calls.
-const CUTS: [&[usize]; 5] = [&[150], &[1; 150], &[100, 1, 1, 48], &[31, 2, 64, 53], &[7; 22]];
-const LEN: usize = 150;
+/// Ways to cut a sequence into calls.
+const CUTS: [&[usize]; 5] = [&[LEN], &[1; LEN], &[100, 1, 1, 448], &[31, 2, 64, 453], &[7; 79]];
+/// Longer than a segment of the cache, whose parts different threads may take.
+const LEN: usize = 550;
 
 /// The lengths of a way to cut, which may promise more tokens than there are.
 fn calls(cut: &[usize]) -> Vec<(usize, usize)> {

@@ -132,9 +132,8 @@ pub(crate) fn quantize_portable(x: &[f32], out: BlocksMut<'_>) {
 #[inline(always)]
 fn round(x: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
-    // NaN becomes -127 here; its scale tells of it.
-    let clamped = x.max(-127.0).min(127.0);
-    let shifted = clamped + MAGIC;
+    // What NaN becomes does not matter: the scale of its block tells of it.
+    let shifted = x.clamp(-127.0, 127.0) + MAGIC;
     (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32)
 }
 

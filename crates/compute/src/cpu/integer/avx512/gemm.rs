@@ -304,19 +304,19 @@ impl Panel {
                 }
             }
         }
-        for index in 0..N {
-            // In the order of `sum_lanes`.
-            for half in [8, 4, 2, 1] {
-                for lane in 0..half {
-                    lanes[lane][index] =
-                        _mm512_add_ps(lanes[lane][index], lanes[lane + half][index]);
-                }
+        // In the order of `sum_lanes`.
+        for half in [8, 4, 2, 1] {
+            let (low, high) = lanes.split_at_mut(half);
+            for (low, high) in low.iter_mut().flatten().zip(high.iter().flatten()) {
+                *low = _mm512_add_ps(*low, *high);
             }
+        }
+        for (index, sum) in lanes[0].iter().enumerate() {
             let begin = (place.first + index) * rows.n_rows + place.first_row;
             let out = &mut out[begin..begin + place.n_rows];
             let present = (u32::MAX >> (32 - place.n_rows)) as u16;
             // SAFETY: masked values are not written, and the others lie inside `out`.
-            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), present, lanes[0][index]) };
+            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), present, *sum) };
         }
         N
     }

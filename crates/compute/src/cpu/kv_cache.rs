@@ -1,0 +1,161 @@
+//! Keys and values of a layer of a sequence: pages, so that growing copies nothing.
+//!
+//! Stored in 16-bit floats, or in `f32` where a backend is precise.
+
+use checkpoint::{FloatType, Format};
+use half::f16;
+
+use crate::backend::{AttentionSpec, KvValues};
+use crate::cpu::kernels::Kernels;
+
+/// Positions of a page, and of a block of the softmax.
+pub(crate) const PAGE: usize = 64;
+
+/// Keys and values of a layer of a sequence.
+#[derive(Debug)]
+pub struct KvCache {
+    pages: Vec<Page>,
+    len: usize,
+    max_positions: usize,
+    precise: bool,
+}
+
+/// `PAGE` positions: keys and values of (n_kv_heads, PAGE, head_dim).
+#[derive(Debug)]
+struct Page {
+    keys: Values,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    Single(Box<[f32]>),
+    /// Little-endian 16-bit floats.
+    Half(Box<[u8]>),
+}
+
+impl Values {
+    fn new(len: usize, precise: bool) -> Self {
+        match precise {
+            true => Self::Single(vec![0.0; len].into_boxed_slice()),
+            false => Self::Half(vec![0; 2 * len].into_boxed_slice()),
+        }
+    }
+
+    fn write(&mut self, at: usize, values: &[f32]) {
+        match self {
+            Self::Single(all) => all[at..at + values.len()].copy_from_slice(values),
+            Self::Half(bytes) => {
+                let places = bytes[2 * at..].as_chunks_mut::<2>().0;
+                for (place, value) in places.iter_mut().zip(values) {
+                    *place = f16::from_f32(*value).to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// Some values in `f32`, decoded into `scratch` if need be.
+    fn read<'a>(
+        &'a self,
+        kernels: &Kernels,
+        at: usize,
+        len: usize,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        match self {
+            Self::Single(all) => &all[at..at + len],
+            Self::Half(bytes) => {
+                scratch.resize(scratch.len().max(len), 0.0);
+                let out = &mut scratch[..len];
+                let stored = &bytes[2 * at..2 * (at + len)];
+                (kernels.dequantize)(Format::Float(FloatType::F16), stored, &[], &[], out);
+                out
+            }
+        }
+    }
+}
+
+impl KvCache {
+    pub(crate) fn new(max_positions: usize, precise: bool) -> Self {
+        Self { pages: Vec::new(), len: 0, max_positions, precise }
+    }
+
+    /// Bytes of a cache that is full.
+    pub(crate) fn bytes(spec: &AttentionSpec, max_positions: usize, precise: bool) -> u64 {
+        let positions = max_positions.next_multiple_of(PAGE);
+        let size = if precise { 4 } else { 2 };
+        (2 * size * positions * spec.n_kv_heads * spec.head_dim) as u64
+    }
+
+    /// Positions that it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Pages that it holds.
+    pub(crate) fn n_pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Appends a position: keys and values of all heads.
+    pub(crate) fn push(&mut self, spec: &AttentionSpec, keys: &[f32], values: &[f32]) {
+        let AttentionSpec { n_kv_heads, head_dim, .. } = *spec;
+        assert!(self.len < self.max_positions, "the position fits the cache");
+        if self.len.is_multiple_of(PAGE) {
+            let empty = || Values::new(n_kv_heads * PAGE * head_dim, self.precise);
+            self.pages.push(Page { keys: empty(), values: empty() });
+        }
+        let page = self.pages.last_mut().expect("there is a page for the position");
+        let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        for (head, (key, value)) in heads.enumerate() {
+            let at = (head * PAGE + self.len % PAGE) * head_dim;
+            page.keys.write(at, key);
+            page.values.write(at, value);
+        }
+        self.len += 1;
+    }
+
+    /// Keys of the first `n` positions of a page.
+    pub(crate) fn keys<'a>(
+        &'a self,
+        kernels: &Kernels,
+        spec: &AttentionSpec,
+        page: usize,
+        head: usize,
+        n: usize,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let at = head * PAGE * spec.head_dim;
+        self.pages[page].keys.read(kernels, at, n * spec.head_dim, scratch)
+    }
+
+    /// Values of the first `n` positions of a page.
+    pub(crate) fn values<'a>(
+        &'a self,
+        kernels: &Kernels,
+        spec: &AttentionSpec,
+        page: usize,
+        head: usize,
+        n: usize,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let at = head * PAGE * spec.head_dim;
+        self.pages[page].values.read(kernels, at, n * spec.head_dim, scratch)
+    }
+
+    /// All keys and values.
+    pub(crate) fn contents(&self, kernels: &Kernels, spec: &AttentionSpec) -> KvValues {
+        let mut contents = KvValues { keys: Vec::new(), values: Vec::new() };
+        let mut scratch = Vec::new();
+        for head in 0..spec.n_kv_heads {
+            for page in 0..self.pages.len() {
+                let n = PAGE.min(self.len - page * PAGE);
+                let keys = self.keys(kernels, spec, page, head, n, &mut scratch);
+                contents.keys.extend_from_slice(keys);
+                let values = self.values(kernels, spec, page, head, n, &mut scratch);
+                contents.values.extend_from_slice(values);
+            }
+        }
+        contents
+    }
+}
