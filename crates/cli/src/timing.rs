@@ -29,6 +29,14 @@ pub fn print(prompt: &Usage, decode: &Usage) {
         None => "-".to_owned(),
     };
     row("expert hits", hits(prompt), hits(decode));
+    let ahead = |usage: &Usage, tokens: u32| match usage.ahead_reads {
+        0 => "-".to_owned(),
+        reads => {
+            let share = 100.0 * usage.ahead_useful as f64 / reads as f64;
+            format!("{:.1}, {share:.0} %", reads as f64 / f64::from(tokens))
+        }
+    };
+    row("read ahead, of use", ahead(prompt, 1), ahead(decode, tokens));
     let megabytes = |bytes: f64| format!("{:.2} MB", bytes / 1e6);
     let each = decode.bytes_read as f64 / f64::from(tokens);
     row("read from drive", megabytes(prompt.bytes_read as f64), megabytes(each));
@@ -78,6 +86,8 @@ pub fn to_json(usage: &Usage) -> Value {
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),
+        "ahead_reads": usage.ahead_reads,
+        "ahead_useful": usage.ahead_useful,
         "bytes_read": usage.bytes_read,
         "bookkeeping_seconds": usage.bookkeeping.as_secs_f64(),
         "phase_seconds": Value::Object(phases.collect()),

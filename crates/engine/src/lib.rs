@@ -50,5 +50,5 @@ pub mod cache {
 }
 
 pub use compute::Isa;
-pub use experts::{ReaderKind, ReaderProbe, ReaderReport, parse_size};
+pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
 pub use model::Phase;

@@ -25,5 +25,5 @@ pub use plan::{MAX_PARTS, ReadPlan};
 pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
 pub use reader::{ReaderKind, ReaderProbe, ReaderReport};
 pub use simulate::{SimulatedHits, simulate, simulate_belady};
-pub use store::ExpertStore;
+pub use store::{ExpertStore, LookAhead};
 pub use trace::{Trace, TraceError, TracedRequest};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::files::IoError;
 use crate::policy::PolicyKind;
 use crate::reader::ReaderKind;
-use crate::store::ExpertStore;
+use crate::store::{ExpertStore, LookAhead};
 
 /// How an expert store works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct StoreOptions {
     pub io_threads: usize,
     /// Which expert leaves.
     pub policy: PolicyKind,
+    /// Whether experts are read before they are asked for.
+    pub look_ahead: LookAhead,
 }
 
 impl Default for StoreOptions {
@@ -28,6 +30,7 @@ impl Default for StoreOptions {
             reader: ReaderKind::default(),
             io_threads: 4,
             policy: PolicyKind::default(),
+            look_ahead: LookAhead::default(),
         }
     }
 }
@@ -39,6 +42,10 @@ pub struct Stats {
     pub hits: u64,
     /// Experts that had to be read.
     pub misses: u64,
+    /// Experts that were read before they were asked for.
+    pub ahead_reads: u64,
+    /// Those of them that the next request asked for.
+    pub ahead_useful: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.
