@@ -195,7 +195,7 @@ fn attend(
                 *score = (*score - max).exp();
                 total += *score;
             }
-            (kernels.weighted_sum)(scores, &page.values[begin..], sum);
+            kernels.weighted_sum(scores, &page.values[begin..], sum);
         }
         for (out, value) in out.iter_mut().zip(sum.iter()) {
             *out = value / total;

@@ -21,6 +21,10 @@ pub(crate) static AVX512_KERNELS: Kernels = Kernels {
         // SAFETY: this table is only used where AVX-512 is available.
         unsafe { integer::avx512::multiply(rows, tokens, out) }
     },
+    weighted_sums: |n, weights, rows, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { crate::cpu::avx512::weighted_sums(n, weights, rows, out) }
+    },
     ..KERNELS
 };
 
@@ -61,9 +65,9 @@ pub(crate) static KERNELS: Kernels = Kernels {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dots(rows, x, out) }
     },
-    weighted_sum: |weights, rows, out| {
+    weighted_sums: |n, weights, rows, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
-        unsafe { weighted_sum(weights, rows, out) }
+        unsafe { weighted_sums(n, weights, rows, out) }
     },
 };
 
@@ -276,39 +280,65 @@ fn dots(rows: &[f32], x: &[f32], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn weighted_sum(weights: &[f32], rows: &[f32], out: &mut [f32]) {
-    let width = out.len();
-    let rows = &rows[..weights.len() * width];
-    // Columns whose sums stay in registers while all rows pass by.
-    let (wide, rest) = out.as_chunks_mut::<32>();
-    for (index, out) in wide.iter_mut().enumerate() {
-        let out = out.as_chunks_mut::<8>().0;
-        let mut acc = [load(&out[0]), load(&out[1]), load(&out[2]), load(&out[3])];
-        for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
-            let weight = _mm256_set1_ps(*weight);
-            let row = row[32 * index..][..32].as_chunks::<8>().0;
-            for part in 0..4 {
-                acc[part] = _mm256_fmadd_ps(weight, load(&row[part]), acc[part]);
+fn weighted_sums(n: usize, weights: &[f32], rows: &[f32], out: &mut [f32]) {
+    let (width, n_rows) = (out.len() / n, weights.len() / n);
+    // Vectors at a time share the loads of rows.
+    let mut first = 0;
+    while first < n {
+        let count = if n - first >= 4 { 4 } else { 1 };
+        let weights = &weights[first * n_rows..(first + count) * n_rows];
+        let out = &mut out[first * width..(first + count) * width];
+        match count {
+            4 => some_weighted_sums::<4, 2>(weights, rows, out),
+            _ => some_weighted_sums::<1, 4>(weights, rows, out),
+        }
+        first += count;
+    }
+}
+
+/// `N` vectors; `W` registers of each stay put while all rows pass by.
+#[target_feature(enable = "avx2,fma")]
+fn some_weighted_sums<const N: usize, const W: usize>(
+    weights: &[f32],
+    rows: &[f32],
+    out: &mut [f32],
+) {
+    let (width, n_rows) = (out.len() / N, weights.len() / N);
+    let rows = &rows[..n_rows * width];
+    let weights: [&[f32]; N] = std::array::from_fn(|i| &weights[i * n_rows..(i + 1) * n_rows]);
+    let mut column = 0;
+    while column + 8 * W <= width {
+        let mut acc = [[_mm256_setzero_ps(); W]; N];
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let out = out[i * width + column..].as_chunks::<8>().0;
+            for (acc, out) in acc.iter_mut().zip(out) {
+                *acc = load(out);
             }
         }
-        for (out, acc) in out.iter_mut().zip(acc) {
-            store(out, acc);
+        for (j, row) in rows.chunks_exact(width).enumerate() {
+            let row: &[[f32; 8]; W] =
+                row[column..].as_chunks().0.first_chunk().expect("the columns are there");
+            for i in 0..N {
+                let weight = _mm256_set1_ps(weights[i][j]);
+                for part in 0..W {
+                    acc[i][part] = _mm256_fmadd_ps(weight, load(&row[part]), acc[i][part]);
+                }
+            }
         }
+        for (i, acc) in acc.iter().enumerate() {
+            let out = out[i * width + column..].as_chunks_mut::<8>().0;
+            for (acc, out) in acc.iter().zip(out) {
+                store(out, *acc);
+            }
+        }
+        column += 8 * W;
     }
-    let begin = width - rest.len();
-    let (eights, tail) = rest.as_chunks_mut::<8>();
-    for (index, out) in eights.iter_mut().enumerate() {
-        let mut acc = load(out);
+    for (i, weights) in weights.iter().enumerate() {
         for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
-            let row = row[begin + 8 * index..].as_chunks::<8>().0;
-            acc = _mm256_fmadd_ps(_mm256_set1_ps(*weight), load(&row[0]), acc);
-        }
-        store(out, acc);
-    }
-    let begin = width - tail.len();
-    for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
-        for (out, value) in tail.iter_mut().zip(&row[begin..]) {
-            *out = weight.mul_add(*value, *out);
+            let out = &mut out[i * width + column..(i + 1) * width];
+            for (out, value) in out.iter_mut().zip(&row[column..]) {
+                *out = weight.mul_add(*value, *out);
+            }
         }
     }
 }

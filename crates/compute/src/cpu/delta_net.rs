@@ -16,6 +16,8 @@
 
 #![expect(unsafe_code, reason = "tasks write disjoint parts of states and outputs")]
 
+use std::cell::RefCell;
+
 use crate::backend::{DeltaNetSpec, DeltaStateValues, Span};
 use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
@@ -27,10 +29,16 @@ use crate::host::{HostBuffer, delta_gates, silu};
 pub(crate) const BLOCK: usize = 32;
 /// Added to the sum of squares when queries and keys are normalised.
 const L2_EPS: f32 = 1e-6;
-/// Widest value head, so that what a token reads from the state fits the stack.
-const MAX_HEAD: usize = 1024;
 /// Channels of a task of the convolution.
 const TASK_CHANNELS: usize = 512;
+
+thread_local! {
+    /// (key_dim, BLOCK): what each row of a block adds to each row of the state.
+    static WEIGHTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Keys and queries of the tokens of a block, (2 * tokens, key_dim), and what they read from the
+    /// state, (2 * tokens, value_dim).
+    static READS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
 
 /// State of a layer of a sequence.
 #[derive(Debug)]
@@ -114,14 +122,17 @@ impl BlockRows<'_> {
         for (remaining, decay) in remaining.iter_mut().zip(&self.decays[..n]) {
             *remaining = (last - decay).exp();
         }
-        let mut weights = [0.0; BLOCK];
-        for (d, row) in state.chunks_exact_mut(value_dim).enumerate() {
-            row.iter_mut().for_each(|value| *value *= decay);
-            for j in 0..n {
-                weights[j] = remaining[j] * self.keys[j * key_dim + d];
+        state.iter_mut().for_each(|value| *value *= decay);
+        WEIGHTS.with_borrow_mut(|weights| {
+            weights.clear();
+            weights.resize(key_dim * n, 0.0);
+            for (j, key) in self.keys.chunks_exact(key_dim).enumerate().take(n) {
+                for (d, key) in key.iter().enumerate() {
+                    weights[d * n + j] = remaining[j] * key;
+                }
             }
-            (kernels.weighted_sum)(&weights[..n], self.values, row);
-        }
+            (kernels.weighted_sums)(key_dim, weights, self.values, state);
+        });
     }
 }
 
@@ -276,57 +287,68 @@ impl BlockPart<'_, '_> {
             let query = |i: usize| &mixed[i * channels + key_head * key_dim..][..key_dim];
             let value_begin = 2 * spec.n_key_heads * key_dim + head * value_dim;
             let value = |i: usize| &mixed[i * channels + value_begin..][..value_dim];
-            let mut read = [0.0; MAX_HEAD];
-            let read = &mut read[..value_dim];
-            for i in 0..n {
-                let place = first + i;
-                let (g, beta) = delta_gates(
-                    inputs.a.row(row + i)[head],
-                    inputs.b.row(row + i)[head],
-                    inputs.a_log[head],
-                    inputs.dt_bias[head],
-                );
-                let before = if place == 0 { 0.0 } else { decays[place - 1] };
-                decays[place] = before + g;
-                let sum = decays[place];
-                let decay = sum.exp();
-                let mut remaining = [1.0; BLOCK];
-                for (remaining, decay) in remaining.iter_mut().zip(&decays[..place]) {
-                    *remaining = (sum - decay).exp();
-                }
-                let mut weights = [0.0; BLOCK];
+            // What all tokens read from the state, whose rows pass by once.
+            READS.with_borrow_mut(|[vectors, reads]| {
+                vectors.clear();
+                (0..n).for_each(|i| vectors.extend_from_slice(key(first + i)));
+                (0..n).for_each(|i| vectors.extend_from_slice(query(i)));
+                reads.clear();
+                reads.resize(2 * n * value_dim, 0.0);
+                (kernels.weighted_sums)(2 * n, vectors, state, reads);
+                let (by_key, by_query) = reads.split_at(n * value_dim);
+                for i in 0..n {
+                    let place = first + i;
+                    let (g, beta) = delta_gates(
+                        inputs.a.row(row + i)[head],
+                        inputs.b.row(row + i)[head],
+                        inputs.a_log[head],
+                        inputs.dt_bias[head],
+                    );
+                    let before = if place == 0 { 0.0 } else { decays[place - 1] };
+                    decays[place] = before + g;
+                    let sum = decays[place];
+                    let decay = sum.exp();
+                    let mut remaining = [1.0; BLOCK];
+                    for (remaining, decay) in remaining.iter_mut().zip(&decays[..place]) {
+                        *remaining = (sum - decay).exp();
+                    }
+                    let mut weights = [0.0; BLOCK];
 
-                // The corrected value: what the state and the block do not yet give for this key.
-                let (done, rest) = values.split_at_mut(place * value_dim);
-                let corrected = &mut rest[..value_dim];
-                read.fill(0.0);
-                (kernels.weighted_sum)(key(place), state, read);
-                for (out, (value, read)) in corrected.iter_mut().zip(value(i).iter().zip(&*read)) {
-                    *out = value - decay * read;
-                }
-                (kernels.dots)(&keys[..place * key_dim], key(place), &mut weights[..place]);
-                for (weight, remaining) in weights[..place].iter_mut().zip(remaining) {
-                    *weight *= -remaining;
-                }
-                (kernels.weighted_sum)(&weights[..place], done, corrected);
-                corrected.iter_mut().for_each(|value| *value *= beta);
+                    // The corrected value: what the state and the block do not yet give for this key.
+                    let (done, rest) = values.split_at_mut(place * value_dim);
+                    let corrected = &mut rest[..value_dim];
+                    let read = &by_key[i * value_dim..][..value_dim];
+                    for (out, (value, read)) in corrected.iter_mut().zip(value(i).iter().zip(read))
+                    {
+                        *out = value - decay * read;
+                    }
+                    (kernels.dots)(&keys[..place * key_dim], key(place), &mut weights[..place]);
+                    for (weight, remaining) in weights[..place].iter_mut().zip(remaining) {
+                        *weight *= -remaining;
+                    }
+                    kernels.weighted_sum(&weights[..place], done, corrected);
+                    corrected.iter_mut().for_each(|value| *value *= beta);
 
-                // The output: what the state and the block give for the query.
-                let begin = (row + i) * width + head * value_dim;
-                // SAFETY: each task has its own head of every row.
-                let out = unsafe { out.part(begin, value_dim) };
-                read.fill(0.0);
-                (kernels.weighted_sum)(query(i), state, read);
-                for (out, read) in out.iter_mut().zip(&*read) {
-                    *out = decay * read;
+                    // The output: what the state and the block give for the query.
+                    let begin = (row + i) * width + head * value_dim;
+                    // SAFETY: each task has its own head of every row.
+                    let out = unsafe { out.part(begin, value_dim) };
+                    let read = &by_query[i * value_dim..][..value_dim];
+                    for (out, read) in out.iter_mut().zip(read) {
+                        *out = decay * read;
+                    }
+                    (kernels.dots)(
+                        &keys[..(place + 1) * key_dim],
+                        query(i),
+                        &mut weights[..=place],
+                    );
+                    for (weight, remaining) in weights[..=place].iter_mut().zip(remaining) {
+                        *weight *= remaining;
+                    }
+                    kernels.weighted_sum(&weights[..=place], values, out);
+                    gated_norm(kernels, spec, inputs, row + i, head, out);
                 }
-                (kernels.dots)(&keys[..(place + 1) * key_dim], query(i), &mut weights[..=place]);
-                for (weight, remaining) in weights[..=place].iter_mut().zip(remaining) {
-                    *weight *= remaining;
-                }
-                (kernels.weighted_sum)(&weights[..=place], values, out);
-                gated_norm(kernels, spec, inputs, row + i, head, out);
-            }
+            });
             if first + n == BLOCK {
                 let rows = BlockRows { keys, values, decays };
                 rows.fold_into(kernels, state, BLOCK, value_dim);

@@ -112,11 +112,18 @@ pub(crate) struct Kernels {
     pub(crate) quantize: fn(&[f32], BlocksMut<'_>),
     /// `out[token * n_rows + row]`, as [`crate::cpu::integer`] defines it.
     pub(crate) multiply: fn(&Rows<'_>, &Tokens<'_>, &mut [f32]),
-    /// `out += sum over j of weights[j] * row_j` for consecutive rows as wide as `out`, j rising.
-    pub(crate) weighted_sum: fn(&[f32], &[f32], &mut [f32]),
+    /// `out_i += sum over j of weights[i][j] * row_j`, j rising, for the given number of vectors `out_i`
+    /// in `out`, consecutive rows as wide as them, and weights of (vectors, rows). Elements of a vector
+    /// do not meet, so the width of vector instructions leaves no trace.
+    pub(crate) weighted_sums: fn(usize, &[f32], &[f32], &mut [f32]),
 }
 
 impl Kernels {
+    /// `out += sum over j of weights[j] * row_j`.
+    pub(crate) fn weighted_sum(&self, weights: &[f32], rows: &[f32], out: &mut [f32]) {
+        (self.weighted_sums)(1, weights, rows, out);
+    }
+
     /// The table of an instruction set that this machine has; `None` if it has not.
     pub(crate) fn of(isa: Isa) -> Option<&'static Self> {
         if !Isa::available().contains(&isa) {

@@ -3,6 +3,8 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod delta_net;
 mod integer;
 mod kernels;

@@ -269,9 +269,9 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
         let x = unsafe { x.part(row * width, width) };
         let ranks = row * top_k..(row + 1) * top_k;
         let outputs = &routed.values()[ranks.start * width..ranks.end * width];
-        (kernels.weighted_sum)(&routing.weights[ranks], outputs, x);
+        kernels.weighted_sum(&routing.weights[ranks], outputs, x);
         if let Some([shared, gate]) = shared {
-            (kernels.weighted_sum)(&[sigmoid(gate.row(row)[0])], shared.row(row), x);
+            kernels.weighted_sum(&[sigmoid(gate.row(row)[0])], shared.row(row), x);
         }
     });
 }

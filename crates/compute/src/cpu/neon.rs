@@ -51,9 +51,12 @@ pub(crate) static KERNELS: Kernels = Kernels {
             *out = unsafe { dot(row, x) };
         }
     },
-    weighted_sum: |weights, rows, out| {
-        // SAFETY: this table is only used where NEON is available.
-        unsafe { weighted_sum(weights, rows, out) }
+    weighted_sums: |n, weights, rows, out| {
+        let (n_rows, width) = (weights.len() / n, out.len() / n);
+        for (index, out) in out.chunks_exact_mut(width).enumerate() {
+            // SAFETY: this table is only used where NEON is available.
+            unsafe { weighted_sum(&weights[index * n_rows..(index + 1) * n_rows], rows, out) }
+        }
     },
 };
 

@@ -20,7 +20,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots,
     quantize: |x, out| integer::quantize_portable(x, out),
     multiply: integer::portable::multiply,
-    weighted_sum,
+    weighted_sums,
 };
 
 fn dot_tile(tile: Tile<'_>, sums: &mut TileSums) {
@@ -76,6 +76,17 @@ fn add_products(x: &[f32], y: &[f32], lanes: &mut Lanes) {
 fn dots(rows: &[f32], x: &[f32], out: &mut [f32]) {
     for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len())) {
         *out = dot(row, x);
+    }
+}
+
+fn weighted_sums(n: usize, weights: &[f32], rows: &[f32], out: &mut [f32]) {
+    let n_rows = weights.len() / n;
+    if n_rows == 0 {
+        return;
+    }
+    let width = out.len() / n;
+    for (weights, out) in weights.chunks_exact(n_rows).zip(out.chunks_exact_mut(width)) {
+        weighted_sum(weights, rows, out);
     }
 }
 

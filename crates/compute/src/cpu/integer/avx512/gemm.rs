@@ -3,6 +3,7 @@
 //! In the panel four consecutive columns of sixteen rows form a vector, so that a lane of `vpdpbusd`
 //! belongs to a row, four columns of a token are broadcast to all lanes, and nothing is added across.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -16,6 +17,96 @@ use crate::cpu::integer::{BLOCK, CHUNK, LANES, Rows, Tokens};
 const PANEL: usize = 16;
 /// Steps of four columns in a block.
 const STEPS: usize = BLOCK / 4;
+
+/// Loads a vector of weights and multiplies it with four codes of eight tokens.
+macro_rules! step {
+    ($weights:literal, $codes:literal) => {
+        concat!(
+            "vmovdqu64 {w}, [{weights} + ",
+            $weights,
+            "]\n",
+            "vpdpbusd {a}, {w}, dword ptr [{pa} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {b}, {w}, dword ptr [{pb} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {c}, {w}, dword ptr [{pc} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {d}, {w}, dword ptr [{pd} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {e}, {w}, dword ptr [{pe} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {f}, {w}, dword ptr [{pf} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {g}, {w}, dword ptr [{pg} + ",
+            $codes,
+            "]{{1to16}}\n",
+            "vpdpbusd {h}, {w}, dword ptr [{ph} + ",
+            $codes,
+            "]{{1to16}}",
+        )
+    };
+}
+
+/// Adds the products of half a block, four steps of four columns, to the sums of all tokens.
+///
+/// Eight tokens are written as instructions: left to itself the compiler loads the codes of all steps
+/// first and spills them, which takes twice as long.
+macro_rules! add_products {
+    ($weights:expr, $codes:expr, $first:expr, $sums:expr) => {
+        if let Ok(sums) = <&mut [__m512i; 8]>::try_from(&mut $sums[..]) {
+            let weights: &[[u8; 64]; STEPS / 2] =
+                $weights[$first..].first_chunk().expect("half a block");
+            let codes: [*const i8; 8] =
+                std::array::from_fn(|index| $codes[index][$first..].as_ptr().cast());
+            let [a, b, c, d, e, f, g, h] = sums;
+            let _weights: __m512i;
+            // SAFETY: reads the four vectors of `weights`, and sixteen bytes of the codes of each token,
+            // which are half of the eight groups of four of a block.
+            unsafe {
+                asm!(
+                    step!("0", "0"),
+                    step!("64", "4"),
+                    step!("128", "8"),
+                    step!("192", "12"),
+                    weights = in(reg) weights.as_ptr(),
+                    w = out(zmm_reg) _weights,
+                    a = inout(zmm_reg) *a,
+                    b = inout(zmm_reg) *b,
+                    c = inout(zmm_reg) *c,
+                    d = inout(zmm_reg) *d,
+                    e = inout(zmm_reg) *e,
+                    f = inout(zmm_reg) *f,
+                    g = inout(zmm_reg) *g,
+                    h = inout(zmm_reg) *h,
+                    pa = in(reg) codes[0],
+                    pb = in(reg) codes[1],
+                    pc = in(reg) codes[2],
+                    pd = in(reg) codes[3],
+                    pe = in(reg) codes[4],
+                    pf = in(reg) codes[5],
+                    pg = in(reg) codes[6],
+                    ph = in(reg) codes[7],
+                    options(pure, readonly, nostack, preserves_flags)
+                );
+            }
+        } else {
+            for (step, weights) in $weights[$first..].iter().enumerate().take(STEPS / 2) {
+                // SAFETY: the array has 64 bytes; the load needs no alignment.
+                let weights = unsafe { _mm512_loadu_si512(weights.as_ptr().cast()) };
+                for (sum, codes) in $sums.iter_mut().zip(&$codes) {
+                    let four = _mm512_set1_epi32(i32::from_le_bytes(codes[$first + step]));
+                    *sum = _mm512_dpbusd_epi32(*sum, weights, four);
+                }
+            }
+        }
+    };
+}
 
 thread_local! {
     static PANELS: RefCell<Panel> = RefCell::default();
@@ -148,6 +239,9 @@ impl Panel {
 
         let mut lanes = [[_mm512_setzero_ps(); N]; LANES];
         for block in 0..n_blocks {
+            let codes: [&[[u8; 4]; STEPS]; N] = std::array::from_fn(|index| {
+                codes[index][block * STEPS..].first_chunk().expect("a token has all columns")
+            });
             let weights: &[[u8; 64]; STEPS] =
                 self.codes[block * STEPS..].first_chunk().expect("the panel has all blocks");
             let zero = kind.zero();
@@ -159,12 +253,8 @@ impl Panel {
                         let sum = i32::from(sums[index][block][half]);
                         *partial = _mm512_set1_epi32(-zero * sum);
                     }
-                    add_products(
-                        weights[half * STEPS / 2..].first_chunk::<{ STEPS / 2 }>().expect("half"),
-                        &codes,
-                        block * STEPS + half * STEPS / 2,
-                        &mut partial,
-                    );
+                    let first = half * STEPS / 2;
+                    add_products!(weights, codes, first, partial);
                     let subs = load_words(&self.subs[2 * block + half]);
                     for (isum, partial) in isum.iter_mut().zip(partial) {
                         *isum = _mm512_add_epi32(*isum, _mm512_mullo_epi32(partial, subs));
@@ -177,7 +267,10 @@ impl Panel {
                         *isum = _mm512_set1_epi32(-zero * (low + high));
                     }
                 }
-                add_products(weights, &codes, block * STEPS, &mut isum);
+                for half in 0..2 {
+                    let first = half * STEPS / 2;
+                    add_products!(weights, codes, first, isum);
+                }
             }
             let weight_scales = load_floats(&self.scales[block]);
             let lane = &mut lanes[block % LANES];
@@ -226,28 +319,6 @@ impl Panel {
             unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), present, lanes[0][index]) };
         }
         N
-    }
-}
-
-/// Adds the products of some steps of four columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn add_products<const S: usize, const N: usize>(
-    weights: &[[u8; 64]; S],
-    codes: &[&[[u8; 4]]; N],
-    first: usize,
-    sums: &mut [__m512i; N],
-) {
-    let codes: [&[[u8; 4]; S]; N] = std::array::from_fn(|index| {
-        codes[index][first..].first_chunk().expect("a token has all columns")
-    });
-    for (step, weights) in weights.iter().enumerate() {
-        // SAFETY: the array has 64 bytes; the load needs no alignment.
-        let weights = unsafe { _mm512_loadu_si512(weights.as_ptr().cast()) };
-        for (sum, codes) in sums.iter_mut().zip(codes) {
-            let four = _mm512_set1_epi32(i32::from_le_bytes(codes[step]));
-            *sum = _mm512_dpbusd_epi32(*sum, weights, four);
-        }
     }
 }
 
