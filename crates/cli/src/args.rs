@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Device, EngineOptions, Isa, ReaderKind};
+use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 
@@ -46,6 +46,9 @@ pub struct EngineArgs {
     /// How experts are read.
     #[arg(long, value_enum, default_value_t = ReaderArg::Auto)]
     pub reader: ReaderArg,
+    /// Read experts before they are asked for, while the drive is idle; auto: while that pays.
+    #[arg(long, value_enum, default_value_t = LookAheadArg::Auto)]
+    pub look_ahead: LookAheadArg,
     /// Threads that read from the drive, where threads do.
     #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
     pub io_threads: usize,
@@ -75,6 +78,7 @@ impl EngineArgs {
             expert_cache: self.expert_cache,
             threads: self.threads,
             reader: self.reader.into(),
+            look_ahead: self.look_ahead.into(),
             io_threads: self.io_threads,
             context: self.context,
             prompt_chunk: self.prompt_chunk,
@@ -103,6 +107,27 @@ impl From<ReaderArg> for ReaderKind {
             ReaderArg::Auto => Self::Auto,
             ReaderArg::Threads => Self::Threads,
             ReaderArg::Uring => Self::Uring,
+        }
+    }
+}
+
+/// Whether to look ahead.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LookAheadArg {
+    /// While it pays.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<LookAheadArg> for LookAhead {
+    fn from(look_ahead: LookAheadArg) -> Self {
+        match look_ahead {
+            LookAheadArg::Auto => Self::Auto,
+            LookAheadArg::On => Self::On,
+            LookAheadArg::Off => Self::Off,
         }
     }
 }

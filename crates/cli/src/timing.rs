@@ -41,6 +41,14 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         None => "-".to_owned(),
     };
     row("expert hits", hits(prompt), "", hits(decode));
+    let ahead = |usage: &Usage| match usage.ahead_reads {
+        0 => "-".to_owned(),
+        reads => {
+            let share = 100.0 * usage.ahead_useful as f64 / reads as f64;
+            format!("{:.1}, {share:.0} %", reads as f64 / f64::from(count(usage)))
+        }
+    };
+    row("read ahead, of use", String::new(), &ahead(prompt), ahead(decode));
     let read = |usage: &Usage| usage.bytes_read as f64 / 1e6;
     let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
     row("read from drive", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
@@ -96,6 +104,8 @@ pub fn to_json(usage: &Usage) -> Value {
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),
+        "ahead_reads": usage.ahead_reads,
+        "ahead_useful": usage.ahead_useful,
         "bytes_read": usage.bytes_read,
         "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
         "drive_bytes_per_second": usage.drive_bytes_per_second(),

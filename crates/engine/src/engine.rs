@@ -129,6 +129,7 @@ impl Engine {
         let store_options = StoreOptions {
             cache_bytes: plan.experts,
             reader: options.reader,
+            look_ahead: options.look_ahead,
             io_threads: options.io_threads,
             recorder: options.recorder.clone(),
             ..StoreOptions::default()

@@ -51,6 +51,6 @@ pub mod cache {
 }
 
 pub use compute::Isa;
-pub use experts::{ReaderKind, ReaderProbe, ReaderReport, parse_size};
+pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
 pub use model::Phase;
 pub use trace::{DEFAULT_SPANS, Recorder};

@@ -1,6 +1,6 @@
 //! What a caller may choose when opening an engine.
 
-use experts::ReaderKind;
+use experts::{LookAhead, ReaderKind};
 use trace::Recorder;
 
 /// The device that computes.
@@ -26,6 +26,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// How experts are read.
     pub reader: ReaderKind,
+    /// Whether experts are read before they are asked for.
+    pub look_ahead: LookAhead,
     /// Threads that read from the drive, where threads do.
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
@@ -52,6 +54,7 @@ impl Default for EngineOptions {
             expert_cache: None,
             threads: None,
             reader: ReaderKind::default(),
+            look_ahead: LookAhead::default(),
             io_threads: 4,
             context: None,
             prompt_chunk: None,

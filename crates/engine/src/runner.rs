@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix};
+use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix, Routing};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
@@ -115,5 +115,13 @@ impl ExpertSource for StreamedExperts {
 
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
         Ok(self.0.next_ready(ready)?)
+    }
+
+    fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
+        self.0.wants_prediction(layer, n_rows)
+    }
+
+    fn look_ahead(&mut self, layer: usize, routing: &Routing) {
+        self.0.look_ahead(layer, routing);
     }
 }

@@ -31,4 +31,4 @@ pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
 pub use probe::{DriveProbe, DriveSpeed};
 pub use reader::{ReaderKind, ReaderProbe, ReaderReport};
 pub use simulate::{SimulatedHits, simulate, simulate_belady};
-pub use store::ExpertStore;
+pub use store::{ExpertStore, LookAhead};

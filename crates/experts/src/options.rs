@@ -8,7 +8,7 @@ use trace::Recorder;
 use crate::files::IoError;
 use crate::policy::PolicyKind;
 use crate::reader::ReaderKind;
-use crate::store::ExpertStore;
+use crate::store::{ExpertStore, LookAhead};
 
 /// How an expert store works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct StoreOptions {
     pub policy: PolicyKind,
     /// Who is told of every read.
     pub recorder: Option<Recorder>,
+    /// Whether experts are read before they are asked for.
+    pub look_ahead: LookAhead,
 }
 
 impl Default for StoreOptions {
@@ -33,6 +35,7 @@ impl Default for StoreOptions {
             io_threads: 4,
             policy: PolicyKind::default(),
             recorder: None,
+            look_ahead: LookAhead::default(),
         }
     }
 }
@@ -44,6 +47,10 @@ pub struct Stats {
     pub hits: u64,
     /// Experts that had to be read.
     pub misses: u64,
+    /// Experts that were read before they were asked for.
+    pub ahead_reads: u64,
+    /// Those of them that the next request asked for.
+    pub ahead_useful: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.

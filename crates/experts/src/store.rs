@@ -1,5 +1,7 @@
 //! The expert store: a fixed set of memory slots through which all routed experts move.
 
+mod look_ahead;
+
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::policy::Policy;
 use crate::reader::{Completion, Job, ReadError, Reader, ReaderReport, Urgency, make_reader};
 use crate::trace::TraceWriter;
 
+pub use look_ahead::LookAhead;
+
 /// A fixed set of memory slots through which all routed experts move.
 ///
 /// A request is answered as experts are there: those in memory at once, those that must be read as
@@ -31,6 +35,7 @@ pub struct ExpertStore {
     layers: Vec<ExpertTable>,
     /// The key of each layer's first expert; keys number the experts of all layers.
     first_keys: Vec<u32>,
+    slot_bytes: u64,
     slots: Vec<Slot>,
     free: Vec<u32>,
     policy: Box<dyn Policy>,
@@ -38,7 +43,14 @@ pub struct ExpertStore {
     reader_report: ReaderReport,
     /// For each key the slot that holds it or that it is being read into.
     places: Vec<u32>,
+    /// For each key the number of the request that asked for it last.
+    asked_by: Vec<u32>,
+    /// For each layer the number of its experts that have a place.
+    n_in_memory: Vec<u32>,
     in_flight: usize,
+    /// How many of those were begun by looking ahead.
+    ahead_in_flight: usize,
+    ahead: look_ahead::State,
     request: Request,
     /// Slots that were delivered and that the caller may still hold.
     held: Vec<u32>,
@@ -59,11 +71,15 @@ struct Slot {
     key: u32,
     /// Whether it is owed to the caller.
     is_owed: bool,
+    /// Whether it was read ahead, and no request has told yet whether in vain.
+    is_ahead: bool,
 }
 
 /// What is still owed to the caller.
 struct Request {
     layer: usize,
+    /// Counts requests.
+    number: u32,
     /// Slots of experts in memory.
     ready: Vec<u32>,
     /// Slots of experts being read.
@@ -103,7 +119,7 @@ impl ExpertStore {
         arena.advise_huge_pages();
         let slots = (0..n_slots).map(|_| {
             let block = arena.take(slot_bytes as usize).expect("the arena was sized for all slots");
-            Slot { block: Some(Arc::new(block)), key: 0, is_owed: false }
+            Slot { block: Some(Arc::new(block)), key: 0, is_owed: false, is_ahead: false }
         });
         let mut slots: Vec<Slot> = slots.collect();
         let blocks = slots.iter_mut().enumerate().map(|(i, slot)| (i as u32, &mut slot.block));
@@ -113,17 +129,23 @@ impl ExpertStore {
         let bytes_read = reader_report.probe.map_or(0, |probe| probe.bytes);
         Ok(Self {
             files,
+            n_in_memory: vec![0; layers.len()],
             layers,
             first_keys,
+            slot_bytes,
             slots,
             free: (0..n_slots as u32).rev().collect(),
             policy: options.policy.build(n_keys),
             reader,
             reader_report,
             places: vec![NOWHERE; n_keys],
+            asked_by: vec![0; n_keys],
             in_flight: 0,
+            ahead_in_flight: 0,
+            ahead: look_ahead::State::new(options.look_ahead, n_slots),
             request: Request {
                 layer: 0,
+                number: 0,
                 ready: Vec::with_capacity(n_slots),
                 expected: Vec::with_capacity(widest),
                 n_expected: 0,
@@ -184,7 +206,10 @@ impl ExpertStore {
         self.abandon();
         self.release();
         let result = self.take_completions();
+        self.take_back_ahead();
         self.request.layer = layer;
+        self.request.number = self.request.number.wrapping_add(1);
+        let mut n_asked = 0;
         if let Some(trace) = &mut self.trace {
             trace.begin(layer);
         }
@@ -195,6 +220,8 @@ impl ExpertStore {
             let key = self.first_keys[layer] + expert;
             debug_assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
+            self.asked_by[key as usize] = self.request.number;
+            n_asked += 1;
             let place = self.places[key as usize];
             let Some(slot) = self.slots.get_mut(place as usize) else {
                 self.stats.misses += 1;
@@ -216,7 +243,10 @@ impl ExpertStore {
         if let Some(trace) = &mut self.trace {
             trace.end();
         }
+        self.settle_look_ahead(Some(layer));
         self.submit();
+        self.plan_sweep(layer, n_asked);
+        self.sweep();
         self.stats.bookkeeping += begin.elapsed();
         result
     }
@@ -241,6 +271,7 @@ impl ExpertStore {
         loop {
             self.take_completions()?;
             self.submit();
+            self.sweep();
             if !self.request.ready.is_empty() {
                 self.deliver(ready);
                 return Ok(());
@@ -267,18 +298,26 @@ impl ExpertStore {
             self.request.waiting.pop_front();
             self.request.expected.push(slot);
             self.request.n_expected += 1;
-            let layer = self.request.layer;
-            let location = self.layers[layer].get((key - self.first_keys[layer]) as usize);
-            self.places[key as usize] = slot;
-            let entry = &mut self.slots[slot as usize];
-            (entry.key, entry.is_owed) = (key, true);
-            let block = entry.block.take().expect("a slot that was taken has its block");
-            self.in_flight += 1;
-            self.reader.submit(Job { slot, location, block, urgency: Urgency::Demand });
+            let job = self.job(key, slot, Urgency::Demand);
+            self.slots[slot as usize].is_owed = true;
+            self.reader.submit(job);
         }
         if is_any {
             self.reader.begin();
         }
+    }
+
+    /// The read of an expert into a slot that was taken.
+    fn job(&mut self, key: u32, slot: u32, urgency: Urgency) -> Job {
+        let layer = self.layer_of(key);
+        self.places[key as usize] = slot;
+        self.n_in_memory[layer] += 1;
+        self.in_flight += 1;
+        let location = self.layers[layer].get((key - self.first_keys[layer]) as usize);
+        let entry = &mut self.slots[slot as usize];
+        entry.key = key;
+        let block = entry.block.take().expect("a slot that was taken has its block");
+        Job { slot, location, block, urgency }
     }
 
     /// An empty slot, or the one whose expert should leave.
@@ -287,7 +326,17 @@ impl ExpertStore {
             return Some(slot);
         }
         let victim = self.policy.take_victim()?;
-        Some(std::mem::replace(&mut self.places[victim as usize], NOWHERE))
+        Some(self.forget_place(victim))
+    }
+
+    fn forget_place(&mut self, key: u32) -> u32 {
+        let layer = self.layer_of(key);
+        self.n_in_memory[layer] -= 1;
+        std::mem::replace(&mut self.places[key as usize], NOWHERE)
+    }
+
+    fn layer_of(&self, key: u32) -> usize {
+        self.first_keys.partition_point(|&first| first <= key) - 1
     }
 
     fn take_completions(&mut self) -> Result<(), StoreError> {
@@ -305,26 +354,25 @@ impl ExpertStore {
         self.in_flight -= 1;
         let entry = &mut self.slots[slot as usize];
         entry.block = Some(block);
-        let key = entry.key;
-        if entry.is_owed {
-            self.request.n_expected -= 1;
-        }
+        let (key, is_owed, is_ahead) = (entry.key, entry.is_owed, entry.is_ahead);
+        self.ahead_in_flight -= usize::from(is_ahead);
+        self.request.n_expected -= usize::from(is_owed);
         match result {
             Ok(bytes) => {
                 self.stats.bytes_read += bytes;
-                if entry.is_owed {
+                if is_owed {
                     self.request.ready.push(slot);
-                } else {
+                } else if !is_ahead {
                     self.policy.may_leave(key);
                 }
                 Ok(())
             }
             Err(error) => {
-                let was_owed = std::mem::replace(&mut entry.is_owed, false);
-                self.places[key as usize] = NOWHERE;
+                (entry.is_owed, entry.is_ahead) = (false, false);
+                self.forget_place(key);
                 self.free.push(slot);
-                // Nobody waits for an expert of a forgotten request; who asks again will be told.
-                if was_owed { Err(self.read_error(key, error)) } else { Ok(()) }
+                // Nobody waits for an expert that nobody asked for; who asks will be told.
+                if is_owed { Err(self.read_error(key, error)) } else { Ok(()) }
             }
         }
     }
@@ -362,7 +410,7 @@ impl ExpertStore {
     fn release(&mut self) {
         let Self { slots, policy, held, .. } = self;
         held.retain(|&slot| {
-            let Slot { block, key, is_owed } = &slots[slot as usize];
+            let Slot { block, key, is_owed, .. } = &slots[slot as usize];
             // One that is owed again will come back here.
             let is_held = !is_owed && block.as_ref().is_some_and(|b| Arc::strong_count(b) > 1);
             if !is_owed && !is_held {
@@ -388,7 +436,7 @@ impl ExpertStore {
     }
 
     fn read_error(&self, key: u32, error: ReadError) -> StoreError {
-        let layer = self.first_keys.partition_point(|&first| first <= key) - 1;
+        let layer = self.layer_of(key);
         let expert = key - self.first_keys[layer];
         match error {
             ReadError::Io(source) => StoreError::Read { layer, expert, source },

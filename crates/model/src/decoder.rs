@@ -119,6 +119,15 @@ impl<V> Decoder<Matrix, V> {
             if let Some(routing_log) = routing_log {
                 routing_log.push(moe.routing.clone());
             }
+            // The next layer's router, on what it will see but for its mixer's part.
+            if let Some(Layer { ffn_norm, ffn: Ffn::Moe(next), .. }) = self.layers.get(index + 1)
+                && experts.wants_prediction(index + 1, batch.tokens.len())
+            {
+                backend.rms_norm(x, ffn_norm, eps, normed);
+                next.predict(backend, moe, normed);
+                experts.look_ahead(index + 1, &moe.predicted);
+                timeline.lap(Some(index), Phase::Router);
+            }
         }
 
         logits.clear();

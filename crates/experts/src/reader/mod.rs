@@ -74,8 +74,8 @@ pub(crate) trait Reader: Send {
     fn try_completion(&mut self) -> Option<Completion>;
     /// Waits for a read to be done; `None` when that cannot be.
     fn wait(&mut self) -> Option<Completion>;
-    /// Takes back a job of [`Urgency::Ahead`] of which nothing has been read: its slot and block.
-    fn take_back(&mut self) -> Option<(u32, Arc<Block>)>;
+    /// Takes back a job of [`Urgency::Ahead`] of which nothing has been read.
+    fn take_back(&mut self) -> Option<Job>;
 }
 
 /// A job in progress.
@@ -120,15 +120,12 @@ impl Active {
 
 /// Takes back the job at the end of a queue if all of its pieces are there: they are neighbours, and
 /// are taken from the front.
-fn take_back(
-    queue: &mut VecDeque<Piece>,
-    active: &mut [Option<Active>],
-) -> Option<(u32, Arc<Block>)> {
+fn take_back(queue: &mut VecDeque<Piece>, active: &mut [Option<Active>]) -> Option<Job> {
     let slot = queue.back()?.slot;
     let n_pieces = active[slot as usize].as_ref().expect("its pieces wait").n_pieces as usize;
     let n_left = queue.len().checked_sub(n_pieces).filter(|&index| queue[index].slot == slot)?;
     queue.truncate(n_left);
-    active[slot as usize].take().map(|active| (slot, active.job.block))
+    active[slot as usize].take().map(|active| active.job)
 }
 
 fn has_finite_scales(location: &ExpertLocation, plan: &ReadPlan, bytes: &[u8]) -> bool {

@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use compute::memory::Block;
-
 use super::piece::Piece;
 use super::{Active, Completion, Job, Reader, Urgency};
 use crate::files::DataFiles;
@@ -45,7 +43,7 @@ impl ThreadReader {
         let n_threads = n_threads.max(1);
         let state = State {
             demand: VecDeque::with_capacity(n_slots * MAX_PARTS),
-            ahead: VecDeque::new(),
+            ahead: VecDeque::with_capacity(n_slots * MAX_PARTS),
             active: (0..n_slots).map(|_| None).collect(),
             completions: VecDeque::with_capacity(n_slots),
             n_threads,
@@ -109,7 +107,7 @@ impl Reader for ThreadReader {
         }
     }
 
-    fn take_back(&mut self) -> Option<(u32, Arc<Block>)> {
+    fn take_back(&mut self) -> Option<Job> {
         let mut state = self.shared.lock();
         let State { ahead, active, .. } = &mut *state;
         super::take_back(ahead, active)

@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use compute::memory::Block;
 use io_uring::{IoUring, opcode, types};
 
 use super::piece::Piece;
@@ -43,7 +42,7 @@ impl UringReader {
             files,
             ring: IoUring::new(DEPTH as u32)?,
             demand: VecDeque::with_capacity(n_slots * MAX_PARTS),
-            ahead: VecDeque::new(),
+            ahead: VecDeque::with_capacity(n_slots * MAX_PARTS),
             flying: (0..DEPTH).map(|_| None).collect(),
             numbers: (0..DEPTH).rev().collect(),
             active: (0..n_slots).map(|_| None).collect(),
@@ -97,12 +96,10 @@ impl UringReader {
             let (number, result) = (entry.user_data() as usize, entry.result());
             let piece = self.flying[number].take().expect("the kernel had this piece");
             self.numbers.push(number);
-            if usize::try_from(result).is_ok_and(|len| len >= piece.run.wanted) {
-                let wanted = piece.run.wanted;
-                self.finish(piece.slot, Ok(wanted));
-            } else {
+            match usize::try_from(result) {
+                Ok(len) if len >= piece.run.wanted => self.finish(piece.slot, Ok(len)),
                 // Whatever it is, a plain read will manage or say what is wrong.
-                self.read_plainly(piece);
+                _ => self.read_plainly(piece),
             }
         }
     }
@@ -170,7 +167,7 @@ impl Reader for UringReader {
         }
     }
 
-    fn take_back(&mut self) -> Option<(u32, Arc<Block>)> {
+    fn take_back(&mut self) -> Option<Job> {
         super::take_back(&mut self.ahead, &mut self.active)
     }
 }

@@ -1,5 +1,6 @@
 //! Integration tests of the expert store: real files, real threads.
 
+mod look_ahead;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -13,8 +14,8 @@ use checkpoint::{
 };
 use compute::{ExpertWeights, LoadedExpert};
 use experts::{
-    DataFiles, ExpertStore, IoError, IoMode, PolicyKind, ReadPlan, ReaderKind, StoreError,
-    StoreOptions,
+    DataFiles, ExpertStore, IoError, IoMode, LookAhead, PolicyKind, ReadPlan, ReaderKind,
+    StoreError, StoreOptions,
 };
 use proptest::prelude::*;
 
@@ -364,20 +365,23 @@ proptest! {
         n_slots in 2_u64..12,
         (reader, io_threads) in prop::sample::select(READERS.as_slice()),
         policy in prop::sample::select(PolicyKind::ALL.as_slice()),
+        look_ahead in prop::sample::select(&[LookAhead::Auto, LookAhead::On, LookAhead::Off][..]),
         requests in prop::collection::vec(
-            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..EXPERTS), any::<bool>()),
+            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..=EXPERTS), 0..4),
             1..12,
         ),
     ) {
         let model = Model::new();
-        let options = StoreOptions { reader, io_threads, policy, ..StoreOptions::default() };
+        let options = StoreOptions { reader, io_threads, policy, look_ahead, ..StoreOptions::default() };
         let mut store = model.store(n_slots, options, IoMode::Direct);
-        for (layer, experts, abandon) in requests {
+        for (layer, experts, kind) in requests {
             let experts: Vec<u32> = experts.into_iter().collect();
-            if abandon {
-                store.request(layer, once(&experts)).expect("a request");
-            } else {
-                deliver(&model, &mut store, layer, &experts);
+            match kind {
+                0 => store.request(layer, once(&experts)).expect("a request"),
+                1 if store.wants_prediction(layer, 1) => {
+                    store.look_ahead(layer, &look_ahead::routing(&experts));
+                }
+                _ => deliver(&model, &mut store, layer, &experts),
             }
         }
     }
