@@ -13,7 +13,7 @@ if ! command -v cargo-fuzz >/dev/null; then
 fi
 
 corpus=target/fuzz-corpus
-mkdir -p "$corpus"/{gguf,safetensors_header,config}
+mkdir -p "$corpus"/{gguf,safetensors_header,config,routing_trace}
 # Headers alone: the data behind them only slows the fuzzer down.
 for file in tests/fixtures/gguf/*.gguf; do
     head -c 40000 "$file" >"$corpus/gguf/$(basename "$file")"
@@ -23,7 +23,10 @@ printf '\377\377\377\377\0\0\0\0%s' \
     >"$corpus/safetensors_header/seed"
 cp tests/fixtures/configs/*.json "$corpus/config/"
 
-for target in gguf safetensors_header config; do
+printf 'flash-moe routing 1\nslot_bytes 4096\nexperts 4 0 4\n0 1 3*20\n2 0\n' \
+    >"$corpus/routing_trace/seed"
+
+for target in gguf safetensors_header config routing_trace; do
     echo "== $target, $seconds s"
     cargo +nightly fuzz run --sanitizer none "$target" "$corpus/$target" -- \
         -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 -verbosity=0 \

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Device, EngineOptions, Isa};
+use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 
@@ -27,6 +27,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Write a synthetic checkpoint of a true shape, for measurements.
     Synth(SynthArgs),
+    /// Compare eviction policies on routing recorded by run --trace-routing.
+    CacheSim(CacheSimArgs),
 }
 
 /// What every command that loads a model takes.
@@ -41,7 +43,13 @@ pub struct EngineArgs {
     /// Threads that compute; default: all cores.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
-    /// Threads that read from the drive.
+    /// How experts are read.
+    #[arg(long, value_enum, default_value_t = ReaderArg::Auto)]
+    pub reader: ReaderArg,
+    /// Read experts before they are asked for, while the drive is idle; auto: while that pays.
+    #[arg(long, value_enum, default_value_t = LookAheadArg::Auto)]
+    pub look_ahead: LookAheadArg,
+    /// Threads that read from the drive, where threads do.
     #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows.
@@ -69,6 +77,8 @@ impl EngineArgs {
             memory: self.memory,
             expert_cache: self.expert_cache,
             threads: self.threads,
+            reader: self.reader.into(),
+            look_ahead: self.look_ahead.into(),
             io_threads: self.io_threads,
             context: self.context,
             prompt_chunk: self.prompt_chunk,
@@ -76,6 +86,48 @@ impl EngineArgs {
             precise: self.precise,
             direct_io: !self.buffered_io,
             ..EngineOptions::default()
+        }
+    }
+}
+
+/// Names of readers.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ReaderArg {
+    /// Whichever a short measurement finds better on this machine and this file.
+    Auto,
+    /// A pool of threads.
+    Threads,
+    /// Linux's io_uring, or threads where it cannot be had.
+    Uring,
+}
+
+impl From<ReaderArg> for ReaderKind {
+    fn from(reader: ReaderArg) -> Self {
+        match reader {
+            ReaderArg::Auto => Self::Auto,
+            ReaderArg::Threads => Self::Threads,
+            ReaderArg::Uring => Self::Uring,
+        }
+    }
+}
+
+/// Whether to look ahead.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LookAheadArg {
+    /// While it pays.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<LookAheadArg> for LookAhead {
+    fn from(look_ahead: LookAheadArg) -> Self {
+        match look_ahead {
+            LookAheadArg::Auto => Self::Auto,
+            LookAheadArg::On => Self::On,
+            LookAheadArg::Off => Self::Off,
         }
     }
 }
@@ -148,6 +200,9 @@ pub struct RunArgs {
     /// Record every phase and every read, for Perfetto or Chrome's trace viewer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Record which experts are asked for, for cache-sim.
+    #[arg(long, value_name = "FILE")]
+    pub trace_routing: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -332,6 +387,27 @@ pub struct SynthArgs {
     pub out: PathBuf,
 }
 
+#[derive(Args, Debug)]
+pub struct CacheSimArgs {
+    /// The recorded routing.
+    pub trace: PathBuf,
+    /// Numbers of slots to simulate; default: some shares of all experts.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
+    pub slots: Vec<usize>,
+    /// Sizes of the memory for routed experts to simulate, such as 4G,8G.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = size)]
+    pub sizes: Vec<u64>,
+    /// Do not count the first N passes, such as the prompt's.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: usize,
+    /// Also try the default policy with other half-lives, in uses of an average expert.
+    #[arg(long, value_name = "USES", value_delimiter = ',', value_parser = positive_real)]
+    pub half_life: Vec<f64>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Names of shapes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PresetArg {
@@ -374,6 +450,13 @@ pub enum QuantArg {
 
 fn size(text: &str) -> Result<u64, String> {
     engine::parse_size(text).map_err(|error| error.to_string())
+}
+
+fn positive_real(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("must be a number above 0".to_owned()),
+    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {

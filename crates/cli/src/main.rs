@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod cache_sim;
 mod demo;
 mod inspect;
 mod output;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),
+        Command::CacheSim(args) => cache_sim::cache_sim(args),
     };
     match result {
         Ok(code) => code,

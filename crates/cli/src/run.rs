@@ -1,6 +1,7 @@
 //! `flash-moe run`: answers a prompt.
 
-use std::io::{self, IsTerminal, Read};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -55,6 +56,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         cancel: Some(Arc::new(AtomicBool::new(false))),
     };
 
+    if let Some(path) = &args.trace_routing {
+        let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        engine.record_trace(Box::new(BufWriter::new(file)));
+    }
     let mut session = engine.session()?;
     let mut answer = Answer::default();
     progress.show(&format!("reading {} prompt tokens ...", tokens.len()));
@@ -65,6 +70,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             output::stream(&step.text)?;
         }
         answer.add(step);
+    }
+    if let Some(path) = &args.trace_routing {
+        engine.finish_trace().with_context(|| format!("writing {}", path.display()))?;
     }
     if args.json {
         output::json(&answer.to_json(&args, &engine, &model, &tokens, &sampling))?;
@@ -80,6 +88,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             format_bytes(plan.experts),
             format_bytes(plan.all_experts),
         );
+        eprintln!("{}", timing::reader_line(engine.reader()));
         timing::print(&answer.prompt, &answer.decode, answer.steps.get(1..).unwrap_or_default());
     }
     if let Some(trace) = trace {
@@ -216,6 +225,7 @@ impl Answer {
                 "context": plan.context,
                 "prompt_chunk": plan.chunk,
             },
+            "reader": timing::reader_json(engine.reader()),
             "timing": {
                 "prompt": timing::to_json(&self.prompt),
                 "decode": timing::to_json(&self.decode),

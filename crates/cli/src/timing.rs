@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{Phase, Usage};
+use engine::{Phase, ReaderReport, Usage};
 use serde_json::{Value, json};
 
 /// Prints a table with columns for the whole prompt, a token of it, and a generated token.
@@ -28,6 +28,7 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
     }
     times("other", &Usage::other);
     times("total", &|usage| usage.wall);
+    times("of it, bookkeeping", &|usage| usage.bookkeeping);
     times("drive busy", &|usage| usage.drive_busy);
     let row = |name: &str, prompt: String, its_token: &str, token: String| {
         row(name, [prompt, its_token.to_owned(), token, String::new()]);
@@ -40,6 +41,14 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         None => "-".to_owned(),
     };
     row("expert hits", hits(prompt), "", hits(decode));
+    let ahead = |usage: &Usage| match usage.ahead_reads {
+        0 => "-".to_owned(),
+        reads => {
+            let share = 100.0 * usage.ahead_useful as f64 / reads as f64;
+            format!("{:.1}, {share:.0} %", reads as f64 / f64::from(count(usage)))
+        }
+    };
+    row("read ahead, of use", String::new(), &ahead(prompt), ahead(decode));
     let read = |usage: &Usage| usage.bytes_read as f64 / 1e6;
     let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
     row("read from drive", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
@@ -54,6 +63,38 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
     }
 }
 
+/// How experts are read, in a line.
+pub fn reader_line(reader: &ReaderReport) -> String {
+    let mut line = format!("experts are read by {}", reader.name);
+    if let Some(probe) = &reader.probe {
+        let gigabytes = |rate: f64| rate / 1e9;
+        line += &format!(
+            ": {:.2} GB/s by io_uring, {:.2} by threads, measured in {} on {:.0} MB",
+            gigabytes(probe.uring),
+            gigabytes(probe.threads),
+            milliseconds(probe.time),
+            probe.bytes as f64 / 1e6,
+        );
+    }
+    if let Some(refusal) = &reader.refusal {
+        line += &format!(": io_uring cannot be had ({refusal})");
+    }
+    line
+}
+
+/// The same as JSON.
+pub fn reader_json(reader: &ReaderReport) -> Value {
+    let probe = reader.probe.map(|probe| {
+        json!({
+            "threads_bytes_per_second": probe.threads,
+            "io_uring_bytes_per_second": probe.uring,
+            "bytes": probe.bytes,
+            "seconds": probe.time.as_secs_f64(),
+        })
+    });
+    json!({ "name": reader.name, "probe": probe, "refusal": reader.refusal })
+}
+
 /// The numbers of a usage.
 pub fn to_json(usage: &Usage) -> Value {
     json!({
@@ -63,9 +104,12 @@ pub fn to_json(usage: &Usage) -> Value {
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),
+        "ahead_reads": usage.ahead_reads,
+        "ahead_useful": usage.ahead_useful,
         "bytes_read": usage.bytes_read,
         "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
         "drive_bytes_per_second": usage.drive_bytes_per_second(),
+        "bookkeeping_seconds": usage.bookkeeping.as_secs_f64(),
         "phase_seconds": phases_to_json(usage),
     })
 }

@@ -1,5 +1,6 @@
 //! The engine: a loaded model, and sessions on it.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -7,7 +8,7 @@ use std::time::Instant;
 
 use checkpoint::{EmbeddedText, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
-use experts::{DataFiles, ExpertStore, IoMode, StoreOptions};
+use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
 use model::{Batch, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
@@ -127,6 +128,8 @@ impl Engine {
         let decoder = load_trunk(&inventory, &files, &backend, options.io_threads)?;
         let store_options = StoreOptions {
             cache_bytes: plan.experts,
+            reader: options.reader,
+            look_ahead: options.look_ahead,
             io_threads: options.io_threads,
             recorder: options.recorder.clone(),
             ..StoreOptions::default()
@@ -199,7 +202,12 @@ impl Engine {
 
     /// What moving experts cost since the engine was opened.
     pub fn expert_stats(&self) -> experts::Stats {
-        self.runner.expert_stats()
+        self.runner.experts().stats().clone()
+    }
+
+    /// How experts are read, and why so.
+    pub fn reader(&self) -> &ReaderReport {
+        self.runner.experts().reader()
     }
 
     /// Most prompt tokens in one forward pass.
@@ -284,7 +292,7 @@ impl Engine {
         assert!(self.batch.logit_rows.len() <= self.plan.logit_rows, "the logits fit the buffers");
 
         let position = parts.first().map_or(0, |part| part.session.tokens.len());
-        let before = self.runner.expert_stats();
+        let before = self.runner.experts().stats().clone();
         self.runner.log().timeline.reset();
         // One sequence, the common case, needs no list: decoding allocates nothing.
         let result = match &mut *parts {
@@ -315,7 +323,7 @@ impl Engine {
             let (layer, expert) = (None, None);
             recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
         }
-        let after = self.runner.expert_stats();
+        let after = self.runner.experts().stats().clone();
         let timeline = &self.runner.log().timeline;
         Ok(Usage::of_pass(n_tokens, end - begin, timeline, &before, &after))
     }
@@ -333,6 +341,16 @@ impl Engine {
     /// The routing recorded since the last call: of each pass, every layer in order.
     pub fn take_routing(&mut self) -> Vec<Routing> {
         self.runner.log().routing.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Writes which experts are asked for from now on to `out`, as [`crate::Trace`] reads it.
+    pub fn record_trace(&mut self, out: Box<dyn Write + Send>) {
+        self.runner.experts_mut().record_trace(out);
+    }
+
+    /// Ends the recording and tells whether all could be written.
+    pub fn finish_trace(&mut self) -> std::io::Result<()> {
+        self.runner.experts_mut().finish_trace()
     }
 
     /// The state of every layer of a session.

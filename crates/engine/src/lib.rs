@@ -43,7 +43,14 @@ pub use sampler::{Sampling, TokenLogprob, best};
 pub use session::Session;
 pub use usage::Usage;
 
+/// Eviction policies on recorded routing, without a model.
+pub mod cache {
+    pub use experts::{
+        Frecency, Policy, PolicyKind, SimulatedHits, Trace, TraceError, simulate, simulate_belady,
+    };
+}
+
 pub use compute::Isa;
-pub use experts::parse_size;
+pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
 pub use model::Phase;
 pub use trace::{DEFAULT_SPANS, Recorder};

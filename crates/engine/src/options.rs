@@ -1,5 +1,6 @@
 //! What a caller may choose when opening an engine.
 
+use experts::{LookAhead, ReaderKind};
 use trace::Recorder;
 
 /// The device that computes.
@@ -23,7 +24,11 @@ pub struct EngineOptions {
     pub expert_cache: Option<u64>,
     /// Threads that compute; default: the cores.
     pub threads: Option<usize>,
-    /// Threads that read from the drive.
+    /// How experts are read.
+    pub reader: ReaderKind,
+    /// Whether experts are read before they are asked for.
+    pub look_ahead: LookAhead,
+    /// Threads that read from the drive, where threads do.
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
     pub context: Option<usize>,
@@ -48,6 +53,8 @@ impl Default for EngineOptions {
             memory: None,
             expert_cache: None,
             threads: None,
+            reader: ReaderKind::default(),
+            look_ahead: LookAhead::default(),
             io_threads: 4,
             context: None,
             prompt_chunk: None,

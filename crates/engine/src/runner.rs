@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, KvValues, LoadedExpert, Matrix};
+use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix, Routing};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
@@ -32,8 +32,10 @@ pub(crate) trait Runner: Send {
     fn logits(&self) -> &[f32];
     /// What the passes tell about themselves.
     fn log(&mut self) -> &mut ForwardLog;
-    /// What moving experts cost since the start.
-    fn expert_stats(&self) -> experts::Stats;
+    /// The store of the routed experts.
+    fn experts(&self) -> &ExpertStore;
+    /// The same, to be told something.
+    fn experts_mut(&mut self) -> &mut ExpertStore;
     /// Contents of a state.
     fn state_values(&self, state: &State) -> Vec<LayerValues>;
 }
@@ -77,8 +79,12 @@ where
         &mut self.workspace.log
     }
 
-    fn expert_stats(&self) -> experts::Stats {
-        self.experts.0.stats().clone()
+    fn experts(&self) -> &ExpertStore {
+        &self.experts.0
+    }
+
+    fn experts_mut(&mut self) -> &mut ExpertStore {
+        &mut self.experts.0
     }
 
     fn state_values(&self, state: &State) -> Vec<LayerValues> {
@@ -108,11 +114,20 @@ fn downcast_mut<B: Backend + 'static>(state: &mut State) -> &mut SequenceState<B
 pub(crate) struct StreamedExperts(pub(crate) ExpertStore);
 
 impl ExpertSource for StreamedExperts {
-    fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError> {
-        Ok(self.0.request(layer, experts)?)
+    fn request(&mut self, layer: usize, uses: &ExpertUses) -> Result<(), SourceError> {
+        let counts = uses.distinct().iter().map(|&expert| (expert, uses.of(expert).len() as u32));
+        Ok(self.0.request(layer, counts)?)
     }
 
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
         Ok(self.0.next_ready(ready)?)
+    }
+
+    fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
+        self.0.wants_prediction(layer, n_rows)
+    }
+
+    fn look_ahead(&mut self, layer: usize, routing: &Routing) {
+        self.0.look_ahead(layer, routing);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn resident_bytes(inventory: &Inventory) -> u64 {
         TrunkLocation::Matrix(matrix) if tensor.rows.is_some() => {
             tensor.bytes() + (matrix.extents().count() * BLOCK_ALIGNMENT) as u64
         }
-        TrunkLocation::Matrix(_) => ReadPlan::new(&tensor.extents()).bytes() as u64,
+        TrunkLocation::Matrix(_) => ReadPlan::new(tensor.extents()).bytes() as u64,
         TrunkLocation::Vector(vector) => (vector.len * size_of::<f32>()) as u64,
     });
     bytes.sum()
@@ -53,7 +53,7 @@ fn read_ahead(
     io_threads: usize,
 ) -> Result<Vec<Option<Read>>, Error> {
     let plan = |tensor: &TrunkTensor| match (&tensor.location, &tensor.rows) {
-        (TrunkLocation::Matrix(_), None) => Some(ReadPlan::new(&tensor.extents())),
+        (TrunkLocation::Matrix(_), None) => Some(ReadPlan::new(tensor.extents())),
         _ => None,
     };
     let plans: Vec<Option<ReadPlan>> = tensors.iter().map(plan).collect();
@@ -107,7 +107,7 @@ impl<'a, B> LoadedSource<'a, B> {
         if let Some(read) = read {
             return Ok((tensor, read));
         }
-        let plan = ReadPlan::new(&tensor.extents());
+        let plan = ReadPlan::new(tensor.extents());
         let mut block =
             arena(plan.bytes())?.take(plan.bytes()).expect("the arena was sized for the plan");
         self.files.read(&plan, block.bytes_mut())?;

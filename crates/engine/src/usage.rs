@@ -18,10 +18,16 @@ pub struct Usage {
     pub hits: u64,
     /// Experts that were read.
     pub misses: u64,
+    /// Experts that were read before they were asked for.
+    pub ahead_reads: u64,
+    /// Those of them that were asked for then.
+    pub ahead_useful: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
     pub drive_busy: Duration,
+    /// Time spent on keeping the experts' books: part of the phases "router" and "waiting".
+    pub bookkeeping: Duration,
 }
 
 impl Usage {
@@ -39,8 +45,11 @@ impl Usage {
             phases: Phase::ALL.map(|phase| timeline.total(phase)),
             hits: after.hits - before.hits,
             misses: after.misses - before.misses,
+            ahead_reads: after.ahead_reads.saturating_sub(before.ahead_reads),
+            ahead_useful: after.ahead_useful - before.ahead_useful,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
+            bookkeeping: after.bookkeeping - before.bookkeeping,
         }
     }
 
@@ -82,7 +91,10 @@ impl AddAssign<&Self> for Usage {
         }
         self.hits += other.hits;
         self.misses += other.misses;
+        self.ahead_reads += other.ahead_reads;
+        self.ahead_useful += other.ahead_useful;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
+        self.bookkeeping += other.bookkeeping;
     }
 }

@@ -103,6 +103,16 @@ impl DataFiles {
         self.files.iter().all(|file| file.direct.is_some() && !refused(file))
     }
 
+    /// The descriptor that reads past the page cache, where the system allows it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn direct_fd(&self, file: FileId) -> Option<std::os::fd::RawFd> {
+        use std::os::fd::AsRawFd;
+
+        let file = &self.files[file.0 as usize];
+        let is_refused = file.direct_refused.load(Ordering::Relaxed);
+        file.direct.as_ref().filter(|_| !is_refused).map(|file| file.as_raw_fd())
+    }
+
     /// Reads what a plan says into a page-aligned destination; gives the number of bytes read.
     ///
     /// # Panics
@@ -110,11 +120,15 @@ impl DataFiles {
     pub fn read(&self, plan: &ReadPlan, destination: &mut [u8]) -> Result<u64, IoError> {
         let mut bytes = 0;
         for run in plan.runs() {
-            let file = &self.files[run.file.0 as usize];
             let place = &mut destination[run.destination..run.destination + run.len()];
-            bytes += file.read_run(run, place)? as u64;
+            bytes += self.read_run(run, place)? as u64;
         }
         Ok(bytes)
+    }
+
+    /// Reads a run into its place; gives the number of bytes read.
+    pub(crate) fn read_run(&self, run: &Run, place: &mut [u8]) -> Result<usize, IoError> {
+        self.files[run.file.0 as usize].read_run(run, place)
     }
 }
 

@@ -8,20 +8,27 @@
 
 mod files;
 mod memory;
+mod options;
 mod page_cache;
 mod plan;
 mod policy;
 mod probe;
 mod reader;
+mod simulate;
 mod store;
+mod trace;
 
+pub use crate::trace::{Trace, TraceError, TracedRequest};
 pub use files::{DataFiles, IoError, IoMode};
 pub use memory::{
     BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, peak_resident_bytes,
     process_resident_bytes, reset_peak_resident,
 };
+pub use options::{Stats, StoreError, StoreOptions};
 pub use page_cache::{evict_pages, resident_share};
-pub use plan::ReadPlan;
-pub use policy::{Fifo, Lru, Policy};
+pub use plan::{MAX_PARTS, ReadPlan};
+pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
 pub use probe::{DriveProbe, DriveSpeed};
-pub use store::{ExpertStore, PolicyKind, Stats, StoreError, StoreOptions};
+pub use reader::{ReaderKind, ReaderProbe, ReaderReport};
+pub use simulate::{SimulatedHits, simulate, simulate_belady};
+pub use store::{ExpertStore, LookAhead};

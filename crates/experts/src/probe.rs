@@ -60,7 +60,7 @@ impl DriveProbe {
             let mut counter = 0;
             while total > 0 && (counter == 0 || begin.elapsed() < self.duration) {
                 let extent = place(random(self.seed ^ (thread << 32) ^ counter) % total, len, lens);
-                bytes += files.read(&ReadPlan::new(&[extent]), block.bytes_mut())?;
+                bytes += files.read(&ReadPlan::new([extent]), block.bytes_mut())?;
                 counter += 1;
             }
             Ok((bytes, begin, Instant::now()))

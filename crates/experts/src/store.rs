@@ -1,162 +1,91 @@
 //! The expert store: a fixed set of memory slots through which all routed experts move.
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod look_ahead;
 
-use checkpoint::{ExpertLocation, ExpertTable, Extent, MatrixLocation};
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use checkpoint::{ExpertTable, MatrixLocation};
 use compute::memory::{Arena, Block};
 use compute::{ExpertWeights, LoadedExpert, Matrix};
 use trace::{Kind, Recorder, Span};
 
-use crate::files::{DataFiles, IoError};
+use crate::files::DataFiles;
+use crate::options::{Stats, StoreError, StoreOptions};
 use crate::plan::ReadPlan;
-use crate::policy::{Fifo, Lru, Policy};
-use crate::reader::{Completion, Job, ReadError, Reader};
+use crate::policy::Policy;
+use crate::reader::{Completion, Job, ReadError, Reader, ReaderReport, Urgency, make_reader};
+use crate::trace::TraceWriter;
 
-/// Which policy chooses the expert that leaves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PolicyKind {
-    /// Least recently used.
-    #[default]
-    Lru,
-    /// First in, first out: a baseline for comparisons.
-    Fifo,
-}
-
-/// How an expert store works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// Bytes of all slots together, at most.
-    pub cache_bytes: u64,
-    /// Threads that read.
-    pub io_threads: usize,
-    /// Which expert leaves.
-    pub policy: PolicyKind,
-    /// Who is told of every read.
-    pub recorder: Option<Recorder>,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self { cache_bytes: 0, io_threads: 4, policy: PolicyKind::default(), recorder: None }
-    }
-}
-
-/// What moving experts cost since the store was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Experts that were in memory when they were asked for.
-    pub hits: u64,
-    /// Experts that had to be read.
-    pub misses: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Time that the caller waited for the drive.
-    pub drive_wait: Duration,
-    /// Time in which at least one expert was being read.
-    pub drive_busy: Duration,
-}
-
-/// Why the store cannot be made, or an expert not be delivered.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Too little memory for even the fewest slots.
-    #[error(
-        "{cache_bytes} bytes hold fewer than {} experts of {slot_bytes} bytes",
-        ExpertStore::MIN_SLOTS
-    )]
-    TooSmall {
-        /// The bytes given.
-        cache_bytes: u64,
-        /// Bytes of a slot.
-        slot_bytes: u64,
-    },
-    /// Memory or threads could not be had.
-    #[error("the slots of {bytes} bytes or their reading threads could not be set up: {source}")]
-    Setup {
-        /// Bytes of all slots.
-        bytes: u64,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A read failed.
-    #[error("expert {expert} of layer {layer} could not be read: {source}")]
-    Read {
-        /// The layer.
-        layer: usize,
-        /// The expert.
-        expert: u32,
-        /// Why.
-        source: IoError,
-    },
-    /// A scale or bias is infinite or not a number.
-    #[error(
-        "expert {expert} of layer {layer} has scales that are not finite, in {}\n\
-         hint: the file is damaged; fetch it again",
-        .path.display()
-    )]
-    NotFinite {
-        /// The layer.
-        layer: usize,
-        /// The expert.
-        expert: u32,
-        /// The file with its gate projection.
-        path: PathBuf,
-    },
-    /// The caller holds every slot, so nothing can be read.
-    #[error("all {n_slots} expert slots are held while another expert is wanted")]
-    AllHeld {
-        /// Number of slots.
-        n_slots: usize,
-    },
-    /// No thread is left that could read.
-    #[error("the reading threads have ended")]
-    ReadersGone,
-}
+pub use look_ahead::LookAhead;
 
 /// A fixed set of memory slots through which all routed experts move.
 ///
-/// A request is answered expert by expert: those in memory at once, those that must be read as their
-/// bytes arrive, while the caller computes. What a caller holds is never overwritten: a slot can be
-/// reused only when nobody else refers to its block. Requests larger than the slots work too, as long
-/// as the caller lets go of what it was given.
+/// A request is answered as experts are there: those in memory at once, those that must be read as
+/// their bytes arrive, while the caller computes. What a caller holds is never overwritten: a slot can
+/// be reused only when nobody else refers to its block. Requests larger than the slots work too, as
+/// long as the caller lets go of what it was given.
+///
+/// Requests and deliveries take no memory after warm-up, and a time that grows with their length and
+/// the logarithm of the number of slots.
 pub struct ExpertStore {
     files: Arc<DataFiles>,
     layers: Vec<ExpertTable>,
+    /// The key of each layer's first expert; keys number the experts of all layers.
+    first_keys: Vec<u32>,
+    slot_bytes: u64,
     slots: Vec<Slot>,
-    free: Vec<usize>,
+    free: Vec<u32>,
     policy: Box<dyn Policy>,
-    reader: Reader,
-    /// For each layer and expert the slot that holds it or that it is being read into.
-    places: Vec<Vec<Option<u32>>>,
+    reader: Box<dyn Reader>,
+    reader_report: ReaderReport,
+    /// For each key the slot that holds it or that it is being read into.
+    places: Vec<u32>,
+    /// For each key the number of the request that asked for it last.
+    asked_by: Vec<u32>,
+    /// For each layer the number of its experts that have a place.
+    n_in_memory: Vec<u32>,
     in_flight: usize,
+    /// How many of those were begun by looking ahead.
+    ahead_in_flight: usize,
+    ahead: look_ahead::State,
     request: Request,
+    /// Slots that were delivered and that the caller may still hold.
+    held: Vec<u32>,
     stats: Stats,
     /// Until when the drive's busy time is counted.
     busy_until: Instant,
     recorder: Option<Recorder>,
+    trace: Option<TraceWriter>,
 }
+
+/// No slot.
+const NOWHERE: u32 = u32::MAX;
 
 /// A slot. Its block is away while it is being read.
 struct Slot {
     block: Option<Arc<Block>>,
-    plan: Option<ReadPlan>,
-    layer: usize,
-    expert: u32,
+    /// What it holds, or what is being read into it.
+    key: u32,
+    /// Whether it is owed to the caller.
+    is_owed: bool,
+    /// Whether it was read ahead, and no request has told yet whether in vain.
+    is_ahead: bool,
 }
 
 /// What is still owed to the caller.
-#[derive(Default)]
 struct Request {
     layer: usize,
-    /// In memory; the weights are held so that they cannot leave before they are delivered.
-    ready: Vec<LoadedExpert>,
-    /// Being read.
+    /// Counts requests.
+    number: u32,
+    /// Slots of experts in memory.
+    ready: Vec<u32>,
+    /// Slots of experts being read.
     expected: Vec<u32>,
-    /// Not yet begun to be read, for want of a slot.
+    n_expected: usize,
+    /// Keys of experts not yet begun to be read, for want of a slot.
     waiting: VecDeque<u32>,
 }
 
@@ -171,9 +100,15 @@ impl ExpertStore {
         options: &StoreOptions,
     ) -> Result<Self, StoreError> {
         let slot_bytes = Self::slot_bytes(&layers);
-        let n_experts: usize = layers.iter().map(ExpertTable::len).sum();
+        let mut n_keys = 0;
+        let first_keys = layers.iter().map(|table| {
+            n_keys += table.len();
+            (n_keys - table.len()) as u32
+        });
+        let first_keys = first_keys.collect();
+        let widest = layers.iter().map(ExpertTable::len).max().unwrap_or(0);
         let fitting = (options.cache_bytes / slot_bytes.max(1)) as usize;
-        let n_slots = fitting.min(n_experts.max(Self::MIN_SLOTS));
+        let n_slots = fitting.min(n_keys.max(Self::MIN_SLOTS));
         if n_slots < Self::MIN_SLOTS {
             let cache_bytes = options.cache_bytes;
             return Err(StoreError::TooSmall { cache_bytes, slot_bytes });
@@ -184,34 +119,50 @@ impl ExpertStore {
         arena.advise_huge_pages();
         let slots = (0..n_slots).map(|_| {
             let block = arena.take(slot_bytes as usize).expect("the arena was sized for all slots");
-            Slot { block: Some(Arc::new(block)), plan: None, layer: 0, expert: 0 }
+            Slot { block: Some(Arc::new(block)), key: 0, is_owed: false, is_ahead: false }
         });
-        let slots = slots.collect();
-        let reader = Reader::new(&files, options.io_threads).map_err(setup)?;
-        let policy: Box<dyn Policy> = match options.policy {
-            PolicyKind::Lru => Box::new(Lru::new(n_slots)),
-            PolicyKind::Fifo => Box::new(Fifo::new(n_slots)),
-        };
+        let mut slots: Vec<Slot> = slots.collect();
+        let blocks = slots.iter_mut().enumerate().map(|(i, slot)| (i as u32, &mut slot.block));
+        let (reader, reader_report) =
+            make_reader(options.reader, &files, n_slots, options.io_threads, &layers, blocks)
+                .map_err(setup)?;
+        let bytes_read = reader_report.probe.map_or(0, |probe| probe.bytes);
         Ok(Self {
             files,
-            places: layers.iter().map(|table| vec![None; table.len()]).collect(),
+            n_in_memory: vec![0; layers.len()],
             layers,
+            first_keys,
+            slot_bytes,
             slots,
-            free: (0..n_slots).rev().collect(),
-            policy,
+            free: (0..n_slots as u32).rev().collect(),
+            policy: options.policy.build(n_keys),
             reader,
+            reader_report,
+            places: vec![NOWHERE; n_keys],
+            asked_by: vec![0; n_keys],
             in_flight: 0,
-            request: Request::default(),
-            stats: Stats::default(),
+            ahead_in_flight: 0,
+            ahead: look_ahead::State::new(options.look_ahead, n_slots),
+            request: Request {
+                layer: 0,
+                number: 0,
+                ready: Vec::with_capacity(n_slots),
+                expected: Vec::with_capacity(widest),
+                n_expected: 0,
+                waiting: VecDeque::with_capacity(widest),
+            },
+            held: Vec::with_capacity(n_slots),
+            stats: Stats { bytes_read, ..Stats::default() },
             busy_until: Instant::now(),
             recorder: options.recorder.clone(),
+            trace: None,
         })
     }
 
     /// Bytes that a slot needs to hold any of the experts with the whole blocks around it.
     pub fn slot_bytes(layers: &[ExpertTable]) -> u64 {
         let experts = layers.iter().flat_map(|table| (0..table.len()).map(|e| table.get(e)));
-        experts.map(|expert| plan_of(&expert).bytes() as u64).max().unwrap_or(0)
+        experts.map(|expert| ReadPlan::of_expert(&expert).bytes() as u64).max().unwrap_or(0)
     }
 
     /// Number of slots.
@@ -224,39 +175,80 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// How experts are read, and why so.
+    pub fn reader(&self) -> &ReaderReport {
+        &self.reader_report
+    }
+
     /// Whether reads go past the page cache.
     pub fn is_direct(&self) -> bool {
         self.files.is_direct()
     }
 
-    /// Asks for distinct experts of a layer. Reads begin at once in as many slots as can be had. What
-    /// was left of the request before is forgotten.
-    pub fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), StoreError> {
+    /// Writes all requests from now on to `out`, as [`crate::Trace`] reads them.
+    pub fn record_trace(&mut self, out: Box<dyn Write + Send>) {
+        self.trace = Some(TraceWriter::new(out, &self.layers));
+    }
+
+    /// Ends the recording and tells whether all could be written.
+    pub fn finish_trace(&mut self) -> std::io::Result<()> {
+        self.trace.take().map_or(Ok(()), TraceWriter::finish)
+    }
+
+    /// Asks for distinct experts of a layer, each with the number of rows that use it. Reads begin at
+    /// once in as many slots as can be had. What was left of the request before is forgotten.
+    pub fn request(
+        &mut self,
+        layer: usize,
+        experts: impl IntoIterator<Item = (u32, u32)>,
+    ) -> Result<(), StoreError> {
+        let begin = Instant::now();
         self.abandon();
+        self.release();
+        let result = self.take_completions();
+        self.take_back_ahead();
         self.request.layer = layer;
-        while let Some(completion) = self.reader.try_completion() {
-            self.complete(completion)?;
+        self.request.number = self.request.number.wrapping_add(1);
+        let mut n_asked = 0;
+        if let Some(trace) = &mut self.trace {
+            trace.begin(layer);
         }
-        // Hits are held before any miss takes a slot.
-        for &expert in experts {
-            match self.places[layer][expert as usize] {
-                Some(slot) if self.slots[slot as usize].block.is_some() => {
-                    self.stats.hits += 1;
-                    self.policy.touch(slot as usize);
-                    self.hold(slot as usize);
-                }
-                Some(_) => {
-                    self.stats.misses += 1;
-                    self.request.expected.push(expert);
-                }
-                None => {
-                    self.stats.misses += 1;
-                    self.request.waiting.push_back(expert);
-                }
+        for (expert, uses) in experts {
+            if let Some(trace) = &mut self.trace {
+                trace.expert(expert, uses);
+            }
+            let key = self.first_keys[layer] + expert;
+            debug_assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
+            self.policy.used(key, uses);
+            self.asked_by[key as usize] = self.request.number;
+            n_asked += 1;
+            let place = self.places[key as usize];
+            let Some(slot) = self.slots.get_mut(place as usize) else {
+                self.stats.misses += 1;
+                self.request.waiting.push_back(key);
+                continue;
+            };
+            slot.is_owed = true;
+            if slot.block.is_some() {
+                // Hits stay before any miss takes a slot.
+                self.stats.hits += 1;
+                self.policy.must_stay(key);
+                self.request.ready.push(place);
+            } else {
+                self.stats.misses += 1;
+                self.request.expected.push(place);
+                self.request.n_expected += 1;
             }
         }
+        if let Some(trace) = &mut self.trace {
+            trace.end();
+        }
+        self.settle_look_ahead(Some(layer));
         self.submit();
-        Ok(())
+        self.plan_sweep(layer, n_asked);
+        self.sweep();
+        self.stats.bookkeeping += begin.elapsed();
+        result
     }
 
     /// Replaces what `ready` held by the experts of the request that are in memory and not delivered
@@ -264,32 +256,34 @@ impl ExpertStore {
     /// leaves `ready` empty when all were delivered. After an error the rest of the request is
     /// forgotten; the store can be used again.
     pub fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
+        let (begin, waited) = (Instant::now(), self.stats.drive_wait);
         ready.clear();
-        let result = self.next_or_wait(ready);
+        let result = self.deliver_or_wait(ready);
         if result.is_err() {
             self.abandon();
         }
+        self.stats.bookkeeping += begin.elapsed().saturating_sub(self.stats.drive_wait - waited);
         result
     }
 
-    fn next_or_wait(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
+    fn deliver_or_wait(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
+        self.release();
         loop {
-            while let Some(completion) = self.reader.try_completion() {
-                self.complete(completion)?;
-            }
+            self.take_completions()?;
             self.submit();
+            self.sweep();
             if !self.request.ready.is_empty() {
-                ready.append(&mut self.request.ready);
+                self.deliver(ready);
                 return Ok(());
             }
-            if self.request.expected.is_empty() && self.request.waiting.is_empty() {
+            if self.request.n_expected == 0 && self.request.waiting.is_empty() {
                 return Ok(());
             }
             if self.in_flight == 0 {
                 return Err(StoreError::AllHeld { n_slots: self.slots.len() });
             }
             let begin = Instant::now();
-            let completion = self.reader.wait().map_err(|_| StoreError::ReadersGone)?;
+            let completion = self.reader.wait().ok_or(StoreError::ReadersGone)?;
             self.stats.drive_wait += begin.elapsed();
             self.complete(completion)?;
         }
@@ -297,110 +291,153 @@ impl ExpertStore {
 
     /// Begins to read waiting experts while there are slots for them.
     fn submit(&mut self) {
-        while let Some(&expert) = self.request.waiting.front() {
-            let Some(slot) = self.take_slot() else { return };
+        let mut is_any = false;
+        while let Some(&key) = self.request.waiting.front() {
+            let Some(slot) = self.take_slot() else { break };
+            is_any = true;
             self.request.waiting.pop_front();
-            self.request.expected.push(expert);
-            let layer = self.request.layer;
-            let location = self.layers[layer].get(expert as usize);
-            let plan = plan_of(&location);
-            self.places[layer][expert as usize] = Some(slot as u32);
-            let entry = &mut self.slots[slot];
-            (entry.layer, entry.expert) = (layer, expert);
-            let block = entry.block.take().expect("a slot that was taken has its block");
-            self.in_flight += 1;
-            self.reader.submit(Job { slot, location, plan, block });
+            self.request.expected.push(slot);
+            self.request.n_expected += 1;
+            let job = self.job(key, slot, Urgency::Demand);
+            self.slots[slot as usize].is_owed = true;
+            self.reader.submit(job);
+        }
+        if is_any {
+            self.reader.begin();
         }
     }
 
+    /// The read of an expert into a slot that was taken.
+    fn job(&mut self, key: u32, slot: u32, urgency: Urgency) -> Job {
+        let layer = self.layer_of(key);
+        self.places[key as usize] = slot;
+        self.n_in_memory[layer] += 1;
+        self.in_flight += 1;
+        let location = self.layers[layer].get((key - self.first_keys[layer]) as usize);
+        let entry = &mut self.slots[slot as usize];
+        entry.key = key;
+        let block = entry.block.take().expect("a slot that was taken has its block");
+        Job { slot, location, block, urgency }
+    }
+
     /// An empty slot, or the one whose expert should leave.
-    fn take_slot(&mut self) -> Option<usize> {
+    fn take_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        let slots = &self.slots;
-        let is_unused =
-            |slot: usize| slots[slot].block.as_ref().is_some_and(|b| Arc::strong_count(b) == 1);
-        let slot = self.policy.victim(&mut { is_unused })?;
-        self.policy.remove(slot);
-        let Slot { layer, expert, .. } = self.slots[slot];
-        self.places[layer][expert as usize] = None;
-        Some(slot)
+        let victim = self.policy.take_victim()?;
+        Some(self.forget_place(victim))
+    }
+
+    fn forget_place(&mut self, key: u32) -> u32 {
+        let layer = self.layer_of(key);
+        self.n_in_memory[layer] -= 1;
+        std::mem::replace(&mut self.places[key as usize], NOWHERE)
+    }
+
+    fn layer_of(&self, key: u32) -> usize {
+        self.first_keys.partition_point(|&first| first <= key) - 1
+    }
+
+    fn take_completions(&mut self) -> Result<(), StoreError> {
+        while self.in_flight > 0 {
+            let Some(completion) = self.reader.try_completion() else { break };
+            self.complete(completion)?;
+        }
+        Ok(())
     }
 
     /// Takes back a block that was read.
     fn complete(&mut self, completion: Completion) -> Result<(), StoreError> {
         self.account(&completion);
-        let Completion { slot, plan, block, result, .. } = completion;
+        let Completion { slot, block, result, .. } = completion;
         self.in_flight -= 1;
-        let entry = &mut self.slots[slot];
-        let (layer, expert) = (entry.layer, entry.expert);
+        let entry = &mut self.slots[slot as usize];
         entry.block = Some(block);
-        entry.plan = Some(plan);
-        let is_expected = layer == self.request.layer && self.request.expected.contains(&expert);
+        let (key, is_owed, is_ahead) = (entry.key, entry.is_owed, entry.is_ahead);
+        self.ahead_in_flight -= usize::from(is_ahead);
+        self.request.n_expected -= usize::from(is_owed);
         match result {
             Ok(bytes) => {
                 self.stats.bytes_read += bytes;
-                self.policy.insert(slot);
-                if is_expected {
-                    self.request.expected.retain(|&expected| expected != expert);
-                    self.hold(slot);
+                if is_owed {
+                    self.request.ready.push(slot);
+                } else if !is_ahead {
+                    self.policy.may_leave(key);
                 }
                 Ok(())
             }
             Err(error) => {
-                self.places[layer][expert as usize] = None;
+                (entry.is_owed, entry.is_ahead) = (false, false);
+                self.forget_place(key);
                 self.free.push(slot);
-                // Nobody waits for an expert of a forgotten request; who asks again will be told.
-                if is_expected { Err(self.read_error(layer, expert, error)) } else { Ok(()) }
+                // Nobody waits for an expert that nobody asked for; who asks will be told.
+                if is_owed { Err(self.read_error(key, error)) } else { Ok(()) }
             }
         }
     }
 
     /// Books the time of a read, and tells the recorder of it.
     fn account(&mut self, completion: &Completion) {
-        let &Completion { slot, ref result, reader, began: begin, ended: end, .. } = completion;
+        let &Completion { slot, ref result, began: begin, ended: end, .. } = completion;
         self.stats.drive_busy += end.saturating_duration_since(begin.max(self.busy_until));
         self.busy_until = self.busy_until.max(end);
         if let Some(recorder) = &self.recorder {
-            let (kind, name) = (Kind::Read { reader }, "expert");
-            let Slot { layer, expert, .. } = self.slots[slot];
-            let (layer, expert) = (Some(layer), Some(expert));
+            let (kind, name) = (Kind::Read { reader: 0 }, "expert");
+            let key = self.slots[slot as usize].key;
+            let layer = self.first_keys.partition_point(|&first| first <= key) - 1;
+            let (layer, expert) = (Some(layer), Some(key - self.first_keys[layer]));
             let amount = result.as_ref().copied().unwrap_or(0);
             recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
         }
     }
 
-    /// Makes the expert of a slot ready to be delivered.
-    fn hold(&mut self, slot: usize) {
-        let Slot { block, plan, layer, expert } = &self.slots[slot];
-        let block = block.as_ref().expect("the slot is filled");
-        let plan = plan.as_ref().expect("the slot was read by a plan");
-        let location = self.layers[*layer].get(*expert as usize);
-        let mut part = 0;
-        let mut matrix = |location: &MatrixLocation| {
-            let n_parts = location.extents().count();
-            let offset = |index: usize| if index < n_parts { plan.offset(part + index) } else { 0 };
-            let offsets = [offset(0), offset(1), offset(2)];
-            part += n_parts;
-            Matrix::new(location.format, (location.rows, location.cols), Arc::clone(block), offsets)
-        };
-        let weights = ExpertWeights {
-            gate: matrix(&location.gate),
-            up: matrix(&location.up),
-            down: matrix(&location.down),
-        };
-        self.request.ready.push(LoadedExpert { index: *expert, weights });
+    /// Gives the caller what is ready.
+    fn deliver(&mut self, ready: &mut Vec<LoadedExpert>) {
+        let Self { request, slots, layers, first_keys, held, .. } = self;
+        let layer = request.layer;
+        for slot in request.ready.drain(..) {
+            let entry = &mut slots[slot as usize];
+            entry.is_owed = false;
+            held.push(slot);
+            let block = entry.block.as_ref().expect("the slot is filled");
+            let index = entry.key - first_keys[layer];
+            ready.push(LoadedExpert { index, weights: weights(&layers[layer], index, block) });
+        }
+    }
+
+    /// Lets those leave that the caller has let go of.
+    fn release(&mut self) {
+        let Self { slots, policy, held, .. } = self;
+        held.retain(|&slot| {
+            let Slot { block, key, is_owed, .. } = &slots[slot as usize];
+            // One that is owed again will come back here.
+            let is_held = !is_owed && block.as_ref().is_some_and(|b| Arc::strong_count(b) > 1);
+            if !is_owed && !is_held {
+                policy.may_leave(*key);
+            }
+            is_held
+        });
     }
 
     /// Forgets what is still owed. Reads in flight go on and fill their slots.
     fn abandon(&mut self) {
-        self.request.ready.clear();
-        self.request.expected.clear();
-        self.request.waiting.clear();
+        let Self { slots, held, request, .. } = self;
+        for slot in request.ready.drain(..) {
+            slots[slot as usize].is_owed = false;
+            // The caller may still hold it from before.
+            held.push(slot);
+        }
+        for slot in request.expected.drain(..) {
+            slots[slot as usize].is_owed = false;
+        }
+        request.n_expected = 0;
+        request.waiting.clear();
     }
 
-    fn read_error(&self, layer: usize, expert: u32, error: ReadError) -> StoreError {
+    fn read_error(&self, key: u32, error: ReadError) -> StoreError {
+        let layer = self.layer_of(key);
+        let expert = key - self.first_keys[layer];
         match error {
             ReadError::Io(source) => StoreError::Read { layer, expert, source },
             ReadError::NotFinite => {
@@ -411,9 +448,21 @@ impl ExpertStore {
     }
 }
 
-/// How an expert is read: its parts in the order gate, up, down, each with data, scales, biases.
-fn plan_of(location: &ExpertLocation) -> ReadPlan {
-    let extents: Vec<Extent> =
-        location.matrices().into_iter().flat_map(MatrixLocation::extents).collect();
-    ReadPlan::new(&extents)
+/// The matrices of an expert whose bytes are in a block.
+fn weights(table: &ExpertTable, expert: u32, block: &Arc<Block>) -> ExpertWeights {
+    let location = table.get(expert as usize);
+    let plan = ReadPlan::of_expert(&location);
+    let mut part = 0;
+    let mut matrix = |location: &MatrixLocation| {
+        let n_parts = location.extents().count();
+        let offset = |index: usize| if index < n_parts { plan.offset(part + index) } else { 0 };
+        let offsets = [offset(0), offset(1), offset(2)];
+        part += n_parts;
+        Matrix::new(location.format, (location.rows, location.cols), Arc::clone(block), offsets)
+    };
+    ExpertWeights {
+        gate: matrix(&location.gate),
+        up: matrix(&location.up),
+        down: matrix(&location.down),
+    }
 }

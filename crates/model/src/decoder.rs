@@ -108,7 +108,7 @@ impl<V> Decoder<Matrix, V> {
                 }
             };
             block.route(backend, moe, normed);
-            experts.request(index, moe.distinct_experts())?;
+            experts.request(index, &moe.uses)?;
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);
@@ -126,6 +126,15 @@ impl<V> Decoder<Matrix, V> {
             timeline.lap(Some(index), Phase::Experts);
             if let Some(routing_log) = routing_log {
                 routing_log.push(moe.routing.clone());
+            }
+            // The next layer's router, on what it will see but for its mixer's part.
+            if let Some(Layer { ffn_norm, ffn: Ffn::Moe(next), .. }) = self.layers.get(index + 1)
+                && experts.wants_prediction(index + 1, batch.tokens.len())
+            {
+                backend.rms_norm(x, ffn_norm, eps, normed);
+                next.predict(backend, moe, normed);
+                experts.look_ahead(index + 1, &moe.predicted);
+                timeline.lap(Some(index), Phase::Router);
             }
         }
 

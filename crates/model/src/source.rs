@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use checkpoint::VectorKind;
-use compute::LoadedExpert;
+use compute::{ExpertUses, LoadedExpert, Routing};
 
 /// Gives the trunk's weights by canonical name: the Hugging Face name of the text model's tensor
 /// without its prefix, such as `layers.3.self_attn.q_proj.weight`.
@@ -42,11 +42,19 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Delivers routed experts, each as soon as its bytes are in memory.
 pub trait ExpertSource {
-    /// Asks for distinct experts of a layer; reads of those that are not in memory start at once.
-    fn request(&mut self, layer: usize, experts: &[u32]) -> Result<(), SourceError>;
+    /// Asks for the experts of a layer that are used; reads of those that are not in memory start at
+    /// once.
+    fn request(&mut self, layer: usize, uses: &ExpertUses) -> Result<(), SourceError>;
 
     /// Replaces what `ready` held by the experts of the request that are in memory and were not
     /// delivered yet, in any order. Waits for the drive when none is; leaves `ready` empty when all
     /// were delivered. An expert's memory is free again when its weights are dropped.
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError>;
+
+    /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
+    fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
+
+    /// Tells the predicted routing of a layer to come, so that its experts can be read before they are
+    /// asked for. A prediction never changes what is delivered.
+    fn look_ahead(&mut self, layer: usize, routing: &Routing);
 }

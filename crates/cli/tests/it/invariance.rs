@@ -8,7 +8,7 @@ use crate::support::{TempDir, fixture, json, stdout, text};
 
 /// Ways to run that must leave no trace in the output. The first is the one compared with; each is a
 /// process of its own, so every comparison is also one across a restart.
-const WAYS: [&[&str]; 9] = [
+const WAYS: [&[&str]; 14] = [
     &["--threads", "1", "--prompt-chunk", "512"],
     &["--threads", "1", "--prompt-chunk", "512"],
     &["--threads", "2", "--prompt-chunk", "512"],
@@ -18,6 +18,11 @@ const WAYS: [&[&str]; 9] = [
     &["--threads", "2", "--prompt-chunk", "64", "--expert-cache", "1"],
     &["--threads", "2", "--prompt-chunk", "7", "--expert-cache", "1M", "--io-threads", "1"],
     &["--threads", "2", "--prompt-chunk", "512", "--buffered-io"],
+    &["--threads", "2", "--expert-cache", "1M", "--reader", "threads"],
+    &["--threads", "1", "--expert-cache", "1M", "--reader", "uring"],
+    &["--threads", "2", "--expert-cache", "1M", "--look-ahead", "on"],
+    &["--threads", "2", "--prompt-chunk", "64", "--expert-cache", "1", "--look-ahead", "on"],
+    &["--threads", "2", "--prompt-chunk", "7", "--expert-cache", "1M", "--look-ahead", "off"],
 ];
 
 #[test]

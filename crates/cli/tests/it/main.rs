@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bench;
+mod cache_sim;
 mod gguf;
 mod inspect;
 mod invariance;

@@ -1,5 +1,8 @@
 //! Integration tests of the expert store: real files, real threads.
 
+mod look_ahead;
+mod trace;
+
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,7 +14,8 @@ use checkpoint::{
 };
 use compute::{ExpertWeights, LoadedExpert};
 use experts::{
-    DataFiles, ExpertStore, IoError, IoMode, PolicyKind, ReadPlan, StoreError, StoreOptions,
+    DataFiles, ExpertStore, IoError, IoMode, LookAhead, PolicyKind, ReadPlan, ReaderKind,
+    StoreError, StoreOptions,
 };
 use proptest::prelude::*;
 
@@ -19,6 +23,14 @@ const LAYERS: usize = 3;
 const EXPERTS: usize = 8;
 const ROWS: usize = 64;
 const COLS: usize = 128;
+
+/// Readers; io_uring becomes threads where it cannot be had.
+const READERS: [(ReaderKind, usize); 4] = [
+    (ReaderKind::Threads, 1),
+    (ReaderKind::Threads, 4),
+    (ReaderKind::Uring, 1),
+    (ReaderKind::Auto, 2),
+];
 
 /// A file of bytes that look random, with experts at odd places of it.
 struct Model {
@@ -106,6 +118,11 @@ impl Drop for Model {
     }
 }
 
+/// Experts that a single row uses.
+fn once(experts: &[u32]) -> impl Iterator<Item = (u32, u32)> {
+    experts.iter().map(|&expert| (expert, 1))
+}
+
 fn next_ready(store: &mut ExpertStore) -> Result<Vec<LoadedExpert>, StoreError> {
     let mut ready = Vec::new();
     store.next_ready(&mut ready)?;
@@ -115,7 +132,7 @@ fn next_ready(store: &mut ExpertStore) -> Result<Vec<LoadedExpert>, StoreError> 
 /// Delivers a whole request and checks every expert.
 #[track_caller]
 fn deliver(model: &Model, store: &mut ExpertStore, layer: usize, experts: &[u32]) {
-    store.request(layer, experts).expect("a request");
+    store.request(layer, once(experts)).expect("a request");
     let mut delivered = BTreeSet::new();
     loop {
         let ready = next_ready(store).expect("all can be read");
@@ -136,8 +153,8 @@ fn every_expert_arrives_whole_in_any_number_of_slots() {
     let all: Vec<u32> = (0..EXPERTS as u32).collect();
     for mode in [IoMode::Direct, IoMode::Buffered] {
         for n_slots in [2, 3, 5, 100] {
-            for io_threads in [1, 4] {
-                let options = StoreOptions { io_threads, ..StoreOptions::default() };
+            for (reader, io_threads) in READERS {
+                let options = StoreOptions { reader, io_threads, ..StoreOptions::default() };
                 let mut store = model.store(n_slots, options, mode);
                 assert_eq!(store.n_slots() as u64, n_slots.min((LAYERS * EXPERTS) as u64));
                 for _ in 0..2 {
@@ -153,7 +170,8 @@ fn every_expert_arrives_whole_in_any_number_of_slots() {
 #[test]
 fn hits_and_misses_are_counted() {
     let model = Model::new();
-    let mut store = model.store(4, StoreOptions::default(), IoMode::Direct);
+    let options = StoreOptions { policy: PolicyKind::Lru, ..StoreOptions::default() };
+    let mut store = model.store(4, options, IoMode::Direct);
     deliver(&model, &mut store, 0, &[0, 1, 2]);
     assert_eq!((store.stats().hits, store.stats().misses), (0, 3));
     deliver(&model, &mut store, 0, &[2, 0]);
@@ -174,7 +192,7 @@ fn hits_and_misses_are_counted() {
 #[test]
 fn when_all_fit_nothing_leaves() {
     let model = Model::new();
-    for policy in [PolicyKind::Lru, PolicyKind::Fifo] {
+    for policy in PolicyKind::ALL {
         let options = StoreOptions { policy, ..StoreOptions::default() };
         let mut store = model.store(1000, options, IoMode::Direct);
         for round in 0..3 {
@@ -190,7 +208,7 @@ fn when_all_fit_nothing_leaves() {
 fn what_is_held_is_never_overwritten() {
     let model = Model::new();
     let mut store = model.store(3, StoreOptions::default(), IoMode::Direct);
-    store.request(0, &[5]).expect("a request");
+    store.request(0, once(&[5])).expect("a request");
     let held = next_ready(&mut store).expect("it can be read");
     for layer in 0..LAYERS {
         deliver(&model, &mut store, layer, &[0, 1, 2, 3, 4, 6, 7]);
@@ -202,7 +220,7 @@ fn what_is_held_is_never_overwritten() {
 fn a_caller_that_holds_all_slots_is_told() {
     let model = Model::new();
     let mut store = model.store(2, StoreOptions::default(), IoMode::Direct);
-    store.request(0, &[0, 1, 2]).expect("a request");
+    store.request(0, once(&[0, 1, 2])).expect("a request");
     let mut held = Vec::new();
     while held.len() < 2 {
         held.extend(next_ready(&mut store).expect("it can be read"));
@@ -214,12 +232,19 @@ fn a_caller_that_holds_all_slots_is_told() {
 
 #[test]
 fn a_file_that_shrinks_fails_the_request_and_not_the_store() {
+    for (reader, io_threads) in READERS {
+        check_shrinking(StoreOptions { reader, io_threads, ..StoreOptions::default() });
+    }
+}
+
+#[track_caller]
+fn check_shrinking(options: StoreOptions) {
     let model = Model::new();
-    let mut store = model.store(4, StoreOptions::default(), IoMode::Direct);
+    let mut store = model.store(4, options, IoMode::Direct);
     deliver(&model, &mut store, 0, &[0, 1]);
     let middle = model.tables[1].get(4).gate.data.offset;
     model.cut(middle);
-    store.request(1, &[0, 7, 1]).expect("a request");
+    store.request(1, once(&[0, 7, 1])).expect("a request");
     let error = loop {
         match next_ready(&mut store) {
             Ok(ready) => {
@@ -241,11 +266,45 @@ fn a_file_that_shrinks_fails_the_request_and_not_the_store() {
 }
 
 #[test]
+fn the_reader_is_chosen_by_a_short_measurement_where_there_is_a_choice() {
+    let model = Model::new();
+    let store = |reader, mode| {
+        let options = StoreOptions { reader, ..StoreOptions::default() };
+        model.store(8, options, mode)
+    };
+    let threads = store(ReaderKind::Threads, IoMode::Direct);
+    assert_eq!((threads.reader().name, threads.reader().probe), ("threads", None));
+    // Reads through the page cache would block whoever serves the ring.
+    let buffered = store(ReaderKind::Uring, IoMode::Buffered);
+    assert_eq!(buffered.reader().name, "threads");
+    assert!(buffered.reader().refusal.is_some());
+    let auto = store(ReaderKind::Auto, IoMode::Direct);
+    match (&auto.reader().probe, &auto.reader().refusal) {
+        (Some(probe), None) => {
+            assert!(probe.bytes > 0 && probe.threads > 0.0 && probe.uring > 0.0);
+            assert_eq!(auto.stats().bytes_read, probe.bytes, "its bytes are counted");
+        }
+        (None, Some(_)) => assert_eq!(auto.reader().name, "threads"),
+        both => panic!("measured or refused: {both:?}"),
+    }
+}
+
+#[test]
+fn a_store_can_go_while_reads_are_under_way() {
+    let model = Model::new();
+    for (reader, io_threads) in READERS {
+        let options = StoreOptions { reader, io_threads, ..StoreOptions::default() };
+        let mut store = model.store(20, options, IoMode::Direct);
+        store.request(0, once(&[0, 1, 2, 3, 4, 5, 6, 7])).expect("a request");
+    }
+}
+
+#[test]
 fn an_abandoned_request_leaves_no_trace() {
     let model = Model::new();
     let mut store = model.store(3, StoreOptions::default(), IoMode::Direct);
     for round in 0..20 {
-        store.request(round % LAYERS, &[0, 1, 2, 3, 4, 5]).expect("a request");
+        store.request(round % LAYERS, once(&[0, 1, 2, 3, 4, 5])).expect("a request");
         deliver(&model, &mut store, (round + 1) % LAYERS, &[5, 1, 0]);
         deliver(&model, &mut store, round % LAYERS, &[0, 7]);
     }
@@ -260,7 +319,7 @@ fn scales_that_are_not_finite_are_refused() {
     bytes[at..at + 2].copy_from_slice(&0x7f80_u16.to_le_bytes());
     fs::write(&model.path, bytes).expect("the file can be written");
     let mut store = model.store(4, StoreOptions::default(), IoMode::Direct);
-    store.request(1, &[2]).expect("a request");
+    store.request(1, once(&[2])).expect("a request");
     let message = next_ready(&mut store).expect_err("a scale is infinite").to_string();
     assert!(message.contains("expert 2 of layer 1"), "{message}");
 }
@@ -283,7 +342,7 @@ fn reads_end_where_files_end() {
         let files =
             DataFiles::open(std::slice::from_ref(&model.path), mode).expect("it can be opened");
         let read = |offset, len| {
-            let plan = ReadPlan::new(&[Extent { file: FileId(0), offset, len }]);
+            let plan = ReadPlan::new([Extent { file: FileId(0), offset, len }]);
             let mut arena = compute::memory::Arena::new(plan.bytes()).expect("memory");
             let mut block = arena.take(plan.bytes()).expect("it was sized for it");
             files.read(&plan, block.bytes_mut())?;
@@ -304,21 +363,25 @@ proptest! {
     #[test]
     fn any_sequence_of_requests_delivers_the_right_bytes(
         n_slots in 2_u64..12,
-        io_threads in 1_usize..4,
+        (reader, io_threads) in prop::sample::select(READERS.as_slice()),
+        policy in prop::sample::select(PolicyKind::ALL.as_slice()),
+        look_ahead in prop::sample::select(&[LookAhead::Auto, LookAhead::On, LookAhead::Off][..]),
         requests in prop::collection::vec(
-            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..EXPERTS), any::<bool>()),
+            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..=EXPERTS), 0..4),
             1..12,
         ),
     ) {
         let model = Model::new();
-        let options = StoreOptions { io_threads, ..StoreOptions::default() };
+        let options = StoreOptions { reader, io_threads, policy, look_ahead, ..StoreOptions::default() };
         let mut store = model.store(n_slots, options, IoMode::Direct);
-        for (layer, experts, abandon) in requests {
+        for (layer, experts, kind) in requests {
             let experts: Vec<u32> = experts.into_iter().collect();
-            if abandon {
-                store.request(layer, &experts).expect("a request");
-            } else {
-                deliver(&model, &mut store, layer, &experts);
+            match kind {
+                0 => store.request(layer, once(&experts)).expect("a request"),
+                1 if store.wants_prediction(layer, 1) => {
+                    store.look_ahead(layer, &look_ahead::routing(&experts));
+                }
+                _ => deliver(&model, &mut store, layer, &experts),
             }
         }
     }

@@ -80,6 +80,17 @@ impl Moe<Matrix> {
         uses.group(routing);
     }
 
+    /// Predicts the choices of the rows from `x`, which is not quite what the router will see.
+    pub(crate) fn predict<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        x: &B::Buffer,
+    ) {
+        backend.project(x, &[&self.router], &mut [&mut scratch.logits]);
+        backend.route(&scratch.logits, self.spec, &mut scratch.predicted);
+    }
+
     /// Computes the shared expert and its gate, if there is one.
     pub(crate) fn shared_expert<B: Backend>(
         &self,
@@ -125,15 +136,13 @@ pub(crate) struct MoeScratch<B: Backend> {
     shared_gate: B::Buffer,
     /// The choices of the layer computed last.
     pub(crate) routing: Routing,
-    uses: ExpertUses,
+    /// What the next layer would choose.
+    pub(crate) predicted: Routing,
+    /// The choices by expert.
+    pub(crate) uses: ExpertUses,
 }
 
 impl<B: Backend> MoeScratch<B> {
-    /// The experts that the rows of the batch use, each once, in the order of the file.
-    pub(crate) fn distinct_experts(&self) -> &[u32] {
-        self.uses.distinct()
-    }
-
     pub(crate) fn new(
         backend: &B,
         hidden_size: usize,
@@ -146,6 +155,7 @@ impl<B: Backend> MoeScratch<B> {
             shared: backend.buffer(max_rows, hidden_size),
             shared_gate: backend.buffer(max_rows, 1),
             routing: Routing::default(),
+            predicted: Routing::default(),
             uses: ExpertUses::new(config.n_experts),
         }
     }

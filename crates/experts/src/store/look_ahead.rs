@@ -1,0 +1,282 @@
+//! Reading experts before they are asked for, while the drive is idle.
+//!
+//! **Few rows**: the next layer's router, applied to what this layer gave, predicts the next request.
+//! What it predicts and is not in memory is read if predictions of that margin came true more often
+//! than not; how often they do is counted whether they are read or not. A window of predictions whose
+//! reads were not useful enough to pay for themselves puts prediction to sleep for a while.
+//!
+//! **Many rows**: when a chunk used nearly all experts of a layer, it will use nearly all of the next:
+//! those not in memory are read in the order of the file while this layer computes.
+//!
+//! What was read ahead stays until the next request tells whether it was of use. A request takes back
+//! what has not begun to be read.
+
+use compute::Routing;
+
+use super::{ExpertStore, NOWHERE};
+use crate::reader::{Job, Urgency};
+
+/// Whether experts are read before they are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LookAhead {
+    /// While that pays.
+    #[default]
+    Auto,
+    /// Whatever is predicted.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Most rows whose routing is predicted.
+const MOST_ROWS: usize = 8;
+/// Most experts of a layer that are read ahead for few rows.
+const MOST_READS: usize = 8;
+/// Share of predictions that must come true.
+const LEAST_PRECISION: f32 = 0.5;
+/// Share of a layer's experts used by a chunk from which the next layer is read whole.
+const SWEEP_SHARE: f64 = 0.9;
+/// Bytes read ahead for many rows at a time.
+const SWEEP_BYTES: u64 = 256 << 20;
+/// Predictions of a layer until it is judged whether they pay.
+const WINDOW: u32 = 256;
+/// Useful reads a prediction from which it pays: a read takes some ten times as long.
+const LEAST_USEFUL: u32 = WINDOW / 10;
+/// Requests for which prediction sleeps after its first failure, and at most.
+const SLEEP: (u32, u32) = (1 << 10, 1 << 14);
+
+/// What is known about predictions.
+pub(super) struct State {
+    mode: LookAhead,
+    /// The layer that `predicted` and `slots` are about.
+    layer: usize,
+    /// Keys not in memory that were predicted, and the class of their margin.
+    predicted: Vec<(u32, usize)>,
+    /// Slots that were read ahead or are being so.
+    slots: Vec<u32>,
+    classes: [Class; CLASSES],
+    /// Experts of a layer that the drive manages in the time there is.
+    n_reads: usize,
+    window: Window,
+    asleep_for: u32,
+    next_sleep: u32,
+    /// The next expert of the layer to be swept, while sweeping.
+    sweep: Option<usize>,
+}
+
+/// Classes of margins, of half a power of two each.
+const CLASSES: usize = 8;
+
+/// Predictions of about the same margin.
+#[derive(Clone, Copy)]
+struct Class {
+    /// Share that came true, lately.
+    precision: f32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Window {
+    predictions: u32,
+    useful: u32,
+    wasted: u32,
+}
+
+impl State {
+    pub(super) fn new(mode: LookAhead, n_slots: usize) -> Self {
+        Self {
+            mode,
+            layer: 0,
+            predicted: Vec::with_capacity(MOST_ROWS * 16),
+            slots: Vec::with_capacity(n_slots),
+            // A fair chance until it is known better.
+            classes: [Class { precision: 0.6 }; CLASSES],
+            n_reads: 2,
+            window: Window::default(),
+            asleep_for: 0,
+            next_sleep: SLEEP.0,
+            sweep: None,
+        }
+    }
+
+    /// Judges the window when it is full.
+    fn judge(&mut self) {
+        let Window { predictions, useful, wasted } = self.window;
+        if predictions < WINDOW || self.mode != LookAhead::Auto {
+            return;
+        }
+        self.window = Window::default();
+        if useful >= LEAST_USEFUL.max(wasted) {
+            self.next_sleep = SLEEP.0;
+        } else {
+            self.asleep_for = self.next_sleep;
+            self.next_sleep = (2 * self.next_sleep).min(SLEEP.1);
+        }
+    }
+}
+
+impl ExpertStore {
+    /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
+    pub fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
+        let ahead = &mut self.ahead;
+        let is_whole = self.n_in_memory[layer] as usize == self.layers[layer].len();
+        let is_off = ahead.mode == LookAhead::Off || ahead.sweep.is_some();
+        if is_off || n_rows > MOST_ROWS || is_whole {
+            return false;
+        }
+        if ahead.asleep_for > 0 {
+            ahead.asleep_for -= 1;
+        }
+        ahead.asleep_for == 0
+    }
+
+    /// Tells the predicted routing of a layer to come. Reads begin if nobody waits for the drive.
+    pub fn look_ahead(&mut self, layer: usize, routing: &Routing) {
+        self.settle_look_ahead(None);
+        self.ahead.layer = layer;
+        self.ahead.window.predictions += 1;
+        let is_idle = self.in_flight == 0 && self.request.waiting.is_empty();
+        // The surest of all rows first.
+        for rank in 0..routing.top_k {
+            let rows = routing.experts.chunks_exact(routing.top_k);
+            for (experts, weights) in rows.zip(routing.weights.chunks_exact(routing.top_k)) {
+                let key = self.first_keys[layer] + experts[rank];
+                let ahead = &mut self.ahead;
+                let is_known = self.places[key as usize] != NOWHERE
+                    || ahead.predicted.iter().any(|&(known, _)| known == key);
+                if is_known {
+                    continue;
+                }
+                let margin = weights[rank] / weights[routing.top_k - 1].max(f32::MIN_POSITIVE);
+                let class = ((2.0 * margin.log2()) as usize).min(CLASSES - 1);
+                ahead.predicted.push((key, class));
+                let is_sure = ahead.classes[class].precision >= LEAST_PRECISION;
+                if is_idle
+                    && (is_sure || ahead.mode == LookAhead::On)
+                    && ahead.slots.len() < ahead.n_reads
+                {
+                    self.read_ahead(key);
+                }
+            }
+        }
+        self.reader.begin();
+    }
+
+    /// Goes on reading the next layer while a large chunk computes this one.
+    pub(super) fn sweep(&mut self) {
+        let Some(mut expert) = self.ahead.sweep else { return };
+        if !self.request.waiting.is_empty() {
+            return;
+        }
+        let layer = self.ahead.layer;
+        let most = (SWEEP_BYTES / self.slot_bytes.max(1)).max(1) as usize;
+        let mut is_any = false;
+        while self.ahead_in_flight < most && expert < self.layers[layer].len() {
+            let key = self.first_keys[layer] + expert as u32;
+            if self.places[key as usize] == NOWHERE {
+                if !self.read_ahead(key) {
+                    break;
+                }
+                is_any = true;
+            }
+            expert += 1;
+        }
+        self.ahead.sweep = Some(expert);
+        if is_any {
+            self.reader.begin();
+        }
+    }
+
+    /// Begins to read an expert that nobody asked for, if there is a slot.
+    fn read_ahead(&mut self, key: u32) -> bool {
+        let Some(slot) = self.take_slot() else { return false };
+        let job = self.job(key, slot, Urgency::Ahead);
+        self.slots[slot as usize].is_ahead = true;
+        self.ahead.slots.push(slot);
+        self.ahead_in_flight += 1;
+        self.stats.ahead_reads += 1;
+        self.reader.submit(job);
+        true
+    }
+
+    /// Takes back what was to be read ahead and has not begun; before a request is looked at.
+    pub(super) fn take_back_ahead(&mut self) {
+        let mut n_taken = 0;
+        while self.ahead_in_flight > 0 {
+            let Some(Job { slot, block, .. }) = self.reader.take_back() else { break };
+            n_taken += 1;
+            self.in_flight -= 1;
+            self.ahead_in_flight -= 1;
+            self.stats.ahead_reads -= 1;
+            let entry = &mut self.slots[slot as usize];
+            (entry.block, entry.is_ahead) = (Some(block), false);
+            let key = entry.key;
+            self.forget_place(key);
+            self.free.push(slot);
+        }
+        if n_taken > 0 {
+            let slots = &self.slots;
+            self.ahead.slots.retain(|&slot| slots[slot as usize].is_ahead);
+            self.ahead.n_reads = (self.ahead.n_reads - 1).max(1);
+        }
+    }
+
+    /// Compares what was predicted with what was asked for, and lets go of what was read in vain; in
+    /// the midst of a request for a layer, or for none.
+    pub(super) fn settle_look_ahead(&mut self, layer: Option<usize>) {
+        let Self { ahead, slots, policy, stats, asked_by, request, .. } = self;
+        let is_due = layer == Some(ahead.layer);
+        let was_asked = |key: u32| is_due && asked_by[key as usize] == request.number;
+        for (key, class) in ahead.predicted.drain(..) {
+            if is_due {
+                let came_true = f32::from(u8::from(was_asked(key)));
+                let precision = &mut ahead.classes[class].precision;
+                *precision += (came_true - *precision) / 64.0;
+            }
+        }
+        let n_begun = ahead.slots.len();
+        let mut n_late = 0;
+        for slot in ahead.slots.drain(..) {
+            let entry = &mut slots[slot as usize];
+            // Its read may have failed meanwhile.
+            if !std::mem::replace(&mut entry.is_ahead, false) {
+                continue;
+            }
+            if entry.block.is_none() {
+                self.ahead_in_flight -= 1;
+            }
+            if was_asked(entry.key) {
+                stats.ahead_useful += 1;
+                ahead.window.useful += 1;
+                continue;
+            }
+            ahead.window.wasted += 1;
+            match entry.block {
+                Some(_) => policy.may_leave(entry.key),
+                // It delays the reads that somebody waits for.
+                None => n_late += 1,
+            }
+        }
+        if ahead.sweep.take().is_some() {
+            // A sweep tells nothing about predictions.
+            ahead.window = Window { predictions: ahead.window.predictions, ..Window::default() };
+        } else if n_late > 0 {
+            ahead.n_reads = (ahead.n_reads - 1).max(1);
+        } else if n_begun == ahead.n_reads {
+            ahead.n_reads = (ahead.n_reads + 1).min(MOST_READS);
+        }
+        ahead.judge();
+    }
+
+    /// Begins to sweep through the next layer if this one is used nearly whole.
+    pub(super) fn plan_sweep(&mut self, layer: usize, n_asked: usize) {
+        let is_wide = n_asked as f64 >= SWEEP_SHARE * self.layers[layer].len() as f64;
+        let next = (layer + 1..self.layers.len()).find(|&next| !self.layers[next].is_empty());
+        if let Some(next) = next
+            && self.ahead.mode != LookAhead::Off
+            && is_wide
+            && self.n_in_memory[next] < self.layers[next].len() as u32
+        {
+            (self.ahead.layer, self.ahead.sweep) = (next, Some(0));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Reading before anybody asks.
+
+use compute::Routing;
+use experts::{ExpertStore, IoMode, LookAhead, StoreOptions};
+
+use crate::{EXPERTS, LAYERS, Model, READERS, deliver, once};
+
+/// The routing of a row that is as sure of each of its experts as of the last but one.
+pub fn routing(experts: &[u32]) -> Routing {
+    let mut weights = vec![0.2; experts.len()];
+    weights[experts.len() - 1] = 0.05;
+    Routing { top_k: experts.len(), experts: experts.to_vec(), weights }
+}
+
+fn options(look_ahead: LookAhead) -> StoreOptions {
+    StoreOptions { look_ahead, ..StoreOptions::default() }
+}
+
+/// Bytes that reading these experts once takes.
+fn bytes_of(model: &Model, layer: usize, experts: &[u32]) -> u64 {
+    let mut store = model.store(8, options(LookAhead::Off), IoMode::Direct);
+    let before = store.stats().bytes_read;
+    deliver(model, &mut store, layer, experts);
+    store.stats().bytes_read - before
+}
+
+#[test]
+fn a_chunk_reads_every_expert_at_most_once() {
+    let model = Model::new();
+    let all: Vec<u32> = (0..EXPERTS as u32).collect();
+    let whole: u64 = (0..LAYERS).map(|layer| bytes_of(&model, layer, &all)).sum();
+    for (reader, io_threads) in READERS {
+        for n_slots in [2, 3, 7, 12, 100] {
+            let options = StoreOptions { reader, io_threads, ..options(LookAhead::Auto) };
+            let mut store = model.store(n_slots, options, IoMode::Direct);
+            let before = store.stats().bytes_read;
+            for layer in 0..LAYERS {
+                deliver(&model, &mut store, layer, &all);
+            }
+            assert_eq!(store.stats().bytes_read - before, whole, "{n_slots} slots");
+            let stats = store.stats();
+            assert_eq!(stats.ahead_useful, stats.ahead_reads, "a sweep reads nothing in vain");
+            let before = store.stats().bytes_read;
+            for layer in 0..LAYERS {
+                deliver(&model, &mut store, layer, &all);
+            }
+            let again = store.stats().bytes_read - before;
+            assert!(again <= if n_slots == 100 { 0 } else { whole }, "{again} of {whole}");
+        }
+    }
+}
+
+#[test]
+fn a_short_prompt_reads_only_what_it_uses() {
+    let model = Model::new();
+    let some = [0, 2, 3, 5, 6];
+    let whole: u64 = (0..LAYERS).map(|layer| bytes_of(&model, layer, &some)).sum();
+    let mut store = model.store(100, options(LookAhead::Auto), IoMode::Direct);
+    let before = store.stats().bytes_read;
+    for layer in 0..LAYERS {
+        deliver(&model, &mut store, layer, &some);
+    }
+    assert_eq!(store.stats().bytes_read - before, whole);
+    assert_eq!(store.stats().ahead_reads, 0);
+}
+
+/// Predicts and asks at once: reads that threads have not begun by then are taken back.
+fn predict_and_ask(model: &Model, store: &mut ExpertStore, predicted: &[u32], asked: &[u32]) {
+    for layer in 0..LAYERS {
+        if store.wants_prediction(layer, 1) {
+            store.look_ahead(layer, &routing(predicted));
+        }
+        deliver(model, store, layer, asked);
+    }
+}
+
+#[test]
+fn what_was_rightly_predicted_is_of_use() {
+    let model = Model::new();
+    for (reader, io_threads) in READERS {
+        let options = StoreOptions { reader, io_threads, ..options(LookAhead::Auto) };
+        let mut store = model.store(8, options, IoMode::Direct);
+        for round in 0..40 {
+            let experts = [round % 8, (round + 3) % 8, (round + 5) % 8];
+            predict_and_ask(&model, &mut store, &experts, &experts);
+        }
+        let stats = store.stats();
+        let least = if store.reader().name == "io_uring" { 40 } else { 0 };
+        assert!(stats.ahead_reads > least, "{stats:?}");
+        assert_eq!(stats.ahead_useful, stats.ahead_reads);
+    }
+}
+
+#[test]
+fn wrong_predictions_put_an_end_to_themselves() {
+    let model = Model::new();
+    let ask = |mode| {
+        let mut store = model.store(4, options(mode), IoMode::Direct);
+        for round in 0..400 {
+            let asked = [round % 8, (round + 1) % 8];
+            let predicted = [(round + 4) % 8, (round + 5) % 8];
+            predict_and_ask(&model, &mut store, &predicted, &asked);
+        }
+        let wants = (0..LAYERS).any(|layer| store.wants_prediction(layer, 1));
+        (store.stats().ahead_reads - store.stats().ahead_useful, wants)
+    };
+    let (in_vain, wants) = ask(LookAhead::Auto);
+    assert!(in_vain < 60 && !wants, "{in_vain} reads in vain");
+    let (in_vain, wants) = ask(LookAhead::On);
+    assert!(in_vain > 100 && wants, "{in_vain} reads in vain");
+    assert_eq!(ask(LookAhead::Off), (0, false));
+}
+
+#[test]
+fn a_failed_read_ahead_harms_nobody() {
+    for (reader, io_threads) in READERS {
+        let model = Model::new();
+        let options = StoreOptions { reader, io_threads, ..options(LookAhead::On) };
+        let mut store = model.store(4, options, IoMode::Direct);
+        deliver(&model, &mut store, 0, &[0, 1]);
+        model.cut(model.tables[2].get(0).gate.data.offset);
+        for _ in 0..3 {
+            store.look_ahead(2, &routing(&[4, 5, 6]));
+            deliver(&model, &mut store, 0, &[2, 0, 1]);
+        }
+        store.request(2, once(&[4])).expect("a request");
+        assert!(store.next_ready(&mut Vec::new()).is_err());
+        deliver(&model, &mut store, 1, &[0, 1, 2]);
+    }
+}
