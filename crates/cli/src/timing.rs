@@ -16,6 +16,11 @@ pub fn print(prompt: &Usage, decode: &Usage) {
         row(label(phase), milliseconds(whole), milliseconds(each));
     }
     row(
+        "of it, submitting",
+        milliseconds(prompt.submitting),
+        milliseconds(decode.submitting / tokens),
+    );
+    row(
         "of it, bookkeeping",
         milliseconds(prompt.bookkeeping),
         milliseconds(decode.bookkeeping / tokens),
@@ -89,6 +94,7 @@ pub fn to_json(usage: &Usage) -> Value {
         "ahead_reads": usage.ahead_reads,
         "ahead_useful": usage.ahead_useful,
         "bytes_read": usage.bytes_read,
+        "submitting_seconds": usage.submitting.as_secs_f64(),
         "bookkeeping_seconds": usage.bookkeeping.as_secs_f64(),
         "phase_seconds": Value::Object(phases.collect()),
     })

@@ -24,6 +24,8 @@ pub struct Usage {
     pub ahead_useful: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
+    /// Time spent on handing reads to the system: part of the same phases.
+    pub submitting: Duration,
     /// Time spent on keeping the experts' books: part of the phases "router" and "waiting".
     pub bookkeeping: Duration,
 }
@@ -46,6 +48,7 @@ impl Usage {
             ahead_reads: after.ahead_reads.saturating_sub(before.ahead_reads),
             ahead_useful: after.ahead_useful - before.ahead_useful,
             bytes_read: after.bytes_read - before.bytes_read,
+            submitting: after.submitting - before.submitting,
             bookkeeping: after.bookkeeping - before.bookkeeping,
         }
     }
@@ -80,6 +83,7 @@ impl AddAssign<&Self> for Usage {
         self.ahead_reads += other.ahead_reads;
         self.ahead_useful += other.ahead_useful;
         self.bytes_read += other.bytes_read;
+        self.submitting += other.submitting;
         self.bookkeeping += other.bookkeeping;
     }
 }

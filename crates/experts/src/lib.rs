@@ -11,6 +11,7 @@ mod memory;
 mod options;
 mod plan;
 mod policy;
+mod prefault;
 mod reader;
 mod simulate;
 mod store;
