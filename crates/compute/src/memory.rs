@@ -127,7 +127,7 @@ impl Pages {
     /// system cannot, or where the arena ends before.
     pub fn populate(&self, start: usize, len: usize) -> bool {
         let begin = start - start % BLOCK_ALIGNMENT;
-        if !start.checked_add(len).is_some_and(|end| end <= self.mapping.len) {
+        if start.checked_add(len).is_none_or(|end| end > self.mapping.len) {
             return false;
         }
         #[cfg(target_os = "linux")]
