@@ -28,6 +28,7 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
     }
     times("other", &Usage::other);
     times("total", &|usage| usage.wall);
+    times("of it, submitting", &|usage| usage.submitting);
     times("of it, bookkeeping", &|usage| usage.bookkeeping);
     times("drive busy", &|usage| usage.drive_busy);
     let row = |name: &str, prompt: String, its_token: &str, token: String| {
@@ -109,6 +110,7 @@ pub fn to_json(usage: &Usage) -> Value {
         "bytes_read": usage.bytes_read,
         "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
         "drive_bytes_per_second": usage.drive_bytes_per_second(),
+        "submitting_seconds": usage.submitting.as_secs_f64(),
         "bookkeeping_seconds": usage.bookkeeping.as_secs_f64(),
         "phase_seconds": phases_to_json(usage),
     })

@@ -100,6 +100,11 @@ impl Arena {
         }
     }
 
+    /// A handle on all pages of the arena.
+    pub fn pages(&self) -> Pages {
+        Pages { mapping: Arc::clone(&self.mapping) }
+    }
+
     /// Cuts the next block off the arena; `None` when fewer than `len` bytes are left.
     pub fn take(&mut self, len: usize) -> Option<Block> {
         let len = len.checked_next_multiple_of(BLOCK_ALIGNMENT)?;
@@ -107,6 +112,36 @@ impl Arena {
         let end = start.checked_add(len).filter(|&end| end <= self.mapping.len)?;
         self.used = end;
         Some(Block { mapping: Arc::clone(&self.mapping), start, len })
+    }
+}
+
+/// The pages of an [`Arena`], to be made resident before they are first written: where memory must be
+/// supplied, that takes longer than reading into it, and whoever touches it first waits for it.
+#[derive(Debug)]
+pub struct Pages {
+    mapping: Arc<Mapping>,
+}
+
+impl Pages {
+    /// Makes a part of the arena resident and leaves its contents as they are; `false` where the
+    /// system cannot, or where the arena ends before.
+    pub fn populate(&self, start: usize, len: usize) -> bool {
+        let begin = start - start % BLOCK_ALIGNMENT;
+        if start.checked_add(len).is_none_or(|end| end > self.mapping.len) {
+            return false;
+        }
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range lies inside the living mapping; populating it changes no contents, so it
+        // may happen beside any other use.
+        return unsafe {
+            let place = self.mapping.start.add(begin).cast();
+            libc::madvise(place, start + len - begin, libc::MADV_POPULATE_WRITE) == 0
+        };
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = begin;
+            false
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Usage {
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
     pub drive_busy: Duration,
+    /// Time spent on handing reads to the system: part of the same phases.
+    pub submitting: Duration,
     /// Time spent on keeping the experts' books: part of the phases "router" and "waiting".
     pub bookkeeping: Duration,
 }
@@ -49,6 +51,7 @@ impl Usage {
             ahead_useful: after.ahead_useful - before.ahead_useful,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
+            submitting: after.submitting - before.submitting,
             bookkeeping: after.bookkeeping - before.bookkeeping,
         }
     }
@@ -95,6 +98,7 @@ impl AddAssign<&Self> for Usage {
         self.ahead_useful += other.ahead_useful;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
+        self.submitting += other.submitting;
         self.bookkeeping += other.bookkeeping;
     }
 }

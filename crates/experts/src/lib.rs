@@ -12,6 +12,7 @@ mod options;
 mod page_cache;
 mod plan;
 mod policy;
+mod prefault;
 mod probe;
 mod reader;
 mod simulate;

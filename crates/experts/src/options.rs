@@ -57,8 +57,17 @@ pub struct Stats {
     pub drive_wait: Duration,
     /// Time in which at least one expert was being read.
     pub drive_busy: Duration,
+    /// Time that the caller spent on handing reads to the system.
+    pub submitting: Duration,
     /// Time that the caller spent on requests and deliveries otherwise.
     pub bookkeeping: Duration,
+}
+
+impl Stats {
+    /// Time that is no bookkeeping.
+    pub(crate) fn elsewhere(&self) -> Duration {
+        self.drive_wait + self.submitting
+    }
 }
 
 /// Why the store cannot be made, or an expert not be delivered.

@@ -5,7 +5,7 @@ mod look_ahead;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use checkpoint::{ExpertTable, MatrixLocation};
 use compute::memory::{Arena, Block};
@@ -16,6 +16,7 @@ use crate::files::DataFiles;
 use crate::options::{Stats, StoreError, StoreOptions};
 use crate::plan::ReadPlan;
 use crate::policy::Policy;
+use crate::prefault::Prefault;
 use crate::reader::{Completion, Job, ReadError, Reader, ReaderReport, Urgency, make_reader};
 use crate::trace::TraceWriter;
 
@@ -38,6 +39,9 @@ pub struct ExpertStore {
     slot_bytes: u64,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// How many slots were never used; they are the first in `free`, in their order.
+    n_fresh: usize,
+    prefault: Prefault,
     policy: Box<dyn Policy>,
     reader: Box<dyn Reader>,
     reader_report: ReaderReport,
@@ -122,6 +126,7 @@ impl ExpertStore {
             Slot { block: Some(Arc::new(block)), key: 0, is_owed: false, is_ahead: false }
         });
         let mut slots: Vec<Slot> = slots.collect();
+        let prefault = Prefault::new(arena.pages(), slot_bytes as usize, n_slots);
         let blocks = slots.iter_mut().enumerate().map(|(i, slot)| (i as u32, &mut slot.block));
         let (reader, reader_report) =
             make_reader(options.reader, &files, n_slots, options.io_threads, &layers, blocks)
@@ -135,6 +140,8 @@ impl ExpertStore {
             slot_bytes,
             slots,
             free: (0..n_slots as u32).rev().collect(),
+            n_fresh: n_slots,
+            prefault,
             policy: options.policy.build(n_keys),
             reader,
             reader_report,
@@ -202,7 +209,7 @@ impl ExpertStore {
         layer: usize,
         experts: impl IntoIterator<Item = (u32, u32)>,
     ) -> Result<(), StoreError> {
-        let begin = Instant::now();
+        let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         self.abandon();
         self.release();
         let result = self.take_completions();
@@ -247,7 +254,7 @@ impl ExpertStore {
         self.submit();
         self.plan_sweep(layer, n_asked);
         self.sweep();
-        self.stats.bookkeeping += begin.elapsed();
+        self.book(begin, elsewhere);
         result
     }
 
@@ -256,14 +263,20 @@ impl ExpertStore {
     /// leaves `ready` empty when all were delivered. After an error the rest of the request is
     /// forgotten; the store can be used again.
     pub fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
-        let (begin, waited) = (Instant::now(), self.stats.drive_wait);
+        let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         ready.clear();
         let result = self.deliver_or_wait(ready);
         if result.is_err() {
             self.abandon();
         }
-        self.stats.bookkeeping += begin.elapsed().saturating_sub(self.stats.drive_wait - waited);
+        self.book(begin, elsewhere);
         result
+    }
+
+    /// Books the time since `begin` that was not spent elsewhere.
+    fn book(&mut self, begin: Instant, elsewhere: Duration) {
+        let elsewhere = self.stats.elsewhere() - elsewhere;
+        self.stats.bookkeeping += begin.elapsed().saturating_sub(elsewhere);
     }
 
     fn deliver_or_wait(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), StoreError> {
@@ -303,8 +316,14 @@ impl ExpertStore {
             self.reader.submit(job);
         }
         if is_any {
-            self.reader.begin();
+            self.begin_reads();
         }
+    }
+
+    fn begin_reads(&mut self) {
+        let begin = Instant::now();
+        self.reader.begin();
+        self.stats.submitting += begin.elapsed();
     }
 
     /// The read of an expert into a slot that was taken.
@@ -323,6 +342,10 @@ impl ExpertStore {
     /// An empty slot, or the one whose expert should leave.
     fn take_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
+            if self.free.len() < self.n_fresh {
+                self.n_fresh = self.free.len();
+                self.prefault.use_slot();
+            }
             return Some(slot);
         }
         let victim = self.policy.take_victim()?;

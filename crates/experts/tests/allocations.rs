@@ -65,7 +65,8 @@ fn check(reader: ReaderKind) {
     let mut ready = Vec::new();
     let mut pass = |round: u32| {
         for layer in 0..2 {
-            let chosen = (0..EXPERTS).filter(|e| round == 0 || *e < 4 || (e * 7 + round) % 8 == 0);
+            let chosen =
+                (0..EXPERTS).filter(|e| round == 0 || *e < 4 || (e * 7 + round).is_multiple_of(8));
             store.request(layer, chosen.map(|e| (e, 1))).expect("a request");
             loop {
                 store.next_ready(&mut ready).expect("all can be read");

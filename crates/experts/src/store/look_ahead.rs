@@ -11,6 +11,8 @@
 //! What was read ahead stays until the next request tells whether it was of use. A request takes back
 //! what has not begun to be read.
 
+use std::time::Instant;
+
 use compute::Routing;
 
 use super::{ExpertStore, NOWHERE};
@@ -131,6 +133,7 @@ impl ExpertStore {
 
     /// Tells the predicted routing of a layer to come. Reads begin if nobody waits for the drive.
     pub fn look_ahead(&mut self, layer: usize, routing: &Routing) {
+        let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         self.settle_look_ahead(None);
         self.ahead.layer = layer;
         self.ahead.window.predictions += 1;
@@ -158,7 +161,8 @@ impl ExpertStore {
                 }
             }
         }
-        self.reader.begin();
+        self.begin_reads();
+        self.book(begin, elsewhere);
     }
 
     /// Goes on reading the next layer while a large chunk computes this one.
@@ -182,7 +186,7 @@ impl ExpertStore {
         }
         self.ahead.sweep = Some(expert);
         if is_any {
-            self.reader.begin();
+            self.begin_reads();
         }
     }
 

@@ -44,8 +44,7 @@ fn record(model: &Model, store: &mut ExpertStore) -> Vec<u8> {
         }
     }
     store.finish_trace().expect("memory takes all");
-    let bytes = out.0.lock().expect("nobody panics").clone();
-    bytes
+    std::mem::take(&mut out.0.lock().expect("nobody panics"))
 }
 
 #[test]
