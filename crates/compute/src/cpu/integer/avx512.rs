@@ -74,8 +74,12 @@ fn few<const ID: u8, const N: usize>(
     for row in 0..rows.n_rows {
         let mut lanes = [_mm512_setzero_ps(); N];
         for chunk in 0..rows.n_chunks() {
-            let weights =
-                with_whole_chunk(rows, row, chunk, |stored| load::<ID>(rows.kind, stored));
+            let weights = with_whole_chunk(rows, row, chunk, |stored| {
+                if N == 1 {
+                    prefetch::<ID>(stored.data);
+                }
+                load::<ID>(rows.kind, stored)
+            });
             for (index, lanes) in lanes.iter_mut().enumerate() {
                 let x = TokenChunk::of(tokens, first + index, chunk);
                 *lanes = add_chunk::<ID>(&weights, x, *lanes);
@@ -86,6 +90,17 @@ fn few<const ID: u8, const N: usize>(
         }
     }
     N
+}
+
+/// Asks for the bytes of a chunk some way ahead: the hardware's own prefetching begins anew at every page.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<const ID: u8>(data: &[u8]) {
+    const AHEAD: usize = 2048;
+    for line in (0..const { Id::kind(ID).chunk_bytes() }).step_by(64) {
+        // A prefetch of any address is harmless.
+        _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(AHEAD + line).cast());
+    }
 }
 
 /// Adds the products of a chunk to the lanes of a result.
