@@ -110,7 +110,7 @@ fn attention(cpu: &mut Cpu, context: usize, rows: usize) -> Duration {
     };
     let query = |cpu: &mut Cpu, rows| buffer(cpu, rows, 16 * 512);
     let [query_norm, key_norm] = [numbers(256), numbers(256)];
-    let mut call = |cpu: &mut Cpu, cache: &mut _, position: usize, rows: usize| {
+    let call = |cpu: &mut Cpu, cache: &mut _, position: usize, rows: usize| {
         let (query, key, value) =
             (query(cpu, rows), buffer(cpu, rows, 512), buffer(cpu, rows, 512));
         let mut out = cpu.buffer(rows, 16 * 256);

@@ -96,7 +96,7 @@ fn few<const ID: u8, const N: usize>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch<const ID: u8>(data: &[u8]) {
-    const AHEAD: usize = 2048;
+    const AHEAD: usize = 4096;
     for line in (0..const { Id::kind(ID).chunk_bytes() }).step_by(64) {
         // A prefetch of any address is harmless.
         _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(AHEAD + line).cast());
