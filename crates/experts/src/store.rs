@@ -149,7 +149,7 @@ impl ExpertStore {
             asked_by: vec![0; n_keys],
             in_flight: 0,
             ahead_in_flight: 0,
-            ahead: look_ahead::State::new(options.look_ahead, n_slots),
+            ahead: look_ahead::State::new(options.look_ahead, n_slots, widest),
             request: Request {
                 layer: 0,
                 number: 0,

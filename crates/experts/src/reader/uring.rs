@@ -18,7 +18,7 @@ use crate::files::DataFiles;
 use crate::plan::{MAX_PARTS, ReadPlan};
 
 /// Most pieces that the kernel has at a time.
-const DEPTH: usize = 128;
+const DEPTH: usize = 256;
 
 /// A ring of reads.
 pub(crate) struct UringReader {

@@ -5,8 +5,9 @@
 //! than not; how often they do is counted whether they are read or not. A window of predictions whose
 //! reads were not useful enough to pay for themselves puts prediction to sleep for a while.
 //!
-//! **Many rows**: when a chunk used nearly all experts of a layer, it will use nearly all of the next:
-//! those not in memory are read in the order of the file while this layer computes.
+//! **Many rows**: when a chunk uses nearly all experts of a layer, it will use nearly all of the next:
+//! those not in memory are read in the order of the file while this layer computes. When it uses
+//! fewer, those that several rows are predicted to use are read while the next mixer computes.
 //!
 //! What was read ahead stays until the next request tells whether it was of use. A request takes back
 //! what has not begun to be read.
@@ -38,6 +39,10 @@ const MOST_READS: usize = 8;
 const LEAST_PRECISION: f32 = 0.5;
 /// Share of a layer's experts used by a chunk from which the next layer is read whole.
 const SWEEP_SHARE: f64 = 0.9;
+/// Rows predicted to use an expert from which it is read for many rows.
+const LEAST_COUNT: u32 = 2;
+/// Share of what is read for many rows that must be of use.
+const LEAST_SWEEP_PRECISION: f32 = 0.8;
 /// Bytes read ahead for many rows at a time.
 const SWEEP_BYTES: u64 = 256 << 20;
 /// Predictions of a layer until it is judged whether they pay.
@@ -62,8 +67,14 @@ pub(super) struct State {
     window: Window,
     asleep_for: u32,
     next_sleep: u32,
-    /// The next expert of the layer to be swept, while sweeping.
+    /// While sweeping, the next of `sweep_keys`.
     sweep: Option<usize>,
+    /// Keys to be read for many rows, in order of the file.
+    sweep_keys: Vec<u32>,
+    /// For each expert of a layer how many rows are predicted to use it.
+    counts: Vec<u32>,
+    /// Share of what was read for many rows that was of use, lately.
+    sweep_precision: f32,
 }
 
 /// Classes of margins, of half a power of two each.
@@ -84,7 +95,7 @@ struct Window {
 }
 
 impl State {
-    pub(super) fn new(mode: LookAhead, n_slots: usize) -> Self {
+    pub(super) fn new(mode: LookAhead, n_slots: usize, widest: usize) -> Self {
         Self {
             mode,
             layer: 0,
@@ -97,6 +108,9 @@ impl State {
             asleep_for: 0,
             next_sleep: SLEEP.0,
             sweep: None,
+            sweep_keys: Vec::with_capacity(widest),
+            counts: Vec::with_capacity(widest),
+            sweep_precision: 1.0,
         }
     }
 
@@ -122,8 +136,11 @@ impl ExpertStore {
         let ahead = &mut self.ahead;
         let is_whole = self.n_in_memory[layer] as usize == self.layers[layer].len();
         let is_off = ahead.mode == LookAhead::Off || ahead.sweep.is_some();
-        if is_off || n_rows > MOST_ROWS || is_whole {
+        if is_off || is_whole {
             return false;
+        }
+        if n_rows > MOST_ROWS {
+            return ahead.mode == LookAhead::On || ahead.sweep_precision >= LEAST_SWEEP_PRECISION;
         }
         if ahead.asleep_for > 0 {
             ahead.asleep_for -= 1;
@@ -136,6 +153,11 @@ impl ExpertStore {
         let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         self.settle_look_ahead(None);
         self.ahead.layer = layer;
+        if routing.experts.len() > MOST_ROWS * routing.top_k {
+            self.sweep_predicted(layer, routing);
+            self.book(begin, elsewhere);
+            return;
+        }
         self.ahead.window.predictions += 1;
         let is_idle = self.in_flight == 0 && self.request.waiting.is_empty();
         // The surest of all rows first.
@@ -167,27 +189,40 @@ impl ExpertStore {
 
     /// Goes on reading the next layer while a large chunk computes this one.
     pub(super) fn sweep(&mut self) {
-        let Some(mut expert) = self.ahead.sweep else { return };
+        let Some(mut next) = self.ahead.sweep else { return };
         if !self.request.waiting.is_empty() {
             return;
         }
-        let layer = self.ahead.layer;
         let most = (SWEEP_BYTES / self.slot_bytes.max(1)).max(1) as usize;
         let mut is_any = false;
-        while self.ahead_in_flight < most && expert < self.layers[layer].len() {
-            let key = self.first_keys[layer] + expert as u32;
+        while self.ahead_in_flight < most
+            && let Some(&key) = self.ahead.sweep_keys.get(next)
+        {
             if self.places[key as usize] == NOWHERE {
                 if !self.read_ahead(key) {
                     break;
                 }
                 is_any = true;
             }
-            expert += 1;
+            next += 1;
         }
-        self.ahead.sweep = Some(expert);
+        self.ahead.sweep = Some(next);
         if is_any {
             self.begin_reads();
         }
+    }
+
+    /// Begins to sweep through what several rows are predicted to use.
+    fn sweep_predicted(&mut self, layer: usize, routing: &Routing) {
+        let State { counts, sweep_keys, sweep, .. } = &mut self.ahead;
+        counts.clear();
+        counts.resize(self.layers[layer].len(), 0);
+        routing.experts.iter().for_each(|&expert| counts[expert as usize] += 1);
+        sweep_keys.clear();
+        let likely = (0..).zip(counts.iter()).filter(|(_, count)| **count >= LEAST_COUNT);
+        sweep_keys.extend(likely.map(|(expert, _)| self.first_keys[layer] + expert));
+        *sweep = Some(0);
+        self.sweep();
     }
 
     /// Begins to read an expert that nobody asked for, if there is a slot.
@@ -238,7 +273,7 @@ impl ExpertStore {
             }
         }
         let n_begun = ahead.slots.len();
-        let mut n_late = 0;
+        let (mut n_late, before) = (0, ahead.window);
         for slot in ahead.slots.drain(..) {
             let entry = &mut slots[slot as usize];
             // Its read may have failed meanwhile.
@@ -261,8 +296,14 @@ impl ExpertStore {
             }
         }
         if ahead.sweep.take().is_some() {
-            // A sweep tells nothing about predictions.
-            ahead.window = Window { predictions: ahead.window.predictions, ..Window::default() };
+            // A sweep tells nothing about the predictions of few rows.
+            let useful = (ahead.window.useful - before.useful) as f32;
+            let wasted = (ahead.window.wasted - before.wasted) as f32;
+            if is_due && useful + wasted > 0.0 {
+                let precision = useful / (useful + wasted);
+                ahead.sweep_precision += (precision - ahead.sweep_precision) / 8.0;
+            }
+            ahead.window = before;
         } else if n_late > 0 {
             ahead.n_reads = (ahead.n_reads - 1).max(1);
         } else if n_begun == ahead.n_reads {
@@ -281,6 +322,9 @@ impl ExpertStore {
             && self.n_in_memory[next] < self.layers[next].len() as u32
         {
             (self.ahead.layer, self.ahead.sweep) = (next, Some(0));
+            let first = self.first_keys[next];
+            self.ahead.sweep_keys.clear();
+            self.ahead.sweep_keys.extend(first..first + self.layers[next].len() as u32);
         }
     }
 }

@@ -64,6 +64,38 @@ fn a_short_prompt_reads_only_what_it_uses() {
     assert_eq!(store.stats().ahead_reads, 0);
 }
 
+#[test]
+fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
+    let model = Model::new();
+    let some = [0, 2, 3, 5];
+    let rows = |experts: [u32; 4]| Routing {
+        top_k: 4,
+        experts: experts.repeat(12),
+        weights: vec![0.25; 48],
+    };
+    let whole: u64 = (0..LAYERS).map(|layer| bytes_of(&model, layer, &some)).sum();
+    let mut store = model.store(100, options(LookAhead::Auto), IoMode::Direct);
+    let before = store.stats().bytes_read;
+    for layer in 0..LAYERS {
+        assert!(store.wants_prediction(layer, 12), "nothing is in memory");
+        store.look_ahead(layer, &rows(some));
+        deliver(&model, &mut store, layer, &some);
+    }
+    assert_eq!(store.stats().bytes_read - before, whole);
+    assert_eq!(store.stats().ahead_useful, store.stats().ahead_reads);
+    // Predictions that fail end chunks' look-ahead, too.
+    let mut store = model.store(2, options(LookAhead::Auto), IoMode::Direct);
+    for round in 0..200 {
+        let layer = round % LAYERS;
+        if store.wants_prediction(layer, 12) {
+            store.look_ahead(layer, &rows([1, 4, 6, 7]));
+        }
+        deliver(&model, &mut store, layer, &some);
+    }
+    let stats = store.stats();
+    assert!(stats.ahead_reads - stats.ahead_useful <= 100, "{stats:?}");
+}
+
 /// Predicts and asks at once: reads that threads have not begun by then are taken back.
 fn predict_and_ask(model: &Model, store: &mut ExpertStore, predicted: &[u32], asked: &[u32]) {
     for layer in 0..LAYERS {
