@@ -173,6 +173,23 @@ pub struct KvValues {
     pub values: Vec<f32>,
 }
 
+/// What the working memory of a backend depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchNeeds<'a> {
+    /// Most rows of a batch.
+    pub rows: usize,
+    /// Longest sequence.
+    pub context: usize,
+    /// Width of the widest input of a projection.
+    pub widest: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Inner width of an expert.
+    pub intermediate: usize,
+    /// The attention layers, if there are some.
+    pub attention: Option<&'a AttentionSpec>,
+}
+
 /// A device that can run a model.
 ///
 /// A `Buffer` is a matrix of `f32` activations with a fixed width and a number of rows that may change
@@ -201,6 +218,8 @@ pub trait Backend {
     fn delta_state(&self, spec: &DeltaNetSpec) -> Self::DeltaState;
     /// Bytes of a key-value cache that is full.
     fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64;
+    /// Bytes of working memory that operations keep besides their buffers.
+    fn scratch_bytes(&self, needs: &ScratchNeeds<'_>) -> u64;
     /// Bytes of a delta state.
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64;
 

@@ -18,7 +18,7 @@ mod uses;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};

@@ -5,7 +5,7 @@
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 use crate::host::{HostBuffer, delta_gates, rotary_angles, rotate, route_rows, sigmoid, silu};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
@@ -108,6 +108,10 @@ impl Backend for Reference {
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
         let conv = (spec.conv_kernel - 1) * spec.channels();
         (size_of::<f32>() * (conv + spec.n_value_heads * spec.key_dim * spec.value_dim)) as u64
+    }
+
+    fn scratch_bytes(&self, _: &ScratchNeeds<'_>) -> u64 {
+        0
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut HostBuffer) {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use checkpoint::{ExpertTable, ModelConfig};
-use compute::Backend;
+use checkpoint::ExpertTable;
+use compute::{Backend, ScratchNeeds};
 use experts::{ExpertStore, MemoryLimits};
 use model::Workspace;
 use trace::Recorder;
@@ -59,7 +59,6 @@ impl MemoryPlan {
         options: &EngineOptions,
         trunk: u64,
     ) -> Result<Self, Error> {
-        let config = inventory.checkpoint.config();
         let process = experts::process_resident_bytes().unwrap_or(0);
         let total = match options.memory {
             Some(bytes) => bytes,
@@ -87,7 +86,7 @@ impl MemoryPlan {
         let free = left_of(&plan);
         plan.set_context(inventory, backend, options, free / 8)?;
         let free = left_of(&plan);
-        plan.set_chunk::<B>(config, options, free / 4);
+        plan.set_chunk(inventory, backend, options, free / 4);
         let needed = plan.fixed() + least_experts;
         if needed > total {
             return Err(Error::Budget { needed, plan: Box::new(plan) });
@@ -132,10 +131,32 @@ impl MemoryPlan {
     }
 
     /// Takes the prompt chunk that is asked for, or the longest whose buffers fit into `share`.
-    fn set_chunk<B: Backend>(&mut self, config: &ModelConfig, options: &EngineOptions, share: u64) {
+    fn set_chunk<B: Backend>(
+        &mut self,
+        inventory: &Inventory,
+        backend: &B,
+        options: &EngineOptions,
+        share: u64,
+    ) {
+        let config = inventory.checkpoint.config();
+        let attention = inventory.outline.attention_spec();
+        let heads = attention.map_or(0, |spec| spec.n_heads * spec.head_dim);
+        let values = config.delta_net.map_or(0, |net| net.n_value_heads * net.value_dim);
+        let context = self.context;
+        let scratch = |rows| {
+            backend.scratch_bytes(&ScratchNeeds {
+                rows,
+                context,
+                widest: config.hidden_size.max(heads).max(values),
+                hidden: config.hidden_size,
+                intermediate: config.moe.intermediate,
+                attention,
+            })
+        };
         let logit_row_bytes = 2 * size_of::<f32>() as u64 * config.vocab_size as u64;
         let logit_rows = |chunk: usize| ((LOGIT_BYTES / logit_row_bytes) as usize).clamp(1, chunk);
-        let workspace = |chunk| Workspace::<B>::bytes(config, chunk, logit_rows(chunk));
+        let workspace =
+            |chunk| Workspace::<B>::bytes(config, chunk, logit_rows(chunk)) + scratch(chunk);
         self.chunk = match options.prompt_chunk {
             Some(asked) => asked.clamp(1, self.context),
             None => {
@@ -149,7 +170,8 @@ impl MemoryPlan {
         // A batch holds at least a token of every session.
         self.chunk = self.chunk.max(options.sessions);
         self.logit_rows = logit_rows(self.chunk).max(options.sessions);
-        self.workspace = Workspace::<B>::bytes(config, self.chunk, self.logit_rows);
+        self.workspace =
+            Workspace::<B>::bytes(config, self.chunk, self.logit_rows) + scratch(self.chunk);
     }
 }
 

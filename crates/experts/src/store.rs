@@ -225,7 +225,7 @@ impl ExpertStore {
                 trace.expert(expert, uses);
             }
             let key = self.first_keys[layer] + expert;
-            debug_assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
+            assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
             self.asked_by[key as usize] = self.request.number;
             n_asked += 1;

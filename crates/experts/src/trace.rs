@@ -14,6 +14,8 @@ use crate::store::ExpertStore;
 const MAGIC: &str = "flash-moe routing 1";
 const MOST_LAYERS: usize = 4096;
 const MOST_EXPERTS: u32 = 1 << 16;
+/// Experts of all layers together: a simulator has some bytes for each.
+const MOST_KEYS: u64 = 1 << 20;
 const LONGEST_LINE: u64 = 1 << 20;
 
 /// Why a trace cannot be read.
@@ -72,7 +74,9 @@ impl Trace {
             return Err(lines.error("it should be experts and a number for each layer"));
         };
         let experts: Vec<u32> = experts;
-        if experts.len() > MOST_LAYERS || experts.iter().any(|&count| count > MOST_EXPERTS) {
+        let n_keys: u64 = experts.iter().map(|&count| u64::from(count)).sum();
+        let is_large = experts.iter().any(|&count| count > MOST_EXPERTS) || n_keys > MOST_KEYS;
+        if experts.len() > MOST_LAYERS || is_large {
             return Err(lines.error("no model has so many experts"));
         }
         let mut requests = Vec::new();

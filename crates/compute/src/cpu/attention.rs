@@ -62,7 +62,8 @@ impl Partial {
 
     /// Takes in what comes after it: of query `index`, a largest score, a sum and weighted values.
     fn merge(&mut self, index: usize, max: f32, total: f32, sums: &[f32]) {
-        if max == f32::NEG_INFINITY {
+        // Where nothing is visible. NaN is not zero, and goes on.
+        if total == 0.0 {
             return;
         }
         let ours = &mut self.sums[index * sums.len()..(index + 1) * sums.len()];
@@ -85,6 +86,18 @@ pub(crate) struct Scratch {
     angles_of: Option<(AttentionSpec, Vec<Span>)>,
     /// Partial results of segments that different tasks computed.
     partials: Vec<f32>,
+}
+
+/// Rows of a tile.
+fn tile_rows(spec: &AttentionSpec) -> usize {
+    (TILE_QUERIES * spec.n_kv_heads / spec.n_heads).max(1)
+}
+
+/// Bytes of partial results at a context.
+pub(crate) fn scratch_bytes(spec: &AttentionSpec, context: usize) -> u64 {
+    let n_segments = context.div_ceil(SEGMENT * PAGE) + 7;
+    let n_queries = spec.n_heads * tile_rows(spec);
+    (size_of::<f32>() * n_segments * n_queries * (spec.head_dim + 2)) as u64
 }
 
 /// What [`attention`] reads.
@@ -116,7 +129,7 @@ pub(crate) fn attention(
         assert_eq!(cache.len(), span.position, "the cache holds what came before");
         append(kernels, spec, inputs, angles, span, cache);
         let group = spec.n_heads / spec.n_kv_heads;
-        let tile_rows = (TILE_QUERIES / group).max(1);
+        let tile_rows = tile_rows(spec).min(span.len);
         let n_tiles = span.len.div_ceil(tile_rows);
         let tile = |index: usize| {
             // The last rows see the most keys: they are taken first, so that no thread ends late.
@@ -137,7 +150,7 @@ pub(crate) fn attention(
         };
         let n_segments = cache.n_pages().div_ceil(SEGMENT);
         let n_tasks = n_tiles * spec.n_kv_heads;
-        if n_segments == 1 || n_tasks >= 4 * pool.n_threads() {
+        if n_segments == 1 || n_tiles > 1 || n_tasks >= 4 * pool.n_threads() {
             pool.run(n_tasks, |task| {
                 let (tile, kv_head) = (tile(task / spec.n_kv_heads), task % spec.n_kv_heads);
                 WORK.with_borrow_mut(|work| {
@@ -158,7 +171,12 @@ pub(crate) fn attention(
         // Few rows of a long sequence: segments are tasks of their own, and merged afterwards.
         let per_query = spec.head_dim + 2;
         let per_task = tile_rows * group * per_query;
-        scratch.partials.resize(n_tasks * n_segments * per_task, 0.0);
+        let len = n_tasks * n_segments * per_task;
+        if scratch.partials.len() < len {
+            // Room for some segments to come: decoding seldom allocates.
+            scratch.partials.reserve_exact(len + 7 * n_tasks * per_task - scratch.partials.len());
+            scratch.partials.resize(len, 0.0);
+        }
         let partials = Parts::new(&mut scratch.partials);
         pool.run(n_tasks * n_segments, |task| {
             let (place, segment) = (task / n_segments, task % n_segments);

@@ -11,6 +11,9 @@ use crate::cpu::kernels::Kernels;
 /// Positions of a page, and of a block of the softmax.
 pub(crate) const PAGE: usize = 64;
 
+/// The largest 16-bit float.
+const LARGEST: f32 = 65_504.0;
+
 /// Keys and values of a layer of a sequence.
 #[derive(Debug)]
 pub struct KvCache {
@@ -48,7 +51,9 @@ impl Values {
             Self::Half(bytes) => {
                 let places = bytes[2 * at..].as_chunks_mut::<2>().0;
                 for (place, value) in places.iter_mut().zip(values) {
-                    *place = f16::from_f32(*value).to_le_bytes();
+                    // Beyond the largest number it would become infinite, and spoil earlier rows of a
+                    // chunk, where its weight is zero. NaN stays what it is.
+                    *place = f16::from_f32(value.clamp(-LARGEST, LARGEST)).to_le_bytes();
                 }
             }
         }

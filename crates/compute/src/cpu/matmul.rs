@@ -17,7 +17,7 @@ use crate::cpu::pool::{Parts, Pool};
 use crate::matrix::Matrix;
 
 /// Weight rows of a task: enough work to be worth taking, few enough to share evenly.
-const TASK_ROWS: usize = 32;
+pub(crate) const TASK_ROWS: usize = 32;
 /// Columns that are decoded at a time for few tokens: four rows of them fit the first-level cache. A
 /// multiple of every group.
 const FEW_TOKEN_COLS: usize = 512;

@@ -23,14 +23,14 @@ pub use kv_cache::KvCache;
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    KvValues, MoeOutputs, RouterSpec, Routing, Span,
+    KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 use integer::QuantizedRows;
 use kernels::Kernels;
-use matmul::Product;
+use matmul::{Product, TASK_ROWS};
 use pool::{Parts, Pool};
 
 /// How a CPU backend works.
@@ -74,6 +74,9 @@ pub(crate) struct Machine {
     /// The activations of the product that is being computed.
     quantized: QuantizedRows,
 }
+
+/// Working memory of a thread that does not grow with the batch: a panel of weights, pages of keys.
+const THREAD_BYTES: u64 = 1 << 20;
 
 /// Projections of one input in a call.
 const MAX_PRODUCTS: usize = 8;
@@ -149,6 +152,16 @@ impl Backend for Cpu {
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
         DeltaState::bytes(spec)
+    }
+
+    fn scratch_bytes(&self, needs: &ScratchNeeds<'_>) -> u64 {
+        let attention =
+            needs.attention.map_or(0, |spec| attention::scratch_bytes(spec, needs.context));
+        let threads = self.machine.pool.n_threads() as u64;
+        QuantizedRows::bytes(needs.rows, needs.widest)
+            + moe::scratch_bytes(needs.hidden, needs.intermediate)
+            + attention
+            + threads * (THREAD_BYTES + (TASK_ROWS * size_of::<f32>() * needs.rows) as u64)
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut HostBuffer) {

@@ -60,6 +60,11 @@ struct Job {
     n: usize,
 }
 
+/// Bytes of the quantised activations of a group, for experts of these widths.
+pub(crate) fn scratch_bytes(hidden: usize, intermediate: usize) -> u64 {
+    QuantizedRows::bytes(GROUP_USES, hidden) + QuantizedRows::bytes(GROUP_USES, intermediate)
+}
+
 /// See [`crate::Backend::experts`].
 pub(crate) fn experts(
     machine: &mut Machine,
@@ -85,6 +90,8 @@ pub(crate) fn experts(
     scratch.jobs.clear();
     scratch.uses.clear();
     for (place, LoadedExpert { index, .. }) in experts.iter().enumerate() {
+        let is_new = experts[..place].iter().all(|other| other.index != *index);
+        assert!(is_new, "each expert comes once: its uses have rows of their own");
         for part in uses.of(*index).chunks(GROUP_USES) {
             if scratch.uses.len() + part.len() > GROUP_USES {
                 run_jobs(machine, scratch, x, |place| &experts[place].weights, give);
@@ -110,6 +117,7 @@ pub(crate) fn swiglu(
         let out = Parts::new(out.values_mut());
         for begin in (0..x.rows()).step_by(GROUP_USES) {
             let n = GROUP_USES.min(x.rows() - begin);
+            scratch.jobs.clear();
             scratch.uses.clear();
             let rows = begin..begin + n;
             scratch.uses.extend(rows.map(|row| ExpertUse { row: row as u32, rank: 0 }));

@@ -2,6 +2,7 @@
 
 mod generation;
 mod perplexity;
+mod precision;
 mod sessions;
 
 use std::path::{Path, PathBuf};

@@ -38,9 +38,15 @@ pub(crate) struct UringReader {
 impl UringReader {
     /// Fails where the kernel has no rings, or forbids them.
     pub(crate) fn new(files: Arc<DataFiles>, n_slots: usize) -> io::Result<Self> {
+        let mut ring = IoUring::new(DEPTH as u32)?;
+        // A system may allow to make a ring and forbid to use it: an operation that does nothing tells.
+        // SAFETY: it reads and writes nothing.
+        unsafe { ring.submission().push(&opcode::Nop::new().build()) }.map_err(io::Error::other)?;
+        ring.submit_and_wait(1)?;
+        ring.completion().next().ok_or_else(|| io::Error::other("the ring does not answer"))?;
         Ok(Self {
             files,
-            ring: IoUring::new(DEPTH as u32)?,
+            ring,
             demand: VecDeque::with_capacity(n_slots * MAX_PARTS),
             ahead: VecDeque::with_capacity(n_slots * MAX_PARTS),
             flying: (0..DEPTH).map(|_| None).collect(),

@@ -140,7 +140,12 @@ impl ExpertStore {
             return false;
         }
         if n_rows > MOST_ROWS {
-            return ahead.mode == LookAhead::On || ahead.sweep_precision >= LEAST_SWEEP_PRECISION;
+            if ahead.mode == LookAhead::On || ahead.sweep_precision >= LEAST_SWEEP_PRECISION {
+                return true;
+            }
+            // Distrust fades, so that what failed for one prompt is tried again.
+            ahead.sweep_precision += (1.0 - ahead.sweep_precision) / 256.0;
+            return false;
         }
         if ahead.asleep_for > 0 {
             ahead.asleep_for -= 1;

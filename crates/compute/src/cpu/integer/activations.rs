@@ -53,6 +53,13 @@ pub(crate) struct BlocksMut<'a> {
 }
 
 impl QuantizedRows {
+    /// Bytes of so many rows of `cols` columns.
+    pub(crate) fn bytes(n_rows: usize, cols: usize) -> u64 {
+        let width = cols.next_multiple_of(CHUNK);
+        // Codes; scales and scaled sums; sums of halves.
+        (n_rows * (width + width / BLOCK * (4 + 4 + 2 * 2))) as u64
+    }
+
     /// Makes room for so many rows of `cols` columns and sets all of them to zero.
     pub(crate) fn reset(&mut self, n_rows: usize, cols: usize) {
         self.n_rows = n_rows;
@@ -101,6 +108,9 @@ fn resize<T: Clone + Default>(values: &mut Vec<T>, len: usize, clear: bool) {
     values.resize(len, T::default());
 }
 
+/// A block without larger magnitudes is zero: the inverse of its scale would not be finite.
+const SMALLEST: f32 = 1e-36;
+
 /// Quantises whole blocks of columns: the largest magnitude of a block becomes 127. A block with a value
 /// that is not finite gets a scale that is not a number, so that it shows in every product.
 #[inline(always)]
@@ -111,11 +121,17 @@ pub(crate) fn quantize_portable(x: &[f32], out: BlocksMut<'_>) {
         let bits = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
         let largest = f32::from_bits(bits);
         let is_finite = bits < 0x7f80_0000;
-        *scale = if is_finite { largest / 127.0 } else { f32::NAN };
-        let inverse = if is_finite && largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let is_large = is_finite && largest >= SMALLEST;
+        *scale = match (is_finite, is_large) {
+            (true, true) => largest / 127.0,
+            (true, false) => 0.0,
+            (false, _) => f32::NAN,
+        };
+        let inverse = if is_large { 127.0 / largest } else { 0.0 };
         let mut rounded = [0_i32; BLOCK];
         for (rounded, x) in rounded.iter_mut().zip(x) {
-            *rounded = round(x * inverse);
+            // Infinity times zero is no number.
+            *rounded = if is_finite { round(x * inverse) } else { 0 };
         }
         for (code, rounded) in codes.iter_mut().zip(rounded) {
             *code = rounded as i8;
@@ -127,12 +143,11 @@ pub(crate) fn quantize_portable(x: &[f32], out: BlocksMut<'_>) {
     }
 }
 
-/// The nearest integer, ties to even, of a number in -127..=127, or anything else clamped to it: adding
-/// and subtracting 1.5 * 2^23 leaves no bits behind the point. The same on every machine, and vector code.
+/// The nearest integer, ties to even, of a finite number, clamped to -127..=127: adding and subtracting
+/// 1.5 * 2^23 leaves no bits behind the point. The same on every machine, and vector code.
 #[inline(always)]
 fn round(x: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
-    // What NaN becomes does not matter: the scale of its block tells of it.
     let shifted = x.clamp(-127.0, 127.0) + MAGIC;
     (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32)
 }
@@ -171,7 +186,12 @@ mod tests {
             let mut x = [1.0; 32];
             x[7] = bad;
             assert!(quantize(&x).tokens().scales[0].is_nan());
+            assert!(quantize(&[bad; 32]).tokens().scales[0].is_nan());
         }
+        let mut tiny = [0.0; 32];
+        tiny[3] = 1e-38;
+        assert_eq!(quantize(&tiny).tokens().scales[0], 0.0);
+        assert_eq!(quantize(&tiny).tokens().scaled_sums[0], 0.0);
         assert_eq!(quantize(&[0.0; 32]).tokens().scales[0], 0.0);
     }
 }
