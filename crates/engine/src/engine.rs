@@ -68,11 +68,19 @@ pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<Mem
     match options.device {
         Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
         Device::Cpu | Device::CpuIsa(_) => {
-            let cpu =
-                Cpu::new(CpuOptions { threads: Some(1), isa: None, precise: options.precise })?;
-            MemoryPlan::new(inventory, &cpu, options, trunk)
+            MemoryPlan::new(inventory, &cpu(options)?, options, trunk)
         }
     }
+}
+
+/// The CPU backend that the options ask for.
+fn cpu(options: &EngineOptions) -> Result<Cpu, Error> {
+    let isa = match options.device {
+        Device::CpuIsa(isa) => Some(isa),
+        Device::Cpu | Device::Reference => None,
+    };
+    let EngineOptions { threads, precise, .. } = *options;
+    Ok(Cpu::new(CpuOptions { threads, isa, precise })?)
 }
 
 impl Engine {
@@ -101,13 +109,7 @@ impl Engine {
         match options.device {
             Device::Reference => Self::on(inventory, tokenizer, Reference::new(), options),
             Device::Cpu | Device::CpuIsa(_) => {
-                let isa = match options.device {
-                    Device::CpuIsa(isa) => Some(isa),
-                    _ => None,
-                };
-                let (threads, precise) = (options.threads, options.precise);
-                let cpu = Cpu::new(CpuOptions { threads, isa, precise })?;
-                Self::on(inventory, tokenizer, cpu, options)
+                Self::on(inventory, tokenizer, cpu(options)?, options)
             }
         }
     }

@@ -99,7 +99,7 @@ fn a_synthetic_model_fills_all_files() {
         "bench",
         text(&model),
         "--budgets",
-        "50%,64M",
+        "50%,80M",
         "--contexts",
         "0,12",
         "--repeats",
@@ -114,12 +114,12 @@ fn a_synthetic_model_fills_all_files() {
         text(&plots),
     ];
     let table = stdout(&[&args, &TINY[..]].concat());
-    for words in ["Decoding", "Prompts", "reached", "waiting for drive", "64.0 MiB", "measured 2"] {
+    for words in ["Decoding", "Prompts", "reached", "waiting for drive", "80.0 MiB", "measured 2"] {
         assert!(table.contains(words), "{words} is in the table:\n{table}");
     }
     let read = |path: &std::path::Path| fs::read_to_string(path).expect("the file was written");
     let (markdown, report) = (read(&markdown), read(&report));
-    assert!(markdown.contains("| 64.0 MiB |"), "{markdown}");
+    assert!(markdown.contains("| 80.0 MiB |"), "{markdown}");
     assert!(report.contains(&markdown[..markdown.find("## Speeds").unwrap_or(0)]), "{report}");
     assert!(report.contains("flash-moe bench ") && report.contains("| CPU |"), "{report}");
     let values = report.split("```json\n").nth(1).and_then(|rest| rest.split("\n```").next());
