@@ -37,6 +37,38 @@ pub(super) fn part_of<const ID: u8>(stored: Stored<'_>, part: usize) -> Stored<'
     }
 }
 
+/// The scales, or the biases, of eight blocks. A macro, because the compiler would not inline a function,
+/// over whose calls nothing stays in registers.
+macro_rules! affine_parameters {
+    ($kind:expr, $stored:expr) => {{
+        let (group, scales) = match $kind {
+            Kind::Affine { group, scales, .. } => (group, scales),
+            _ => (32, FloatType::F32),
+        };
+        let values = if scales == FloatType::F32 {
+            _mm256_castsi256_ps(match group {
+                32 => bytes($stored, 0),
+                64 => _mm256_castsi128_si256(short($stored, 0)),
+                _ => _mm256_castsi128_si256(_mm_cvtsi64_si128(eight($stored, 0))),
+            })
+        } else {
+            let halves = match group {
+                32 => short($stored, 0),
+                64 => _mm_cvtsi64_si128(eight($stored, 0)),
+                _ => _mm_cvtsi32_si128(four($stored, 0)),
+            };
+            if scales == FloatType::F16 {
+                _mm256_cvtph_ps(halves)
+            } else {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+            }
+        };
+        let shift = _mm_cvtsi32_si128((group / 32).trailing_zeros() as i32);
+        let blocks = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_permutevar8x32_ps(values, _mm256_srl_epi32(blocks, shift))
+    }};
+}
+
 /// Reads a whole part.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -83,10 +115,9 @@ pub(super) fn load<const ID: u8>(kind: Kind, stored: Stored<'_>) -> Vectors {
         Id::MXFP4 => {
             nibble_blocks::<17>(data, 1, &mut out.codes);
             look_up(&E2M1_CODES, &mut out.codes);
-            let mut exponents = 0;
-            for block in (0..8).rev() {
-                exponents = exponents << 8 | i64::from(data[17 * block]);
-            }
+            let exponents: [u8; 8] =
+                [data[0], data[17], data[34], data[51], data[68], data[85], data[102], data[119]];
+            let exponents = i64::from_le_bytes(exponents);
             let exponents = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(exponents));
             // 2^(exponent - 127) / 2, of which the two smallest are not normal numbers.
             let scales = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponents, _mm256_set1_epi32(1)));
@@ -155,11 +186,11 @@ pub(super) fn load<const ID: u8>(kind: Kind, stored: Stored<'_>) -> Vectors {
             out.scales = _mm256_mul_ps(spread_half(data, 0), sub);
         }
         _ => {
+            out.scales = affine_parameters!(kind, stored.scales);
+            out.biases = affine_parameters!(kind, stored.biases);
             for (index, codes) in out.codes.iter_mut().enumerate() {
                 *codes = affine_codes::<ID>(data, index);
             }
-            out.scales = affine_parameters(kind, stored.scales);
-            out.biases = affine_parameters(kind, stored.biases);
         }
     }
     out
@@ -228,34 +259,6 @@ fn odd_codes<const BITS: u8>(data: &[u8], at: usize) -> __m256i {
         *words = _mm256_srl_epi16(high, _mm_cvtsi32_si128(16 - i32::from(BITS)));
     }
     _mm256_packus_epi16(words[0], words[1])
-}
-
-/// The scales, or the biases, of eight blocks.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn affine_parameters(kind: Kind, stored: &[u8]) -> __m256 {
-    let Kind::Affine { group, scales, .. } = kind else { return _mm256_setzero_ps() };
-    let values = match scales {
-        FloatType::F32 => _mm256_castsi256_ps(match group {
-            32 => bytes(stored, 0),
-            64 => _mm256_castsi128_si256(short(stored, 0)),
-            _ => _mm256_castsi128_si256(_mm_cvtsi64_si128(eight(stored, 0))),
-        }),
-        FloatType::F16 | FloatType::Bf16 => {
-            let halves = match group {
-                32 => short(stored, 0),
-                64 => _mm_cvtsi64_si128(eight(stored, 0)),
-                _ => _mm_cvtsi32_si128(four(stored, 0)),
-            };
-            match scales {
-                FloatType::F16 => _mm256_cvtph_ps(halves),
-                _ => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))),
-            }
-        }
-    };
-    let blocks = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    let shift = _mm_cvtsi32_si128((group / 32).trailing_zeros() as i32);
-    _mm256_permutevar8x32_ps(values, _mm256_srl_epi32(blocks, shift))
 }
 
 /// Blocks of 16 bytes whose low nibbles are the first 16 codes and whose high ones the others.
