@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "vector instructions")]
 
+mod gemm;
 mod load;
 
 use std::arch::x86_64::*;
@@ -19,6 +20,9 @@ use crate::cpu::integer::portable::TokenChunk;
 use crate::cpu::integer::{BLOCK, Kind, Padded, Rows, Tokens, quantize_portable};
 use load::{PART, Vectors, load, part_of};
 
+/// From so many tokens on, weights are unpacked for all of them into a panel.
+const MANY: usize = 6;
+
 /// See [`crate::cpu::integer::portable::multiply`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
@@ -27,6 +31,10 @@ pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    if tokens.n >= MANY {
+        gemm::multiply::<ID>(rows, tokens, out);
+        return;
+    }
     let mut first = 0;
     while first < tokens.n {
         let out = &mut out[first * rows.n_rows..];

@@ -47,6 +47,19 @@ impl Id {
             bits => Kind::Affine { bits, group: 32, scales: FloatType::F32 },
         }
     }
+
+    /// The largest code of a kind whose codes need less than eight bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const fn largest(id: u8) -> i32 {
+        match id {
+            Self::Q2_K => 3,
+            Self::Q3_K => 7,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4_K => 15,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => 31,
+            Self::Q6_K => 63,
+            bits => (1 << bits) - 1,
+        }
+    }
 }
 
 /// Calls the version of a kernel that is compiled for a kind.
