@@ -2,8 +2,9 @@
 //!
 //! In the panel four consecutive columns of eight rows form a vector, so that four columns of a token are
 //! broadcast to all lanes and nothing is added across. Sums of products stay in 16 bits for as many steps
-//! as the kind's codes allow, a whole block of codes of four bits.
+//! as the kind's codes allow: a whole block of codes of four bits, none of eight.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -22,6 +23,70 @@ const BLOCKS: usize = PART / BLOCK;
 
 /// A value of each row.
 type Words = [i32; PANEL];
+
+/// Loads a vector of weights and multiplies it with four codes of four tokens; sums stay in 16 bits.
+macro_rules! narrow_step {
+    ($weights:literal, $codes:literal) => {
+        narrow_step!(@ $weights, $codes, "a" "b" "c" "d")
+    };
+    (@ $weights:literal, $codes:literal, $($token:literal)*) => {
+        concat!(
+            "vmovdqu {w}, [{weights} + ", $weights, "]\n",
+            $(
+                "vpbroadcastd {t}, dword ptr [{p", $token, "} + ", $codes, "]\n",
+                "vpmaddubsw {t}, {w}, {t}\n",
+                "vpaddw {", $token, "}, {", $token, "}, {t}\n",
+            )*
+        )
+    };
+}
+
+/// The same with signed weights of eight bits; sums are of 32 bits.
+macro_rules! wide_step {
+    ($weights:literal, $codes:literal) => {
+        wide_step!(@ $weights, $codes, "a" "b" "c" "d")
+    };
+    (@ $weights:literal, $codes:literal, $($token:literal)*) => {
+        concat!(
+            "vmovdqu {w}, [{weights} + ", $weights, "]\n",
+            "vpabsb {m}, {w}\n",
+            $(
+                "vpbroadcastd {t}, dword ptr [{p", $token, "} + ", $codes, "]\n",
+                "vpsignb {t}, {t}, {w}\n",
+                "vpmaddubsw {t}, {m}, {t}\n",
+                "vpmaddwd {t}, {t}, {ones}\n",
+                "vpaddd {", $token, "}, {", $token, "}, {t}\n",
+            )*
+        )
+    };
+}
+
+/// Adds the products of some steps to the sums of four tokens. Written as instructions: left to itself
+/// the compiler loads the codes of many steps first and spills them.
+macro_rules! add_steps {
+    ($($step:expr),*; $weights:expr, $codes:expr, $sums:expr ; $($operands:tt)*) => {{
+        let [a, b, c, d] = $sums;
+        // SAFETY: reads a vector of `weights` and four codes of each token for each step.
+        unsafe {
+            asm!(
+                $($step,)*
+                weights = in(reg) $weights,
+                w = out(ymm_reg) _,
+                t = out(ymm_reg) _,
+                a = inout(ymm_reg) *a,
+                b = inout(ymm_reg) *b,
+                c = inout(ymm_reg) *c,
+                d = inout(ymm_reg) *d,
+                pa = in(reg) $codes[0].as_ptr(),
+                pb = in(reg) $codes[1].as_ptr(),
+                pc = in(reg) $codes[2].as_ptr(),
+                pd = in(reg) $codes[3].as_ptr(),
+                $($operands)*
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+    }};
+}
 
 thread_local! {
     static PANELS: RefCell<Panel> = RefCell::default();
@@ -50,10 +115,7 @@ pub(super) fn multiply<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: 
             let mut first = 0;
             while first < tokens.n {
                 let place = Place { first, first_row, n_rows };
-                // Wider tiles would not fit the registers where sums of 16 and 32 bits are kept.
-                let is_short = const { steps_in_16_bits(ID) < STEPS };
                 first += match tokens.n - first {
-                    8.. if !is_short => panel.apply::<ID, 8>(rows, tokens, place, out),
                     4.. => panel.apply::<ID, 4>(rows, tokens, place, out),
                     2.. => panel.apply::<ID, 2>(rows, tokens, place, out),
                     _ => panel.apply::<ID, 1>(rows, tokens, place, out),
@@ -67,15 +129,15 @@ pub(super) fn multiply<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: 
 const fn steps_in_16_bits(id: u8) -> usize {
     let kind = Id::kind(id);
     if kind.is_wide() {
-        return 1;
+        // Their sums are of 32 bits.
+        return STEPS;
     }
     let steps = (i16::MAX as i32 / (2 * 127 * Id::largest(id))) as usize;
     let most = if kind.has_subs() { STEPS / 2 } else { STEPS };
     match steps {
         8.. => most,
         4.. => STEPS / 2,
-        2.. => STEPS / 4,
-        _ => 1,
+        _ => STEPS / 4,
     }
 }
 
@@ -178,13 +240,34 @@ impl Panel {
             let mut isum = [_mm256_setzero_si256(); N];
             for first in (0..STEPS).step_by(run) {
                 let mut pairs = [_mm256_setzero_si256(); N];
-                for step in first..first + run {
-                    let weights = load_words(&weights[step]);
-                    for (pairs, codes) in pairs.iter_mut().zip(&codes) {
-                        let four: &[i8; 4] = codes[4 * step..].first_chunk().expect("four");
-                        let four = _mm256_set1_epi32(i32::from_le_bytes(four.map(|x| x as u8)));
-                        let products = pair_products(weights, four, kind.is_wide());
-                        *pairs = _mm256_add_epi16(*pairs, products);
+                let weights = &weights[first..first + run];
+                if let Ok(codes) = <&[&[i8; BLOCK]; 4]>::try_from(&codes[..]) {
+                    let [a, b, c, d] = codes;
+                    let part = 4 * first..4 * (first + run);
+                    let codes = [&a[part.clone()], &b[part.clone()], &c[part.clone()], &d[part]];
+                    if kind.is_wide() {
+                        add_wide(weights, codes, (&mut isum[..]).try_into().expect("four"));
+                        continue;
+                    }
+                    add_narrow(weights, codes, (&mut pairs[..]).try_into().expect("four"));
+                } else {
+                    for (step, weights) in weights.iter().enumerate() {
+                        let weights = load_words(weights);
+                        for index in 0..N {
+                            let at = 4 * (first + step);
+                            let four: &[i8; 4] = codes[index][at..].first_chunk().expect("four");
+                            let four = _mm256_set1_epi32(four_codes(four));
+                            let products = pair_products(weights, four, kind.is_wide());
+                            if kind.is_wide() {
+                                let products = _mm256_madd_epi16(products, ones);
+                                isum[index] = _mm256_add_epi32(isum[index], products);
+                            } else {
+                                pairs[index] = _mm256_add_epi16(pairs[index], products);
+                            }
+                        }
+                    }
+                    if kind.is_wide() {
+                        continue;
                     }
                 }
                 let factor = factors[first / (STEPS / 2)];
@@ -197,8 +280,8 @@ impl Panel {
             for index in 0..N {
                 let at = at(index);
                 let sums: &[i16; 2] = tokens.sums[2 * at..].first_chunk().expect("two halves");
-                let [low, high] = sums.map(|sum| i32::from(sum as u16));
-                let sums = _mm256_set1_epi32(low | high << 16);
+                let both = i32::from(sums[0] as u16) | i32::from(sums[1]) << 16;
+                let sums = _mm256_set1_epi32(both);
                 let subs = if kind.has_subs() { subs } else { ones };
                 let isum = subtract_zeros(kind, isum[index], _mm256_madd_epi16(subs, sums));
                 let products = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), scales);
@@ -234,6 +317,60 @@ impl Panel {
         }
         N
     }
+}
+
+/// Adds the products of a run of steps, two or a multiple of four, to the sums of four tokens.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_narrow(weights: &[Words], codes: [&[i8]; 4], sums: &mut [__m256i; 4]) {
+    if let Ok(weights) = <&[Words; 2]>::try_from(weights) {
+        let [a, b, c, d] = codes;
+        let codes = [&a[..8], &b[..8], &c[..8], &d[..8]];
+        add_steps!(
+            narrow_step!("0", "0"),
+            narrow_step!("32", "4");
+            weights.as_ptr(), codes, sums;
+        );
+        return;
+    }
+    for (index, weights) in weights.as_chunks::<4>().0.iter().enumerate() {
+        let [a, b, c, d] = codes;
+        let four = 16 * index..16 * (index + 1);
+        let codes = [&a[four.clone()], &b[four.clone()], &c[four.clone()], &d[four]];
+        add_steps!(
+            narrow_step!("0", "0"),
+            narrow_step!("32", "4"),
+            narrow_step!("64", "8"),
+            narrow_step!("96", "12");
+            weights.as_ptr(), codes, sums;
+        );
+    }
+}
+
+/// Adds the products of a multiple of four steps to the sums of four tokens.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_wide(weights: &[Words], codes: [&[i8]; 4], sums: &mut [__m256i; 4]) {
+    for (index, weights) in weights.as_chunks::<4>().0.iter().enumerate() {
+        let [a, b, c, d] = codes;
+        let four = 16 * index..16 * (index + 1);
+        let codes = [&a[four.clone()], &b[four.clone()], &c[four.clone()], &d[four]];
+        add_steps!(
+            wide_step!("0", "0"),
+            wide_step!("32", "4"),
+            wide_step!("64", "8"),
+            wide_step!("96", "12");
+            weights.as_ptr(), codes, sums;
+            m = out(ymm_reg) _,
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
+        );
+    }
+}
+
+/// Four codes as a word.
+#[inline(always)]
+fn four_codes(&[a, b, c, d]: &[i8; 4]) -> i32 {
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
 }
 
 #[inline]
