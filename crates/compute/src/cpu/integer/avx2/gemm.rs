@@ -215,15 +215,27 @@ impl Panel {
         let width = tokens.n_chunks * CHUNK;
         let n_blocks = rows.cols / BLOCK;
         let ones = _mm256_set1_epi16(1);
+        // Cut to the number of blocks, so that the loop over them checks little.
+        let mut all_codes: [&[[i8; BLOCK]]; N] = [&[]; N];
+        let mut all_sums: [&[[i16; 2]]; N] = [&[]; N];
+        let [mut all_scales, mut all_scaled_sums]: [[&[f32]; N]; 2] = [[&[]; N]; 2];
+        for index in 0..N {
+            let begin = (place.first + index) * width / BLOCK;
+            let blocks = begin..begin + n_blocks;
+            all_codes[index] = &tokens.codes.as_chunks().0[blocks.clone()];
+            all_sums[index] = &tokens.sums.as_chunks().0[blocks.clone()];
+            all_scales[index] = &tokens.scales[blocks.clone()];
+            all_scaled_sums[index] = &tokens.scaled_sums[blocks];
+        }
+        let all_weights = &self.codes.as_chunks::<STEPS>().0[..n_blocks];
+        let weight_scales = &self.scales[..n_blocks];
+        let biases = &self.biases[..n_blocks];
         let mut lanes = [[_mm256_setzero_ps(); N]; LANES];
         for block in 0..n_blocks {
-            let weights: &[Words; STEPS] =
-                self.codes[block * STEPS..].first_chunk().expect("the panel has all blocks");
-            let at = |index: usize| (place.first + index) * width / BLOCK + block;
+            let weights = &all_weights[block];
             let mut codes = [&[0_i8; BLOCK]; N];
-            for (index, codes) in codes.iter_mut().enumerate() {
-                let at = at(index) * BLOCK;
-                *codes = tokens.codes[at..].first_chunk().expect("a token has all columns");
+            for index in 0..N {
+                codes[index] = &all_codes[index][block];
             }
             // Factors of the first and of the second half of all rows.
             let subs = load_words(&self.subs[block]);
@@ -275,28 +287,27 @@ impl Panel {
                     *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(pairs, factor));
                 }
             }
-            let scales = load_floats(&self.scales[block]);
+            let scales = load_floats(&weight_scales[block]);
             let lane = &mut lanes[block % LANES];
             for index in 0..N {
-                let at = at(index);
-                let sums: &[i16; 2] = tokens.sums[2 * at..].first_chunk().expect("two halves");
+                let sums = all_sums[index][block];
                 let both = i32::from(sums[0] as u16) | i32::from(sums[1]) << 16;
                 let sums = _mm256_set1_epi32(both);
                 let subs = if kind.has_subs() { subs } else { ones };
                 let isum = subtract_zeros(kind, isum[index], _mm256_madd_epi16(subs, sums));
                 let products = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), scales);
-                let scale = _mm256_set1_ps(tokens.scales[at]);
+                let scale = _mm256_set1_ps(all_scales[index][block]);
                 let mut sum = _mm256_fmadd_ps(products, scale, lane[index]);
                 match kind.bias() {
                     Bias::None => {}
                     Bias::Block => {
-                        let scaled_sum = _mm256_set1_ps(tokens.scaled_sums[at]);
-                        sum = _mm256_fmadd_ps(load_floats(&self.biases[block]), scaled_sum, sum);
+                        let scaled_sum = _mm256_set1_ps(all_scaled_sums[index][block]);
+                        sum = _mm256_fmadd_ps(load_floats(&biases[block]), scaled_sum, sum);
                     }
                     Bias::Halves => {
                         let bsum = _mm256_madd_epi16(load_words(&self.mins[block]), sums);
                         let bsum = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(bsum));
-                        sum = _mm256_fmadd_ps(load_floats(&self.biases[block]), bsum, sum);
+                        sum = _mm256_fmadd_ps(load_floats(&biases[block]), bsum, sum);
                     }
                 }
                 lane[index] = sum;
