@@ -50,12 +50,9 @@ pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
 fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
     multiply_with(rows, tokens, out, unpack_kind::<ID>, |_, chunk, x, lanes| {
         add_chunk::<ID>(chunk, x, lanes, |sum, weights, codes| {
-            // SAFETY: the caller has these features.
-            unsafe {
-                let low = vmull_s8(vget_low_s8(weights), vget_low_s8(codes));
-                let high = vmull_high_s8(weights, codes);
-                vpadalq_s16(vpadalq_s16(sum, low), high)
-            }
+            let low = vmull_s8(vget_low_s8(weights), vget_low_s8(codes));
+            let high = vmull_high_s8(weights, codes);
+            vpadalq_s16(vpadalq_s16(sum, low), high)
         });
     });
 }
