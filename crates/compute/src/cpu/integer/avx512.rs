@@ -12,10 +12,11 @@ mod load;
 use std::arch::x86_64::*;
 
 use crate::cpu::integer::activations::BlocksMut;
+use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
 use crate::cpu::integer::portable::{TokenChunk, with_whole_chunk};
 use crate::cpu::integer::{Kind, Rows, Tokens, quantize_portable};
-use load::{Id, Vectors, load};
+use load::{Vectors, load};
 
 /// From so many tokens on, weights are unpacked for all of them into a panel.
 const MANY: usize = 6;
@@ -23,27 +24,7 @@ const MANY: usize = 6;
 /// See [`crate::cpu::integer::portable::multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
 pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
-    match rows.kind {
-        Kind::Affine { bits: 2, .. } => multiply_kind::<{ Id::A2 }>(rows, tokens, out),
-        Kind::Affine { bits: 3, .. } => multiply_kind::<{ Id::A3 }>(rows, tokens, out),
-        Kind::Affine { bits: 4, .. } => multiply_kind::<{ Id::A4 }>(rows, tokens, out),
-        Kind::Affine { bits: 5, .. } => multiply_kind::<{ Id::A5 }>(rows, tokens, out),
-        Kind::Affine { bits: 6, .. } => multiply_kind::<{ Id::A6 }>(rows, tokens, out),
-        Kind::Affine { .. } => multiply_kind::<{ Id::A8 }>(rows, tokens, out),
-        Kind::Q4_0 => multiply_kind::<{ Id::Q4_0 }>(rows, tokens, out),
-        Kind::Q4_1 => multiply_kind::<{ Id::Q4_1 }>(rows, tokens, out),
-        Kind::Q5_0 => multiply_kind::<{ Id::Q5_0 }>(rows, tokens, out),
-        Kind::Q5_1 => multiply_kind::<{ Id::Q5_1 }>(rows, tokens, out),
-        Kind::Q8_0 => multiply_kind::<{ Id::Q8_0 }>(rows, tokens, out),
-        Kind::Iq4Nl => multiply_kind::<{ Id::IQ4_NL }>(rows, tokens, out),
-        Kind::Mxfp4 => multiply_kind::<{ Id::MXFP4 }>(rows, tokens, out),
-        Kind::Q2K => multiply_kind::<{ Id::Q2_K }>(rows, tokens, out),
-        Kind::Q3K => multiply_kind::<{ Id::Q3_K }>(rows, tokens, out),
-        Kind::Q4K => multiply_kind::<{ Id::Q4_K }>(rows, tokens, out),
-        Kind::Q5K => multiply_kind::<{ Id::Q5_K }>(rows, tokens, out),
-        Kind::Q6K => multiply_kind::<{ Id::Q6_K }>(rows, tokens, out),
-        Kind::Iq4Xs => multiply_kind::<{ Id::IQ4_XS }>(rows, tokens, out),
-    }
+    for_kind!(rows.kind, multiply_kind(rows, tokens, out));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]

@@ -27,6 +27,8 @@ mod activations;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod id;
 mod kind;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;

@@ -1,19 +1,20 @@
 //! The definition of the product, as it is written, for any machine.
 
 use crate::cpu::integer::unpack::{Chunk, unpack};
-use crate::cpu::integer::{BLOCK, CHUNK, LANES, Padded, Rows, Stored, Tokens, sum_lanes};
+use crate::cpu::integer::{BLOCK, CHUNK, Kind, LANES, Padded, Rows, Stored, Tokens, sum_lanes};
 
 /// `out[token * n_rows + row]` for all rows and tokens.
 pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
-    multiply_with(rows, tokens, out, add_chunk);
+    multiply_with(rows, tokens, out, unpack, add_chunk);
 }
 
-/// Unpacks every chunk of weights once and multiplies it with all tokens by `add_chunk`.
+/// Unpacks every chunk of weights once, by `unpack`, and multiplies it with all tokens by `add_chunk`.
 #[inline(always)]
 pub(crate) fn multiply_with(
     rows: &Rows<'_>,
     tokens: &Tokens<'_>,
     out: &mut [f32],
+    unpack: impl Fn(Kind, Stored<'_>, &mut Chunk),
     add_chunk: impl Fn(&Rows<'_>, &Chunk, TokenChunk<'_>, &mut [f32; LANES]),
 ) {
     /// Tokens whose running sums are kept beside a chunk.

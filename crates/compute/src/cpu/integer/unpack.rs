@@ -94,6 +94,11 @@ fn affine(bits: u8, group: u16, float: FloatType, stored: Stored<'_>, out: &mut 
         6 => affine_codes::<6>(stored.data, &mut out.codes),
         _ => out.codes.copy_from_slice(stored.data),
     }
+    affine_parameters(group, float, stored, out);
+}
+
+#[inline(always)]
+fn affine_parameters(group: u16, float: FloatType, stored: Stored<'_>, out: &mut Chunk) {
     let blocks_per_group = usize::from(group) / BLOCK;
     let n_groups = LANES / blocks_per_group;
     for (bytes, values) in [(stored.scales, &mut out.scales), (stored.biases, &mut out.biases)] {
@@ -102,6 +107,25 @@ fn affine(bits: u8, group: u16, float: FloatType, stored: Stored<'_>, out: &mut 
         for (index, value) in values.iter_mut().enumerate() {
             *value = groups[index / blocks_per_group];
         }
+    }
+}
+
+/// Scales and biases alone, of kinds whose codes are unpacked by vector instructions.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(crate) fn unpack_parameters(kind: Kind, stored: Stored<'_>, out: &mut Chunk) {
+    match kind {
+        Kind::Affine { group, scales, .. } => affine_parameters(group, scales, stored, out),
+        Kind::Q8_0 => {
+            for (scale, block) in out.scales.iter_mut().zip(stored.data.as_chunks::<34>().0) {
+                *scale = half(block, 0);
+            }
+        }
+        Kind::Q4K => super_blocks::<144>(stored.data, out, |block, mut out| {
+            scales_of(block, &mut out);
+        }),
+        // No other kind is unpacked like that.
+        _ => unpack(kind, stored, out),
     }
 }
 

@@ -7,8 +7,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use crate::cpu::integer::avx512::load::{Id, Vectors, load, widen};
+use crate::cpu::integer::avx512::load::{Vectors, load, widen};
 use crate::cpu::integer::avx512::load_floats;
+use crate::cpu::integer::id::Id;
 use crate::cpu::integer::kind::Bias;
 use crate::cpu::integer::portable::with_whole_chunk;
 use crate::cpu::integer::{BLOCK, CHUNK, LANES, Rows, Tokens};

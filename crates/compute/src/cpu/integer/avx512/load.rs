@@ -4,55 +4,11 @@ use std::arch::x86_64::*;
 
 use checkpoint::FloatType;
 
+use crate::cpu::integer::id::Id;
 use crate::cpu::integer::unpack::{
     E2M1_CODES, IQ4_CODES, iq4_xs_scales, q3_k_subs, scales_and_mins,
 };
 use crate::cpu::integer::{Kind, Stored};
-
-/// Numbers of kinds: kernels are compiled for each.
-pub(super) struct Id;
-
-impl Id {
-    pub(super) const A2: u8 = 2;
-    pub(super) const A3: u8 = 3;
-    pub(super) const A4: u8 = 4;
-    pub(super) const A5: u8 = 5;
-    pub(super) const A6: u8 = 6;
-    pub(super) const A8: u8 = 8;
-    pub(super) const Q4_0: u8 = 10;
-    pub(super) const Q4_1: u8 = 11;
-    pub(super) const Q5_0: u8 = 12;
-    pub(super) const Q5_1: u8 = 13;
-    pub(super) const Q8_0: u8 = 14;
-    pub(super) const IQ4_NL: u8 = 15;
-    pub(super) const MXFP4: u8 = 16;
-    pub(super) const Q2_K: u8 = 17;
-    pub(super) const Q3_K: u8 = 18;
-    pub(super) const Q4_K: u8 = 19;
-    pub(super) const Q5_K: u8 = 20;
-    pub(super) const Q6_K: u8 = 21;
-    pub(super) const IQ4_XS: u8 = 22;
-
-    /// A kind with this number, for what kinds of the number have in common.
-    pub(super) const fn kind(id: u8) -> Kind {
-        match id {
-            Self::Q4_0 => Kind::Q4_0,
-            Self::Q4_1 => Kind::Q4_1,
-            Self::Q5_0 => Kind::Q5_0,
-            Self::Q5_1 => Kind::Q5_1,
-            Self::Q8_0 => Kind::Q8_0,
-            Self::IQ4_NL => Kind::Iq4Nl,
-            Self::MXFP4 => Kind::Mxfp4,
-            Self::Q2_K => Kind::Q2K,
-            Self::Q3_K => Kind::Q3K,
-            Self::Q4_K => Kind::Q4K,
-            Self::Q5_K => Kind::Q5K,
-            Self::Q6_K => Kind::Q6K,
-            Self::IQ4_XS => Kind::Iq4Xs,
-            bits => Kind::Affine { bits, group: 32, scales: FloatType::F32 },
-        }
-    }
-}
 
 /// A chunk of a row in vectors. What a kind has not is zero and unused.
 pub(super) struct Vectors {
