@@ -19,6 +19,7 @@ pub(crate) struct Math {
 }
 
 /// Makes the table of an instruction set from its features.
+#[cfg(target_arch = "x86_64")]
 macro_rules! math {
     ($($feature:literal)?) => {{
         $(#[target_feature(enable = $feature)])?
@@ -66,6 +67,7 @@ macro_rules! math {
         }
     }};
 }
+#[cfg(target_arch = "x86_64")]
 pub(crate) use math;
 
 /// The table for any machine.
