@@ -203,6 +203,10 @@ pub struct RunArgs {
     /// Record which experts are asked for, for cache-sim.
     #[arg(long, value_name = "FILE")]
     pub trace_routing: Option<PathBuf>,
+    /// Where it is kept which experts were used much, so that the next run begins with those; default: a file
+    /// of each checkpoint's own in the user's cache directory, and off for the demo model.
+    #[arg(long, value_name = "FILE|off")]
+    pub heat_map: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::cache;
+
 /// The name by which commands know the demo model.
 pub const NAME: &str = "demo";
 /// Default memory for its routed experts: less than the 14 MB that they take, so that they stream.
@@ -51,20 +53,9 @@ pub fn directory() -> anyhow::Result<PathBuf> {
 
 /// Directories to keep it in, best first.
 fn candidates() -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(cache) = variable("FLASH_MOE_CACHE") {
-        return vec![cache];
-    }
-    let home = variable("HOME");
-    let cache = if cfg!(windows) {
-        variable("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home.map(|home| home.join("Library/Caches"))
-    } else {
-        variable("XDG_CACHE_HOME").or_else(|| home.map(|home| home.join(".cache")))
-    };
-    let cache = cache.map(|cache| cache.join("flash-moe"));
-    cache.into_iter().chain([std::env::temp_dir().join("flash-moe")]).collect()
+    // Who has said where it is to be does not want it elsewhere.
+    let elsewhere = (!cache::is_chosen()).then(|| std::env::temp_dir().join("flash-moe"));
+    cache::directory().into_iter().chain(elsewhere).collect()
 }
 
 /// Writes files that are missing or have another length: each under another name first, so that a

@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod cache;
 mod cache_sim;
 mod demo;
 mod inspect;

@@ -9,10 +9,13 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use chat::{ChatTemplate, Message, RenderOptions};
-use engine::{Engine, FinishReason, GenerateOptions, Sampling, Step, Usage, format_bytes};
+use engine::{
+    Engine, FinishReason, GenerateOptions, HeatMapPlace, Sampling, Step, Usage, format_bytes,
+};
 use serde_json::{Value, json};
 
 use crate::args::{RunArgs, Switch};
+use crate::cache;
 use crate::demo;
 use crate::output::{self, Progress};
 use crate::timing;
@@ -26,6 +29,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if model == demo::NAME && options.memory.is_none() && options.expert_cache.is_none() {
         options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
     }
+    options.heat_map = heat_map_place(args.heat_map.as_deref(), &model);
     let prompt = match prompt {
         Some(prompt) => prompt,
         None => prompt_from_stdin()?,
@@ -74,6 +78,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.trace_routing {
         engine.finish_trace().with_context(|| format!("writing {}", path.display()))?;
     }
+    if let Err(error) = engine.save_heat_map() {
+        eprintln!("warning: {error}");
+    }
     if args.json {
         output::json(&answer.to_json(&args, &engine, &model, &tokens, &sampling))?;
     } else if !answer.text.ends_with('\n') {
@@ -89,6 +96,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             format_bytes(plan.all_experts),
         );
         eprintln!("{}", timing::reader_line(engine.reader()));
+        if let Some(report) = engine.heat_map() {
+            eprintln!("{}", timing::heat_map_line(report));
+        }
         timing::print(&answer.prompt, &answer.decode, answer.steps.get(1..).unwrap_or_default());
     }
     if let Some(trace) = trace {
@@ -113,6 +123,16 @@ fn model_and_prompt(
         bail!("the prompt is empty");
     }
     Ok((model.to_owned(), prompt.map(str::to_owned)))
+}
+
+/// Where the heat map is kept: where the user says, else where the system wants such files.
+fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
+    match asked {
+        Some(path) if path == Path::new("off") => HeatMapPlace::Off,
+        Some(path) => HeatMapPlace::File(path.to_owned()),
+        None if model == demo::NAME => HeatMapPlace::Off,
+        None => cache::directory().map_or(HeatMapPlace::Off, HeatMapPlace::Directory),
+    }
 }
 
 fn is_model(argument: &str) -> bool {
@@ -226,6 +246,7 @@ impl Answer {
                 "prompt_chunk": plan.chunk,
             },
             "reader": timing::reader_json(engine.reader()),
+            "heat_map": engine.heat_map().map(timing::heat_map_json),
             "timing": {
                 "prompt": timing::to_json(&self.prompt),
                 "decode": timing::to_json(&self.decode),

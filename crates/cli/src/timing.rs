@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{Phase, ReaderReport, Usage};
+use engine::{HeatReport, Phase, ReaderReport, Usage};
 use serde_json::{Value, json};
 
 /// Prints a table with columns for the whole prompt, a token of it, and a generated token.
@@ -50,6 +50,10 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         }
     };
     row("read ahead, of use", String::new(), &ahead(prompt), ahead(decode));
+    if prompt.warm_reads + decode.warm_reads + prompt.warm_useful + decode.warm_useful > 0 {
+        let warm = |usage: &Usage| format!("{}, {} used", usage.warm_reads, usage.warm_useful);
+        row("read for heat map", warm(prompt), "", warm(decode));
+    }
     let read = |usage: &Usage| usage.bytes_read as f64 / 1e6;
     let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
     row("read from drive", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
@@ -83,7 +87,22 @@ pub fn reader_line(reader: &ReaderReport) -> String {
     line
 }
 
+/// What came of the heat map, in a line.
+pub fn heat_map_line(report: &HeatReport) -> String {
+    let path = report.path.display();
+    match (&report.n_used, &report.ignored) {
+        (Some(n_used), _) => format!("heat map of {n_used} experts from {path}"),
+        (None, Some(reason)) => format!("heat map ignored: {reason} ({path})"),
+        (None, None) => format!("no heat map yet at {path}"),
+    }
+}
+
 /// The same as JSON.
+pub fn heat_map_json(report: &HeatReport) -> Value {
+    json!({ "path": report.path, "experts": report.n_used, "ignored": report.ignored })
+}
+
+/// How experts are read, as JSON.
 pub fn reader_json(reader: &ReaderReport) -> Value {
     let probe = reader.probe.map(|probe| {
         json!({
@@ -107,6 +126,8 @@ pub fn to_json(usage: &Usage) -> Value {
         "hit_rate": usage.hit_rate(),
         "ahead_reads": usage.ahead_reads,
         "ahead_useful": usage.ahead_useful,
+        "warm_reads": usage.warm_reads,
+        "warm_useful": usage.warm_useful,
         "bytes_read": usage.bytes_read,
         "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
         "drive_bytes_per_second": usage.drive_bytes_per_second(),

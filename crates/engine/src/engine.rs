@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use checkpoint::{EmbeddedText, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
@@ -16,6 +16,7 @@ use trace::{Kind, Recorder, Span};
 use crate::budget::MemoryPlan;
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generation};
+use crate::heat::{Heat, HeatReport, HeatSaveError};
 use crate::inventory::Inventory;
 use crate::options::{Device, EngineOptions};
 use crate::runner::{DecoderRunner, LayerValues, Runner, StreamedExperts};
@@ -39,6 +40,7 @@ pub struct Engine {
     session_limit: usize,
     batch: Batch,
     recorder: Option<Recorder>,
+    heat: Option<Heat>,
 }
 
 /// Tokens to compute for one of several sessions in one pass.
@@ -137,7 +139,14 @@ impl Engine {
             ..StoreOptions::default()
         };
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
-        let store = ExpertStore::new(files, experts, &store_options)?;
+        let heat = Heat::new(&options.heat_map, &paths, &experts);
+        let mut store = ExpertStore::new(files, experts, &store_options)?;
+        let heat = heat.map(|(heat, map)| {
+            if let Some(map) = map {
+                store.recall(&map);
+            }
+            heat
+        });
         let mut workspace =
             Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
         workspace.log.timeline.record_to(options.recorder.clone());
@@ -159,6 +168,7 @@ impl Engine {
             session_limit: options.sessions,
             batch: Batch::default(),
             recorder: options.recorder.clone(),
+            heat,
         })
     }
 
@@ -210,6 +220,26 @@ impl Engine {
     /// How experts are read, and why so.
     pub fn reader(&self) -> &ReaderReport {
         self.runner.experts().reader()
+    }
+
+    /// The heat map and what came of it, if one is kept.
+    pub fn heat_map(&self) -> Option<&HeatReport> {
+        self.heat.as_ref().map(Heat::report)
+    }
+
+    /// Writes the heat map, if one is kept and experts were asked for since it was written last. An
+    /// engine that is dropped does so, too, and tells nobody if it fails.
+    pub fn save_heat_map(&mut self) -> Result<(), HeatSaveError> {
+        match &mut self.heat {
+            Some(heat) => heat.save(self.runner.experts()),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads experts that were hot in earlier runs into slots that are still empty, for so long or until
+    /// nothing is left to do, which it tells. For callers that wait for work, in short turns.
+    pub fn warm_up(&mut self, limit: Duration) -> bool {
+        self.runner.experts_mut().warm_up(limit)
     }
 
     /// Most prompt tokens in one forward pass.
@@ -345,7 +375,7 @@ impl Engine {
         self.runner.log().routing.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Writes which experts are asked for from now on to `out`, as [`crate::Trace`] reads it.
+    /// Writes which experts are asked for from now on to `out`, in the format of `docs/routing-trace.md`.
     pub fn record_trace(&mut self, out: Box<dyn Write + Send>) {
         self.runner.experts_mut().record_trace(out);
     }
@@ -367,5 +397,12 @@ impl Engine {
             Some(&token) => Err(Error::UnknownToken { token, vocab_size }),
             None => Ok(()),
         }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Nobody is there to be told; whoever wants to know has asked before.
+        drop(self.save_heat_map());
     }
 }

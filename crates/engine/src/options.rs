@@ -3,6 +3,8 @@
 use experts::{LookAhead, ReaderKind};
 use trace::Recorder;
 
+use crate::heat::HeatMapPlace;
+
 /// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -28,6 +30,8 @@ pub struct EngineOptions {
     pub reader: ReaderKind,
     /// Whether experts are read before they are asked for.
     pub look_ahead: LookAhead,
+    /// Where it is kept which experts were used much, for the next start.
+    pub heat_map: HeatMapPlace,
     /// Threads that read from the drive, where threads do.
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
@@ -55,6 +59,7 @@ impl Default for EngineOptions {
             threads: None,
             reader: ReaderKind::default(),
             look_ahead: LookAhead::default(),
+            heat_map: HeatMapPlace::default(),
             io_threads: 4,
             context: None,
             prompt_chunk: None,

@@ -22,6 +22,10 @@ pub struct Usage {
     pub ahead_reads: u64,
     /// Those of them that were asked for then.
     pub ahead_useful: u64,
+    /// Experts that were read for the heat map.
+    pub warm_reads: u64,
+    /// Experts read for the heat map, in this pass or before, that were asked for the first time.
+    pub warm_useful: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
@@ -49,6 +53,8 @@ impl Usage {
             misses: after.misses - before.misses,
             ahead_reads: after.ahead_reads.saturating_sub(before.ahead_reads),
             ahead_useful: after.ahead_useful - before.ahead_useful,
+            warm_reads: after.warm_reads.saturating_sub(before.warm_reads),
+            warm_useful: after.warm_useful - before.warm_useful,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
             submitting: after.submitting - before.submitting,
@@ -96,6 +102,8 @@ impl AddAssign<&Self> for Usage {
         self.misses += other.misses;
         self.ahead_reads += other.ahead_reads;
         self.ahead_useful += other.ahead_useful;
+        self.warm_reads += other.warm_reads;
+        self.warm_useful += other.warm_useful;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
         self.submitting += other.submitting;

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod files;
+mod heat_map;
 mod memory;
 mod options;
 mod page_cache;
@@ -21,6 +22,7 @@ mod trace;
 
 pub use crate::trace::{Trace, TraceError, TracedRequest};
 pub use files::{DataFiles, IoError, IoMode};
+pub use heat_map::{HeatMap, HeatMapError, identity};
 pub use memory::{
     BadSize, GroupLimit, MemoryLimits, UnknownMemory, parse_size, peak_resident_bytes,
     process_resident_bytes, reset_peak_resident,

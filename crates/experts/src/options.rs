@@ -51,6 +51,10 @@ pub struct Stats {
     pub ahead_reads: u64,
     /// Those of them that the next request asked for.
     pub ahead_useful: u64,
+    /// Experts that were read because a heat map says that they will be asked for some time.
+    pub warm_reads: u64,
+    /// Those of them that were asked for before they left.
+    pub warm_useful: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.

@@ -1,6 +1,7 @@
 //! The expert store: a fixed set of memory slots through which all routed experts move.
 
 mod look_ahead;
+mod warm;
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -55,6 +56,7 @@ pub struct ExpertStore {
     /// How many of those were begun by looking ahead.
     ahead_in_flight: usize,
     ahead: look_ahead::State,
+    warm: warm::State,
     request: Request,
     /// Slots that were delivered and that the caller may still hold.
     held: Vec<u32>,
@@ -77,6 +79,8 @@ struct Slot {
     is_owed: bool,
     /// Whether it was read ahead, and no request has told yet whether in vain.
     is_ahead: bool,
+    /// Whether it was read for the heat map, and nobody has asked for it yet.
+    is_warm: bool,
 }
 
 /// What is still owed to the caller.
@@ -123,7 +127,8 @@ impl ExpertStore {
         arena.advise_huge_pages();
         let slots = (0..n_slots).map(|_| {
             let block = arena.take(slot_bytes as usize).expect("the arena was sized for all slots");
-            Slot { block: Some(Arc::new(block)), key: 0, is_owed: false, is_ahead: false }
+            let block = Some(Arc::new(block));
+            Slot { block, key: 0, is_owed: false, is_ahead: false, is_warm: false }
         });
         let mut slots: Vec<Slot> = slots.collect();
         let prefault = Prefault::new(arena.pages(), slot_bytes as usize, n_slots);
@@ -150,6 +155,7 @@ impl ExpertStore {
             in_flight: 0,
             ahead_in_flight: 0,
             ahead: look_ahead::State::new(options.look_ahead, n_slots, widest),
+            warm: warm::State::default(),
             request: Request {
                 layer: 0,
                 number: 0,
@@ -214,6 +220,7 @@ impl ExpertStore {
         self.release();
         let result = self.take_completions();
         self.take_back_ahead();
+        self.judge_warm();
         self.request.layer = layer;
         self.request.number = self.request.number.wrapping_add(1);
         let mut n_asked = 0;
@@ -236,6 +243,10 @@ impl ExpertStore {
                 continue;
             };
             slot.is_owed = true;
+            if std::mem::replace(&mut slot.is_warm, false) {
+                self.stats.warm_useful += 1;
+                self.warm.in_flight -= usize::from(slot.block.is_none());
+            }
             if slot.block.is_some() {
                 // Hits stay before any miss takes a slot.
                 self.stats.hits += 1;
@@ -285,6 +296,9 @@ impl ExpertStore {
             self.take_completions()?;
             self.submit();
             self.sweep();
+            if self.is_last_delivery() {
+                self.warm();
+            }
             if !self.request.ready.is_empty() {
                 self.deliver(ready);
                 return Ok(());
@@ -349,7 +363,9 @@ impl ExpertStore {
             return Some(slot);
         }
         let victim = self.policy.take_victim()?;
-        Some(self.forget_place(victim))
+        let slot = self.forget_place(victim);
+        self.slots[slot as usize].is_warm = false;
+        Some(slot)
     }
 
     fn forget_place(&mut self, key: u32) -> u32 {
@@ -383,6 +399,7 @@ impl ExpertStore {
         entry.block = Some(block);
         let (key, is_owed, is_ahead) = (entry.key, entry.is_owed, entry.is_ahead);
         self.ahead_in_flight -= usize::from(is_ahead);
+        self.warm.in_flight -= usize::from(entry.is_warm);
         self.request.n_expected -= usize::from(is_owed);
         match result {
             Ok(bytes) => {
@@ -395,7 +412,7 @@ impl ExpertStore {
                 Ok(())
             }
             Err(error) => {
-                (entry.is_owed, entry.is_ahead) = (false, false);
+                (entry.is_owed, entry.is_ahead, entry.is_warm) = (false, false, false);
                 self.forget_place(key);
                 self.free.push(slot);
                 // Nobody waits for an expert that nobody asked for; who asks will be told.

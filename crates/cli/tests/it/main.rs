@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod cache_sim;
 mod gguf;
+mod heat_map;
 mod inspect;
 mod invariance;
 mod memory;

@@ -22,6 +22,13 @@ pub trait Policy: Send {
     fn must_stay(&mut self, key: u32);
     /// The key that should leave, of those that may; it is not in memory from then on.
     fn take_victim(&mut self) -> Option<u32>;
+    /// What a key's uses are worth now, as a logarithm to base 2 of a number of uses; `None` for a key
+    /// that was never used, and from policies that do not count.
+    fn worth(&self, _key: u32) -> Option<f64> {
+        None
+    }
+    /// Begins with what a key was worth in an earlier life, if the policy counts.
+    fn recall(&mut self, _key: u32, _worth: f64) {}
 }
 
 /// Which policy chooses the expert that leaves.

@@ -132,6 +132,15 @@ impl Policy for Frecency {
     fn take_victim(&mut self) -> Option<u32> {
         self.ranks.pop()
     }
+
+    fn worth(&self, key: u32) -> Option<f64> {
+        let rank = self.ranks.get(key);
+        (rank > f64::NEG_INFINITY).then(|| rank - self.clock / self.uses_per_half_life)
+    }
+
+    fn recall(&mut self, key: u32, worth: f64) {
+        self.ranks.set(key, worth + self.clock / self.uses_per_half_life);
+    }
 }
 
 impl Policy for Belady {

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use compute::Routing;
 
-use super::{ExpertStore, NOWHERE};
+use super::{ExpertStore, NOWHERE, Slot};
 use crate::reader::{Job, Urgency};
 
 /// Whether experts are read before they are asked for.
@@ -136,21 +136,24 @@ impl ExpertStore {
         let ahead = &mut self.ahead;
         let is_whole = self.n_in_memory[layer] as usize == self.layers[layer].len();
         let is_off = ahead.mode == LookAhead::Off || ahead.sweep.is_some();
-        if is_off || is_whole {
-            return false;
-        }
-        if n_rows > MOST_ROWS {
-            if ahead.mode == LookAhead::On || ahead.sweep_precision >= LEAST_SWEEP_PRECISION {
-                return true;
+        let is_wanted = if is_off || is_whole {
+            false
+        } else if n_rows > MOST_ROWS {
+            let is_trusted =
+                ahead.mode == LookAhead::On || ahead.sweep_precision >= LEAST_SWEEP_PRECISION;
+            if !is_trusted {
+                // Distrust fades, so that what failed for one prompt is tried again.
+                ahead.sweep_precision += (1.0 - ahead.sweep_precision) / 256.0;
             }
-            // Distrust fades, so that what failed for one prompt is tried again.
-            ahead.sweep_precision += (1.0 - ahead.sweep_precision) / 256.0;
-            return false;
+            is_trusted
+        } else {
+            ahead.asleep_for = ahead.asleep_for.saturating_sub(1);
+            ahead.asleep_for == 0
+        };
+        if !is_wanted {
+            self.warm();
         }
-        if ahead.asleep_for > 0 {
-            ahead.asleep_for -= 1;
-        }
-        ahead.asleep_for == 0
+        is_wanted
     }
 
     /// Tells the predicted routing of a layer to come. Reads begin if nobody waits for the drive.
@@ -164,7 +167,7 @@ impl ExpertStore {
             return;
         }
         self.ahead.window.predictions += 1;
-        let is_idle = self.in_flight == 0 && self.request.waiting.is_empty();
+        let is_idle = self.in_flight == self.warm.in_flight && self.request.waiting.is_empty();
         // The surest of all rows first.
         for rank in 0..routing.top_k {
             let rows = routing.experts.chunks_exact(routing.top_k);
@@ -189,6 +192,7 @@ impl ExpertStore {
             }
         }
         self.begin_reads();
+        self.warm();
         self.book(begin, elsewhere);
     }
 
@@ -242,20 +246,26 @@ impl ExpertStore {
         true
     }
 
-    /// Takes back what was to be read ahead and has not begun; before a request is looked at.
+    /// Takes back what was to be read ahead or for the heat map and has not begun; before a request is
+    /// looked at.
     pub(super) fn take_back_ahead(&mut self) {
         let mut n_taken = 0;
-        while self.ahead_in_flight > 0 {
+        while self.in_flight > 0 {
             let Some(Job { slot, block, .. }) = self.reader.take_back() else { break };
-            n_taken += 1;
             self.in_flight -= 1;
-            self.ahead_in_flight -= 1;
-            self.stats.ahead_reads -= 1;
             let entry = &mut self.slots[slot as usize];
-            (entry.block, entry.is_ahead) = (Some(block), false);
-            let key = entry.key;
+            let Slot { key, is_ahead, is_warm, .. } = *entry;
+            (entry.block, entry.is_ahead, entry.is_warm) = (Some(block), false, false);
             self.forget_place(key);
             self.free.push(slot);
+            if is_warm {
+                self.take_back_warm(key);
+            } else {
+                n_taken += 1;
+                // One that was settled meanwhile counts no more.
+                self.ahead_in_flight -= usize::from(is_ahead);
+                self.stats.ahead_reads -= 1;
+            }
         }
         if n_taken > 0 {
             let slots = &self.slots;
@@ -315,6 +325,16 @@ impl ExpertStore {
             ahead.n_reads = (ahead.n_reads + 1).min(MOST_READS);
         }
         ahead.judge();
+    }
+
+    /// Whether nothing is to be read before it is asked for.
+    pub(super) fn is_look_ahead_off(&self) -> bool {
+        self.ahead.mode == LookAhead::Off
+    }
+
+    /// Whether the next layer is being read whole.
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.ahead.sweep.is_some()
     }
 
     /// Begins to sweep through the next layer if this one is used nearly whole.

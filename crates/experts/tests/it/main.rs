@@ -1,5 +1,6 @@
 //! Integration tests of the expert store: real files, real threads.
 
+mod heat_map;
 mod look_ahead;
 mod trace;
 
@@ -366,6 +367,7 @@ proptest! {
         (reader, io_threads) in prop::sample::select(READERS.as_slice()),
         policy in prop::sample::select(PolicyKind::ALL.as_slice()),
         look_ahead in prop::sample::select(&[LookAhead::Auto, LookAhead::On, LookAhead::Off][..]),
+        is_warm in prop::bool::ANY,
         requests in prop::collection::vec(
             (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..=EXPERTS), 0..4),
             1..12,
@@ -374,6 +376,9 @@ proptest! {
         let model = Model::new();
         let options = StoreOptions { reader, io_threads, policy, look_ahead, ..StoreOptions::default() };
         let mut store = model.store(n_slots, options, IoMode::Direct);
+        if is_warm {
+            prop_assert!(store.recall(&heat_map::trained(&model)));
+        }
         for (layer, experts, kind) in requests {
             let experts: Vec<u32> = experts.into_iter().collect();
             match kind {
