@@ -1,9 +1,10 @@
 //! The inner loops, and the instructions that they are written for.
 //!
 //! CPU features are looked at once, at run time, and select a table of functions. Every version keeps
-//! to the same order of additions per result: eight running sums, element `i` into sum `i % 8`, added
-//! up at the end by [`sum_lanes`]. So a result does not depend on how work was cut into calls; between
-//! versions it differs only by fused or separate rounding of products.
+//! to the same order of additions per result. Products of numbers have eight running sums, element `i`
+//! into sum `i % 8`, added up at the end by [`sum_lanes`]; those of low-bit codes are defined in
+//! [`crate::cpu::integer`]. So a result does not depend on how work was cut into calls; between versions
+//! it differs, for numbers only, by fused or separate rounding of products.
 
 use checkpoint::{FloatType, Format};
 
@@ -27,7 +28,7 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512: F, BW, VL, VNNI and VBMI.
+    /// x86-64 with AVX-512: F, BW, DQ, VL, VNNI and VBMI.
     Avx512,
     /// 64-bit Arm.
     Neon,

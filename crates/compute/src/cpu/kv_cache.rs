@@ -59,14 +59,16 @@ impl Values {
         }
     }
 
-    /// Some values in `f32`, decoded into `scratch` if need be.
+    /// The first `n` positions of a head in `f32`, decoded into `scratch` if need be.
     fn read<'a>(
         &'a self,
         kernels: &Kernels,
-        at: usize,
-        len: usize,
+        spec: &AttentionSpec,
+        head: usize,
+        n: usize,
         scratch: &'a mut Vec<f32>,
     ) -> &'a [f32] {
+        let (at, len) = (head * PAGE * spec.head_dim, n * spec.head_dim);
         match self {
             Self::Single(all) => &all[at..at + len],
             Self::Half(bytes) => {
@@ -130,8 +132,7 @@ impl KvCache {
         n: usize,
         scratch: &'a mut Vec<f32>,
     ) -> &'a [f32] {
-        let at = head * PAGE * spec.head_dim;
-        self.pages[page].keys.read(kernels, at, n * spec.head_dim, scratch)
+        self.pages[page].keys.read(kernels, spec, head, n, scratch)
     }
 
     /// Values of the first `n` positions of a page.
@@ -144,8 +145,7 @@ impl KvCache {
         n: usize,
         scratch: &'a mut Vec<f32>,
     ) -> &'a [f32] {
-        let at = head * PAGE * spec.head_dim;
-        self.pages[page].values.read(kernels, at, n * spec.head_dim, scratch)
+        self.pages[page].values.read(kernels, spec, head, n, scratch)
     }
 
     /// All keys and values.

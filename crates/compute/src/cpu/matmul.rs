@@ -1,9 +1,10 @@
 //! Products of activations with stored weights.
 //!
 //! Low-bit weights are multiplied as they are stored, with activations quantised to eight bits
-//! ([`crate::cpu::integer`]), unless a backend is precise. Other weights are decoded to `f32` in a scratch that stays in cache, and multiplied in register tiles. For
-//! few tokens a short stretch of columns is decoded at a time; for many tokens whole rows are, so that
-//! every weight is decoded once. Both add in the same order.
+//! ([`crate::cpu::integer`]), unless a backend is precise. Plain numbers are read as they are stored for
+//! few tokens. All other weights are decoded to `f32` in a scratch that stays in cache, and multiplied in
+//! register tiles: for few tokens a short stretch of columns is decoded at a time, for many whole rows
+//! are, so that every weight is decoded once. All add in the same order.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -119,8 +120,7 @@ pub(crate) fn quantize_rows<'a>(
     row: impl Fn(usize) -> &'a [f32] + Sync,
 ) {
     out.reset(n_rows, cols);
-    let width = out.padded_width();
-    let places = RowPlaces::new(out, width);
+    let places = RowPlaces::new(out);
     pool.run(n_rows, |index| {
         // SAFETY: each task has its own row.
         #[expect(unsafe_code, reason = "tasks write disjoint parts")]
@@ -140,10 +140,11 @@ pub(crate) struct RowPlaces<'a> {
 }
 
 impl<'a> RowPlaces<'a> {
-    pub(crate) fn new(rows: &'a mut QuantizedRows, padded_width: usize) -> Self {
+    pub(crate) fn new(rows: &'a mut QuantizedRows) -> Self {
+        let blocks_per_row = rows.padded_width() / BLOCK;
         let BlocksMut { codes, scales, sums, scaled_sums } = rows.parts_mut();
         Self {
-            blocks_per_row: padded_width / BLOCK,
+            blocks_per_row,
             codes: Parts::new(codes),
             scales: Parts::new(scales),
             sums: Parts::new(sums),

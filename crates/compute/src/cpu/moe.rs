@@ -175,8 +175,7 @@ fn run_jobs<'a>(
     let quantized = quantized.tokens();
 
     inner.reset(uses.len(), intermediate);
-    let width = inner.padded_width();
-    let places = RowPlaces::new(inner, width);
+    let places = RowPlaces::new(inner);
     let blocks = intermediate / BLOCK;
     pool.run(jobs.len() * blocks, |task| {
         let (job, block) = (&jobs[task / blocks], task % blocks);
