@@ -8,15 +8,18 @@
 
 mod gemm;
 mod load;
+mod order;
 
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 
 use crate::cpu::integer::activations::BlocksMut;
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
-use crate::cpu::integer::portable::{TokenChunk, with_whole_chunk};
-use crate::cpu::integer::{Kind, Rows, Tokens, quantize_portable};
-use load::{Vectors, load};
+use crate::cpu::integer::portable::with_whole_chunk;
+use crate::cpu::integer::{Kind, LANES, Rows, Tokens, quantize_portable};
+use load::{Vectors, load_as_it_lies};
+use order::{Order, reorder, sums_of_blocks};
 
 /// From so many tokens on, weights are unpacked for all of them into a panel.
 const MANY: usize = 6;
@@ -44,6 +47,11 @@ fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [
     }
 }
 
+thread_local! {
+    /// Codes of tokens in the order of a kind.
+    static REORDERED: RefCell<Vec<[i8; 64]>> = const { RefCell::new(Vec::new()) };
+}
+
 /// All rows times `N` tokens; gives `N`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
 fn few<const ID: u8, const N: usize>(
@@ -52,32 +60,70 @@ fn few<const ID: u8, const N: usize>(
     first: usize,
     out: &mut [f32],
 ) -> usize {
+    let tokens = tokens.rows(first, N);
+    if const { matches!(Order::of(ID), Order::Columns) } {
+        let codes = tokens.codes.as_chunks::<64>().0;
+        times::<ID, N>(rows, &tokens, codes, out);
+    } else {
+        REORDERED.with_borrow_mut(|codes| {
+            codes.clear();
+            reorder::<ID>(tokens.codes, codes);
+            times::<ID, N>(rows, &tokens, codes, out);
+        });
+    }
+    N
+}
+
+/// All rows times `N` tokens, whose codes are in the order of the kind.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+fn times<const ID: u8, const N: usize>(
+    rows: &Rows<'_>,
+    tokens: &Tokens<'_>,
+    codes: &[[i8; 64]],
+    out: &mut [f32],
+) {
+    let n_chunks = rows.n_chunks();
+    let x: [TokenRow<'_>; N] = std::array::from_fn(|index| {
+        let chunks = index * n_chunks..(index + 1) * n_chunks;
+        TokenRow {
+            codes: &codes.as_chunks().0[chunks.clone()],
+            scales: &tokens.scales.as_chunks().0[chunks.clone()],
+            sums: &tokens.sums.as_chunks().0[chunks.clone()],
+            scaled_sums: &tokens.scaled_sums.as_chunks().0[chunks],
+        }
+    });
     for row in 0..rows.n_rows {
         let mut lanes = [_mm512_setzero_ps(); N];
-        for chunk in 0..rows.n_chunks() {
+        for chunk in 0..n_chunks {
             let weights = with_whole_chunk(rows, row, chunk, |stored| {
                 if N == 1 {
                     prefetch::<ID>(stored.data);
                 }
-                load::<ID>(rows.kind, stored)
+                load_as_it_lies::<ID>(rows.kind, stored)
             });
-            for (index, lanes) in lanes.iter_mut().enumerate() {
-                let x = TokenChunk::of(tokens, first + index, chunk);
-                *lanes = add_chunk::<ID>(&weights, x, *lanes);
+            for (lanes, x) in lanes.iter_mut().zip(&x) {
+                *lanes = add_chunk::<ID>(&weights, x, chunk, *lanes);
             }
         }
         for (index, lanes) in lanes.iter().enumerate() {
             out[index * rows.n_rows + row] = sum_lanes(*lanes);
         }
     }
-    N
+}
+
+/// The chunks of a token, with codes in the order of a kind.
+struct TokenRow<'a> {
+    codes: &'a [[[i8; 64]; 8]],
+    scales: &'a [[f32; LANES]],
+    sums: &'a [[i16; 2 * LANES]],
+    scaled_sums: &'a [[f32; LANES]],
 }
 
 /// Asks for the bytes of a chunk some way ahead: the hardware's own prefetching begins anew at every page.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch<const ID: u8>(data: &[u8]) {
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 16 << 10;
     for line in (0..const { Id::kind(ID).chunk_bytes() }).step_by(64) {
         // A prefetch of any address is harmless.
         _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(AHEAD + line).cast());
@@ -87,26 +133,33 @@ fn prefetch<const ID: u8>(data: &[u8]) {
 /// Adds the products of a chunk to the lanes of a result.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
-fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) -> __m512 {
+fn add_chunk<const ID: u8>(
+    weights: &Vectors,
+    x: &TokenRow<'_>,
+    chunk: usize,
+    lanes: __m512,
+) -> __m512 {
     let kind = const { Id::kind(ID) };
-    let mut partial = [_mm512_setzero_si512(); 8];
-    for (index, partial) in partial.iter_mut().enumerate() {
-        let codes =
-            load_bytes(x.codes[64 * index..].first_chunk().expect("a chunk is eight vectors"));
-        *partial = _mm512_dpbusd_epi32(*partial, weights.codes[index], codes);
-        if kind.has_subs() {
+    let codes = &x.codes[chunk];
+    let mut isum = if kind.has_subs() {
+        let mut partial = [_mm512_setzero_si512(); 8];
+        for (index, partial) in partial.iter_mut().enumerate() {
+            let codes = load_bytes(&codes[index]);
             // The factor of each 16 columns stands in four lanes.
             let places = _mm512_add_epi32(
                 _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
                 _mm512_set1_epi32(4 * (index as i32 % 4)),
             );
             let subs = _mm512_permutexvar_epi32(places, weights.wide_subs(index / 4));
-            *partial = _mm512_mullo_epi32(*partial, subs);
+            let product = _mm512_dpbusd_epi32(*partial, weights.codes[index], codes);
+            *partial = _mm512_mullo_epi32(product, subs);
         }
-    }
-    let mut isum = add_across(&partial);
+        add_across(&partial)
+    } else {
+        sums_of_blocks::<ID>(&weights.codes, codes)
+    };
     // SAFETY: the array has 64 bytes; the load needs no alignment.
-    let sums = unsafe { _mm512_loadu_si512(x.sums.as_ptr().cast()) };
+    let sums = unsafe { _mm512_loadu_si512(x.sums[chunk].as_ptr().cast()) };
     if kind.zero() != 0 {
         let ones = _mm512_set1_epi16(1);
         let subs = if kind.has_subs() { weights.subs } else { ones };
@@ -115,12 +168,12 @@ fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) 
         let zeros = _mm512_sll_epi32(sums, shift);
         isum = _mm512_sub_epi32(isum, zeros);
     }
-    let scales = load_floats(x.scales);
+    let scales = load_floats(&x.scales[chunk]);
     let products = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), weights.scales);
     let lanes = _mm512_fmadd_ps(products, scales, lanes);
     match kind.bias() {
         Bias::None => lanes,
-        Bias::Block => _mm512_fmadd_ps(weights.biases, load_floats(x.scaled_sums), lanes),
+        Bias::Block => _mm512_fmadd_ps(weights.biases, load_floats(&x.scaled_sums[chunk]), lanes),
         Bias::Halves => {
             let bsum = _mm512_cvtepi32_ps(_mm512_madd_epi16(weights.mins, sums));
             _mm512_fmadd_ps(weights.biases, _mm512_mul_ps(scales, bsum), lanes)
@@ -132,12 +185,8 @@ fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
 fn add_across(partial: &[__m512i; 8]) -> __m512i {
-    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let four = |a: &[__m512i]| {
-        let (a, b) = (pair(a[0], a[1]), pair(a[2], a[3]));
-        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
-    };
-    let (a, b) = (four(&partial[..4]), four(&partial[4..]));
+    let [a, b] = partial.as_chunks::<4>().0 else { panic!("eight are two times four") };
+    let (a, b) = (add_fours(a), add_fours(b));
     let sums = _mm512_add_epi32(
         _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b),
         _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b),
@@ -145,6 +194,15 @@ fn add_across(partial: &[__m512i; 8]) -> __m512i {
     // Blocks 0, 2, 4, 6, 1, 3, 5, 7 and as many again.
     let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     _mm512_permutexvar_epi32(order, sums)
+}
+
+/// The sums of four neighbours of each of four vectors: in each quarter, one of each vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_fours(four: &[__m512i; 4]) -> __m512i {
+    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (a, b) = (pair(four[0], four[1]), pair(four[2], four[3]));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
 }
 
 /// See [`crate::cpu::integer::sum_lanes`].

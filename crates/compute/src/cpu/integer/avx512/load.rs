@@ -4,9 +4,10 @@ use std::arch::x86_64::*;
 
 use checkpoint::FloatType;
 
+use crate::cpu::integer::avx512::order::{Order, codes_as_they_lie};
 use crate::cpu::integer::id::Id;
 use crate::cpu::integer::unpack::{
-    E2M1_CODES, IQ4_CODES, iq4_xs_scales, q3_k_subs, scales_and_mins,
+    E2M1_CODES, IQ4_CODES, iq4_xs_scales, q3_k_subs,
 };
 use crate::cpu::integer::{Kind, Stored};
 
@@ -43,7 +44,19 @@ pub(super) fn widen(values: __m512i, half: usize) -> __m512i {
     }
 }
 
-/// Reads a whole chunk.
+/// Reads a whole chunk, with codes in the order of a kind ([`Order`]).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
+pub(super) fn load_as_it_lies<const ID: u8>(kind: Kind, stored: Stored<'_>) -> Vectors {
+    // The codes in order of columns are left out by the compiler where nobody uses them.
+    let mut out = load::<ID>(kind, stored);
+    if const { !matches!(Order::of(ID), Order::Columns) } {
+        out.codes = codes_as_they_lie::<ID>(stored.data);
+    }
+    out
+}
+
+/// Reads a whole chunk, with codes in the order of their columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
 pub(super) fn load<const ID: u8>(kind: Kind, stored: Stored<'_>) -> Vectors {
@@ -318,7 +331,7 @@ fn fifth_bits<const BYTES: usize>(data: &[u8], at: usize, out: &mut [__m512i; 8]
 /// Replaces codes by their entries in a table.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn look_up(table: &[u8; 16], codes: &mut [__m512i; 8]) {
+pub(super) fn look_up(table: &[u8; 16], codes: &mut [__m512i; 8]) {
     let table = _mm512_broadcast_i32x4(short(table, 0));
     for codes in codes {
         *codes = _mm512_shuffle_epi8(table, *codes);
@@ -380,27 +393,47 @@ fn super_scales<const BYTES: usize>(data: &[u8], at: usize) -> (__m512, __m512) 
     (pick(at), second)
 }
 
-/// Scales and biases of two super-blocks of Q4_K or Q5_K.
+/// Scales and biases of two super-blocks of Q4_K or Q5_K: those of [`scales_and_mins`] of both at once.
+///
+/// [`scales_and_mins`]: crate::cpu::integer::unpack::scales_and_mins
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn k_scales(data: &[u8], size: usize) -> (__m512, __m512) {
-    let sub = |block: usize| {
-        scales_and_mins(data[block * size + 4..].first_chunk().expect("twelve bytes follow"))
+    /// A function of (word, byte), for each byte of four words: the scales of both super-blocks, then the mins.
+    macro_rules! table {
+        (|$word:ident, $byte:ident| $value:expr) => {{
+            const TABLE: [u8; 32] = {
+                let mut table = [0; 32];
+                let mut index = 0;
+                while index < 32 {
+                    let ($word, $byte) = (index as u8 / 8, index as u8 % 8);
+                    table[index] = $value;
+                    index += 1;
+                }
+                table
+            };
+            bytes(&TABLE, 0)
+        }};
+    }
+    // Each head has 16 bytes: two halves, then four scales, four mins, and the low bits of the rest.
+    let heads = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(short(data, 0)), short(data, size));
+    let low = table!(|word, byte| word % 2 * 16 + if byte < 4 { 4 + word / 2 * 4 } else { 8 } + byte);
+    let shift = table!(|word, byte| 8 * byte + if byte < 4 { 0 } else { word / 2 * 4 });
+    let high = table!(|word, byte| word % 2 * 16 + 4 + word / 2 * 4 + byte % 4);
+    let low_mask = table!(|_word, byte| if byte < 4 { 63 } else { 15 });
+    let high_mask = table!(|_word, byte| if byte < 4 { 0 } else { 0x30 });
+    let low = _mm256_multishift_epi64_epi8(shift, _mm256_permutexvar_epi8(low, heads));
+    let high = _mm256_srli_epi16::<2>(_mm256_permutexvar_epi8(high, heads));
+    let both = _mm256_or_si256(_mm256_and_si256(low, low_mask), _mm256_and_si256(high, high_mask));
+    let floats = |bytes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+    let super_scale = |word: i16| {
+        let places = _mm256_set_m128i(_mm_set1_epi16(8 + word), _mm_set1_epi16(word));
+        _mm512_cvtph_ps(_mm256_permutexvar_epi16(places, heads))
     };
-    let [first, second] = [sub(0), sub(1)];
-    let floats = |which: usize| {
-        let (low, high) = (i64::from_le_bytes(first[which]), i64::from_le_bytes(second[which]));
-        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(high, low)))
-    };
-    let super_scale = |at: usize| {
-        let one = |at: usize| i16::from_le_bytes([data[at], data[at + 1]]);
-        _mm512_cvtph_ps(_mm256_set_m128i(_mm_set1_epi16(one(size + at)), _mm_set1_epi16(one(at))))
-    };
-    let negative = _mm512_castsi512_ps(_mm512_xor_si512(
-        _mm512_castps_si512(super_scale(2)),
-        _mm512_set1_epi32(i32::MIN),
-    ));
-    (_mm512_mul_ps(super_scale(0), floats(0)), _mm512_mul_ps(negative, floats(1)))
+    let (scales, mins) = (_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both));
+    let sign = _mm512_set1_epi32(i32::MIN);
+    let negative = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(super_scale(1)), sign));
+    (_mm512_mul_ps(super_scale(0), floats(scales)), _mm512_mul_ps(negative, floats(mins)))
 }
 
 /// 8 bytes.
@@ -412,7 +445,7 @@ fn word(data: &[u8], at: usize) -> i64 {
 /// 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn short(data: &[u8], at: usize) -> __m128i {
+pub(super) fn short(data: &[u8], at: usize) -> __m128i {
     let bytes: &[u8; 16] = data[at..].first_chunk().expect("offsets lie inside the chunk");
     // SAFETY: the array is readable; the load needs no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
@@ -421,7 +454,7 @@ fn short(data: &[u8], at: usize) -> __m128i {
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn bytes(data: &[u8], at: usize) -> __m256i {
+pub(super) fn bytes(data: &[u8], at: usize) -> __m256i {
     let bytes: &[u8; 32] = data[at..].first_chunk().expect("offsets lie inside the chunk");
     // SAFETY: the array is readable; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
@@ -437,7 +470,7 @@ fn both(data: &[u8], at: usize) -> __m512i {
 /// 64 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn wide(data: &[u8], at: usize) -> __m512i {
+pub(super) fn wide(data: &[u8], at: usize) -> __m512i {
     let bytes: &[u8; 64] = data[at..].first_chunk().expect("offsets lie inside the chunk");
     // SAFETY: the array is readable; the load needs no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
