@@ -158,8 +158,7 @@ fn add_chunk<const ID: u8>(
     } else {
         sums_of_blocks::<ID>(&weights.codes, codes)
     };
-    // SAFETY: the array has 64 bytes; the load needs no alignment.
-    let sums = unsafe { _mm512_loadu_si512(x.sums[chunk].as_ptr().cast()) };
+    let sums = load_words_16(&x.sums[chunk]);
     if kind.zero() != 0 {
         let ones = _mm512_set1_epi16(1);
         let subs = if kind.has_subs() { weights.subs } else { ones };
@@ -228,6 +227,13 @@ fn load_bytes(bytes: &[i8; 64]) -> __m512i {
 fn load_floats(values: &[f32; 16]) -> __m512 {
     // SAFETY: sixteen values are readable; the load needs no alignment.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_words_16(values: &[i16; 32]) -> __m512i {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
 
 /// See [`quantize_portable`], which the compiler turns into vector code here.

@@ -2,8 +2,10 @@
 //!
 //! In the panel four consecutive columns of sixteen rows form a vector, so that a lane of `vpdpbusd`
 //! belongs to a row, four columns of a token are broadcast to all lanes, and nothing is added across.
+//! Eight tokens at a time make a tile ([`tile`]); what is left goes one, two or four at a time.
 
-use std::arch::asm;
+mod tile;
+
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -19,95 +21,10 @@ const PANEL: usize = 16;
 /// Steps of four columns in a block.
 const STEPS: usize = BLOCK / 4;
 
-/// Loads a vector of weights and multiplies it with four codes of eight tokens.
-macro_rules! step {
-    ($weights:literal, $codes:literal) => {
-        concat!(
-            "vmovdqu64 {w}, [{weights} + ",
-            $weights,
-            "]\n",
-            "vpdpbusd {a}, {w}, dword ptr [{pa} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {b}, {w}, dword ptr [{pb} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {c}, {w}, dword ptr [{pc} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {d}, {w}, dword ptr [{pd} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {e}, {w}, dword ptr [{pe} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {f}, {w}, dword ptr [{pf} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {g}, {w}, dword ptr [{pg} + ",
-            $codes,
-            "]{{1to16}}\n",
-            "vpdpbusd {h}, {w}, dword ptr [{ph} + ",
-            $codes,
-            "]{{1to16}}",
-        )
-    };
-}
-
-/// Adds the products of half a block, four steps of four columns, to the sums of all tokens.
-///
-/// Eight tokens are written as instructions: left to itself the compiler loads the codes of all steps
-/// first and spills them, which takes twice as long.
-macro_rules! add_products {
-    ($weights:expr, $codes:expr, $first:expr, $sums:expr) => {
-        if let Ok(sums) = <&mut [__m512i; 8]>::try_from(&mut $sums[..]) {
-            let weights: &[[u8; 64]; STEPS / 2] =
-                $weights[$first..].first_chunk().expect("half a block");
-            let codes: [*const i8; 8] =
-                std::array::from_fn(|index| $codes[index][$first..].as_ptr().cast());
-            let [a, b, c, d, e, f, g, h] = sums;
-            let _weights: __m512i;
-            // SAFETY: reads the four vectors of `weights`, and sixteen bytes of the codes of each token,
-            // which are half of the eight groups of four of a block.
-            unsafe {
-                asm!(
-                    step!("0", "0"),
-                    step!("64", "4"),
-                    step!("128", "8"),
-                    step!("192", "12"),
-                    weights = in(reg) weights.as_ptr(),
-                    w = out(zmm_reg) _weights,
-                    a = inout(zmm_reg) *a,
-                    b = inout(zmm_reg) *b,
-                    c = inout(zmm_reg) *c,
-                    d = inout(zmm_reg) *d,
-                    e = inout(zmm_reg) *e,
-                    f = inout(zmm_reg) *f,
-                    g = inout(zmm_reg) *g,
-                    h = inout(zmm_reg) *h,
-                    pa = in(reg) codes[0],
-                    pb = in(reg) codes[1],
-                    pc = in(reg) codes[2],
-                    pd = in(reg) codes[3],
-                    pe = in(reg) codes[4],
-                    pf = in(reg) codes[5],
-                    pg = in(reg) codes[6],
-                    ph = in(reg) codes[7],
-                    options(pure, readonly, nostack, preserves_flags)
-                );
-            }
-        } else {
-            for (step, weights) in $weights[$first..].iter().enumerate().take(STEPS / 2) {
-                // SAFETY: the array has 64 bytes; the load needs no alignment.
-                let weights = unsafe { _mm512_loadu_si512(weights.as_ptr().cast()) };
-                for (sum, codes) in $sums.iter_mut().zip(&$codes) {
-                    let four = _mm512_set1_epi32(i32::from_le_bytes(codes[$first + step]));
-                    *sum = _mm512_dpbusd_epi32(*sum, weights, four);
-                }
-            }
-        }
-    };
-}
+/// Tokens of a tile.
+const TILE: usize = 8;
+/// From so many tokens on, what is left takes a whole tile.
+const FEW: usize = 3;
 
 thread_local! {
     static PANELS: RefCell<Panel> = RefCell::default();
@@ -126,6 +43,8 @@ struct Panel {
     mins: Vec<[i32; PANEL]>,
     /// Vectors of a chunk of each row on their way into the panel.
     rows: Vec<[__m512i; 8]>,
+    /// (blocks): scales and sums of the tokens of a tile.
+    tile: Vec<tile::Block>,
 }
 
 /// See [`crate::cpu::integer::portable::multiply`].
@@ -137,9 +56,15 @@ pub(super) fn multiply<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: 
             panel.fill::<ID>(rows, first_row, n_rows);
             let mut first = 0;
             while first < tokens.n {
+                let left = tokens.n - first;
                 let place = Place { first, first_row, n_rows };
-                first += match tokens.n - first {
-                    8.. => panel.apply::<ID, 8>(rows, tokens, place, out),
+                first += match left {
+                    TILE.. => panel.apply_tile::<ID>(rows, tokens, place, out),
+                    // A tile that begins earlier gives some results once more, and takes less time.
+                    FEW.. if tokens.n >= TILE => {
+                        let place = Place { first: tokens.n - TILE, ..place };
+                        panel.apply_tile::<ID>(rows, tokens, place, out).min(left)
+                    }
                     4.. => panel.apply::<ID, 4>(rows, tokens, place, out),
                     2.. => panel.apply::<ID, 2>(rows, tokens, place, out),
                     _ => panel.apply::<ID, 1>(rows, tokens, place, out),
@@ -255,7 +180,7 @@ impl Panel {
                         *partial = _mm512_set1_epi32(-zero * sum);
                     }
                     let first = half * STEPS / 2;
-                    add_products!(weights, codes, first, partial);
+                    add_products(weights, &codes, first, &mut partial);
                     let subs = load_words(&self.subs[2 * block + half]);
                     for (isum, partial) in isum.iter_mut().zip(partial) {
                         *isum = _mm512_add_epi32(*isum, _mm512_mullo_epi32(partial, subs));
@@ -270,7 +195,7 @@ impl Panel {
                 }
                 for half in 0..2 {
                     let first = half * STEPS / 2;
-                    add_products!(weights, codes, first, isum);
+                    add_products(weights, &codes, first, &mut isum);
                 }
             }
             let weight_scales = load_floats(&self.scales[block]);
@@ -305,21 +230,51 @@ impl Panel {
                 }
             }
         }
-        // In the order of `sum_lanes`.
-        for half in [8, 4, 2, 1] {
-            let (low, high) = lanes.split_at_mut(half);
-            for (low, high) in low.iter_mut().flatten().zip(high.iter().flatten()) {
-                *low = _mm512_add_ps(*low, *high);
-            }
-        }
-        for (index, sum) in lanes[0].iter().enumerate() {
-            let begin = (place.first + index) * rows.n_rows + place.first_row;
-            let out = &mut out[begin..begin + place.n_rows];
-            let present = (u32::MAX >> (32 - place.n_rows)) as u16;
-            // SAFETY: masked values are not written, and the others lie inside `out`.
-            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), present, *sum) };
-        }
+        store_sums(lanes, rows, place, out);
         N
+    }
+}
+
+/// Adds up the lanes of `N` tokens, in the order of `sum_lanes`, and stores the results.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_sums<const N: usize>(
+    mut lanes: [[__m512; N]; LANES],
+    rows: &Rows<'_>,
+    place: Place,
+    out: &mut [f32],
+) {
+    for half in [8, 4, 2, 1] {
+        let (low, high) = lanes.split_at_mut(half);
+        for (low, high) in low.iter_mut().flatten().zip(high.iter().flatten()) {
+            *low = _mm512_add_ps(*low, *high);
+        }
+    }
+    for (index, sum) in lanes[0].iter().enumerate() {
+        let begin = (place.first + index) * rows.n_rows + place.first_row;
+        let out = &mut out[begin..begin + place.n_rows];
+        let present = (u32::MAX >> (32 - place.n_rows)) as u16;
+        // SAFETY: masked values are not written, and the others lie inside `out`.
+        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), present, *sum) };
+    }
+}
+
+/// Adds the products of half a block, four steps of four columns, to the sums of all tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_products<const N: usize>(
+    weights: &[[u8; 64]; STEPS],
+    codes: &[&[[u8; 4]; STEPS]; N],
+    first: usize,
+    sums: &mut [__m512i; N],
+) {
+    for (step, weights) in weights.iter().enumerate().skip(first).take(STEPS / 2) {
+        // SAFETY: the array has 64 bytes; the load needs no alignment.
+        let weights = unsafe { _mm512_loadu_si512(weights.as_ptr().cast()) };
+        for (sum, codes) in sums.iter_mut().zip(codes) {
+            let four = _mm512_set1_epi32(i32::from_le_bytes(codes[step]));
+            *sum = _mm512_dpbusd_epi32(*sum, weights, four);
+        }
     }
 }
 
