@@ -1,16 +1,21 @@
 //! Threads for short parallel regions.
 //!
 //! A token has about a thousand regions of tens of microseconds, so a region must cost little: workers
-//! spin for a moment before they sleep, tasks are taken from one counter, and nothing is allocated. The
-//! caller works too, and only waits for workers that have really begun: one that sleeps, or that the
-//! system has given to somebody else, holds nobody up.
+//! spin for a moment before they sleep, and nothing is allocated. The caller works too, and only waits for
+//! workers that have really begun: one that sleeps, or that the system has given to somebody else, holds
+//! nobody up.
+//!
+//! Neighbouring tasks read neighbouring memory, so each thread has a share of the tasks that lies together
+//! and takes it from the front; a thread that has done its share takes from the end of another's. Tasks
+//! that threads take in turn from one counter let them fetch each other's cache lines: two threads then
+//! multiplied Q4_K weights at 28 GB/s where one alone reached 35 and two with shares reach 45 (Zen 5).
 
 #![expect(unsafe_code, reason = "lends a closure on the caller's stack to other threads")]
 
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -32,7 +37,8 @@ struct Shared {
     open: AtomicBool,
     /// Workers that are taking tasks.
     inside: AtomicUsize,
-    next_task: AtomicUsize,
+    /// The tasks that each thread has left; the caller's come first.
+    shares: Box<[Share]>,
     /// Counts regions, so that a worker sees that there is a new one.
     epoch: AtomicUsize,
     sleepers: AtomicUsize,
@@ -47,7 +53,39 @@ struct Shared {
 struct Region {
     /// Borrowed from the caller of [`Pool::run`], who does not return while a worker is inside.
     task: *const Task<'static>,
-    n_tasks: usize,
+}
+
+/// Tasks that are left of a thread's share: the first in the lower half, the end in the upper. On a
+/// cache line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, begin: usize, end: usize) {
+        self.0.store((end as u64) << 32 | begin as u64, SeqCst);
+    }
+
+    /// The first task that is left.
+    fn take_first(&self) -> Option<usize> {
+        self.take(|begin, end| (begin + 1, end)).map(|(begin, _)| begin as usize)
+    }
+
+    /// The last task that is left.
+    fn take_last(&self) -> Option<usize> {
+        self.take(|begin, end| (begin, end - 1)).map(|(_, end)| end as usize - 1)
+    }
+
+    /// Changes what is left, if anything is, and gives what it was.
+    fn take(&self, change: impl Fn(u64, u64) -> (u64, u64)) -> Option<(u64, u64)> {
+        let bounds = |share: u64| (share & u64::from(u32::MAX), share >> 32);
+        let take = |share| {
+            let (begin, end) = bounds(share);
+            let (begin, end) = (begin < end).then(|| change(begin, end))?;
+            Some(end << 32 | begin)
+        };
+        self.0.fetch_update(SeqCst, SeqCst, take).ok().map(bounds)
+    }
 }
 
 // SAFETY: the pointer is to a `Sync` closure, and is only followed while the caller keeps it alive.
@@ -61,10 +99,10 @@ impl Pool {
         fn nothing(_: usize) {}
 
         let shared = Arc::new(Shared {
-            region: UnsafeCell::new(Region { task: &nothing, n_tasks: 0 }),
+            region: UnsafeCell::new(Region { task: &nothing }),
             open: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
+            shares: (0..n_threads.max(1)).map(|_| Share::default()).collect(),
             epoch: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -76,7 +114,8 @@ impl Pool {
         for index in 1..n_threads {
             let shared = Arc::clone(&pool.shared);
             let name = format!("compute-{index}");
-            let worker = std::thread::Builder::new().name(name).spawn(move || shared.work())?;
+            let worker =
+                std::thread::Builder::new().name(name).spawn(move || shared.work(index))?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -90,6 +129,7 @@ impl Pool {
     /// Calls `task` with every number below `n_tasks`, on all threads, in any order. Takes the pool by
     /// unique reference: regions do not nest.
     pub(crate) fn run(&mut self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+        assert!(u32::try_from(n_tasks).is_ok(), "tasks are counted in 32 bits");
         if n_tasks <= 1 || self.workers.is_empty() {
             (0..n_tasks).for_each(task);
             return;
@@ -98,8 +138,11 @@ impl Pool {
         // SAFETY: only the lifetime changes; `Visit` waits for all workers before `task` is dropped.
         let task: *const Task<'static> = unsafe { std::mem::transmute(task) };
         // SAFETY: the pool is not open and nobody is inside: the last region's `Visit` saw to it.
-        unsafe { *self.shared.region.get() = Region { task, n_tasks } };
-        self.shared.next_task.store(0, SeqCst);
+        unsafe { *self.shared.region.get() = Region { task } };
+        let n_threads = self.shared.shares.len();
+        for (index, share) in self.shared.shares.iter().enumerate() {
+            share.set(index * n_tasks / n_threads, (index + 1) * n_tasks / n_threads);
+        }
         self.shared.open.store(true, SeqCst);
         let visit = Visit(&self.shared);
         self.shared.epoch.fetch_add(1, SeqCst);
@@ -107,7 +150,7 @@ impl Pool {
             let _guard = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.shared.wake.notify_all();
         }
-        self.shared.take_tasks();
+        self.shared.take_tasks(0);
         drop(visit);
         if self.shared.panicked.swap(false, SeqCst) {
             resume_unwind(Box::new("a task of a parallel region panicked"));
@@ -145,8 +188,8 @@ impl Drop for Visit<'_> {
 }
 
 impl Shared {
-    /// What a worker does until the pool closes.
-    fn work(&self) {
+    /// What a worker with this share does until the pool closes.
+    fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
             seen = self.next_epoch(seen);
@@ -156,7 +199,7 @@ impl Shared {
             // In this order: whoever closes the region after we saw it open also sees us inside.
             self.inside.fetch_add(1, SeqCst);
             if self.open.load(SeqCst)
-                && catch_unwind(AssertUnwindSafe(|| self.take_tasks())).is_err()
+                && catch_unwind(AssertUnwindSafe(|| self.take_tasks(index))).is_err()
             {
                 self.panicked.store(true, SeqCst);
             }
@@ -185,15 +228,14 @@ impl Shared {
         }
     }
 
-    /// Takes tasks until none is left.
-    fn take_tasks(&self) {
+    /// Takes tasks until none is left: those of its own share, then what others have left.
+    fn take_tasks(&self, index: usize) {
         // SAFETY: the region is only written when nobody is inside; we are, or are the caller.
-        let Region { task, n_tasks } = unsafe { *self.region.get() };
-        loop {
-            let index = self.next_task.fetch_add(1, SeqCst);
-            if index >= n_tasks {
-                return;
-            }
+        let Region { task } = unsafe { *self.region.get() };
+        let (before, rest) = self.shares.split_at(index);
+        let (own, after) = rest.split_first().expect("each thread has a share");
+        let others = || after.iter().chain(before);
+        while let Some(index) = own.take_first().or_else(|| others().find_map(Share::take_last)) {
             // SAFETY: the caller keeps the closure alive until nobody is inside.
             unsafe { (*task)(index) };
         }

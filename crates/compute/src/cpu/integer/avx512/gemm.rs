@@ -173,7 +173,7 @@ impl Panel {
             let zero = kind.zero();
             let mut isum = [_mm512_setzero_si512(); N];
             if kind.has_subs() {
-                for half in 0..2 {
+                for half in [0, 1] {
                     let mut partial = [_mm512_setzero_si512(); N];
                     for (index, partial) in partial.iter_mut().enumerate() {
                         let sum = i32::from(sums[index][block][half]);

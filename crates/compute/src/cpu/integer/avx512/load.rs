@@ -6,9 +6,7 @@ use checkpoint::FloatType;
 
 use crate::cpu::integer::avx512::order::{Order, codes_as_they_lie};
 use crate::cpu::integer::id::Id;
-use crate::cpu::integer::unpack::{
-    E2M1_CODES, IQ4_CODES, iq4_xs_scales, q3_k_subs,
-};
+use crate::cpu::integer::unpack::{E2M1_CODES, IQ4_CODES, iq4_xs_scales, q3_k_subs};
 use crate::cpu::integer::{Kind, Stored};
 
 /// A chunk of a row in vectors. What a kind has not is zero and unused.
@@ -416,8 +414,10 @@ fn k_scales(data: &[u8], size: usize) -> (__m512, __m512) {
         }};
     }
     // Each head has 16 bytes: two halves, then four scales, four mins, and the low bits of the rest.
-    let heads = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(short(data, 0)), short(data, size));
-    let low = table!(|word, byte| word % 2 * 16 + if byte < 4 { 4 + word / 2 * 4 } else { 8 } + byte);
+    let heads =
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(short(data, 0)), short(data, size));
+    let low =
+        table!(|word, byte| word % 2 * 16 + if byte < 4 { 4 + word / 2 * 4 } else { 8 } + byte);
     let shift = table!(|word, byte| 8 * byte + if byte < 4 { 0 } else { word / 2 * 4 });
     let high = table!(|word, byte| word % 2 * 16 + 4 + word / 2 * 4 + byte % 4);
     let low_mask = table!(|_word, byte| if byte < 4 { 63 } else { 15 });

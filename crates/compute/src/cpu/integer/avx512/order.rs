@@ -141,9 +141,8 @@ fn blocks<const BYTES: usize>(data: &[u8], at: usize, index: usize) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(super) fn sums_of_blocks<const ID: u8>(weights: &[__m512i; 8], x: &[[i8; 64]; 8]) -> __m512i {
     let zero = _mm512_setzero_si512();
-    let product = |sum, index: usize| {
-        _mm512_dpbusd_epi32(sum, weights[index], super::load_bytes(&x[index]))
-    };
+    let product =
+        |sum, index: usize| _mm512_dpbusd_epi32(sum, weights[index], super::load_bytes(&x[index]));
     match const { Order::of(ID) } {
         Order::Columns => {
             let partial = std::array::from_fn(|index| product(zero, index));
