@@ -16,7 +16,8 @@ use std::arch::x86_64::*;
 use crate::cpu::integer::activations::BlocksMut;
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
-use crate::cpu::integer::portable::TokenChunk;
+use crate::cpu::integer::portable::{TokenChunk, TokenRow};
+use crate::cpu::integer::prefetch::prefetch;
 use crate::cpu::integer::{BLOCK, Kind, Padded, Rows, Tokens, quantize_portable};
 use load::{PART, Vectors, load, part_of};
 
@@ -54,21 +55,24 @@ fn few<const ID: u8, const N: usize>(
     first: usize,
     out: &mut [f32],
 ) -> usize {
+    let x: [TokenRow<'_>; N] = std::array::from_fn(|index| TokenRow::of(tokens, first + index));
     for row in 0..rows.n_rows {
         // Of the even and of the odd parts.
         let mut lanes = [[_mm256_setzero_ps(); 2]; N];
         for chunk in 0..rows.n_chunks() {
             let padded;
             let mut stored = rows.chunk(row, chunk);
+            if N == 1 {
+                prefetch(stored.data, const { Id::kind(ID).chunk_bytes() });
+            }
             if !rows.is_whole(stored) {
                 padded = Padded::new(stored);
                 stored = padded.stored(rows.kind);
             }
             for part in 0..2 {
                 let weights = load::<ID>(rows.kind, part_of::<ID>(stored, part));
-                for (index, lanes) in lanes.iter_mut().enumerate() {
-                    let x = TokenChunk::of(tokens, first + index, chunk);
-                    lanes[part] = add_part::<ID>(&weights, x, part, lanes[part]);
+                for (lanes, x) in lanes.iter_mut().zip(&x) {
+                    lanes[part] = add_part::<ID>(&weights, x.chunk(chunk), part, lanes[part]);
                 }
             }
         }

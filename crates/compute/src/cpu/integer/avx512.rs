@@ -16,8 +16,9 @@ use std::cell::RefCell;
 use crate::cpu::integer::activations::BlocksMut;
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
-use crate::cpu::integer::portable::with_whole_chunk;
-use crate::cpu::integer::{Kind, LANES, Rows, Tokens, quantize_portable};
+use crate::cpu::integer::portable::{TokenChunk, TokenRow, with_whole_chunk};
+use crate::cpu::integer::prefetch::prefetch;
+use crate::cpu::integer::{Kind, Rows, Tokens, quantize_portable};
 use load::{Vectors, load_as_it_lies};
 use order::{Order, reorder, sums_of_blocks};
 
@@ -62,13 +63,12 @@ fn few<const ID: u8, const N: usize>(
 ) -> usize {
     let tokens = tokens.rows(first, N);
     if const { matches!(Order::of(ID), Order::Columns) } {
-        let codes = tokens.codes.as_chunks::<64>().0;
-        times::<ID, N>(rows, &tokens, codes, out);
+        times::<ID, N>(rows, &tokens, out);
     } else {
         REORDERED.with_borrow_mut(|codes| {
             codes.clear();
             reorder::<ID>(tokens.codes, codes);
-            times::<ID, N>(rows, &tokens, codes, out);
+            times::<ID, N>(rows, &Tokens { codes: codes.as_flattened(), ..tokens }, out);
         });
     }
     N
@@ -76,33 +76,19 @@ fn few<const ID: u8, const N: usize>(
 
 /// All rows times `N` tokens, whose codes are in the order of the kind.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
-fn times<const ID: u8, const N: usize>(
-    rows: &Rows<'_>,
-    tokens: &Tokens<'_>,
-    codes: &[[i8; 64]],
-    out: &mut [f32],
-) {
-    let n_chunks = rows.n_chunks();
-    let x: [TokenRow<'_>; N] = std::array::from_fn(|index| {
-        let chunks = index * n_chunks..(index + 1) * n_chunks;
-        TokenRow {
-            codes: &codes.as_chunks().0[chunks.clone()],
-            scales: &tokens.scales.as_chunks().0[chunks.clone()],
-            sums: &tokens.sums.as_chunks().0[chunks.clone()],
-            scaled_sums: &tokens.scaled_sums.as_chunks().0[chunks],
-        }
-    });
+fn times<const ID: u8, const N: usize>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    let x: [TokenRow<'_>; N] = std::array::from_fn(|index| TokenRow::of(tokens, index));
     for row in 0..rows.n_rows {
         let mut lanes = [_mm512_setzero_ps(); N];
-        for chunk in 0..n_chunks {
+        for chunk in 0..rows.n_chunks() {
             let weights = with_whole_chunk(rows, row, chunk, |stored| {
                 if N == 1 {
-                    prefetch::<ID>(stored.data);
+                    prefetch(stored.data, const { Id::kind(ID).chunk_bytes() });
                 }
                 load_as_it_lies::<ID>(rows.kind, stored)
             });
             for (lanes, x) in lanes.iter_mut().zip(&x) {
-                *lanes = add_chunk::<ID>(&weights, x, chunk, *lanes);
+                *lanes = add_chunk::<ID>(&weights, x.chunk(chunk), *lanes);
             }
         }
         for (index, lanes) in lanes.iter().enumerate() {
@@ -111,36 +97,12 @@ fn times<const ID: u8, const N: usize>(
     }
 }
 
-/// The chunks of a token, with codes in the order of a kind.
-struct TokenRow<'a> {
-    codes: &'a [[[i8; 64]; 8]],
-    scales: &'a [[f32; LANES]],
-    sums: &'a [[i16; 2 * LANES]],
-    scaled_sums: &'a [[f32; LANES]],
-}
-
-/// Asks for the bytes of a chunk some way ahead: the hardware's own prefetching begins anew at every page.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch<const ID: u8>(data: &[u8]) {
-    const AHEAD: usize = 16 << 10;
-    for line in (0..const { Id::kind(ID).chunk_bytes() }).step_by(64) {
-        // A prefetch of any address is harmless.
-        _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(AHEAD + line).cast());
-    }
-}
-
 /// Adds the products of a chunk to the lanes of a result.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,fma")]
-fn add_chunk<const ID: u8>(
-    weights: &Vectors,
-    x: &TokenRow<'_>,
-    chunk: usize,
-    lanes: __m512,
-) -> __m512 {
+fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) -> __m512 {
     let kind = const { Id::kind(ID) };
-    let codes = &x.codes[chunk];
+    let codes = x.codes.as_chunks::<64>().0.first_chunk().expect("a chunk is eight vectors");
     let mut isum = if kind.has_subs() {
         let mut partial = [_mm512_setzero_si512(); 8];
         for (index, partial) in partial.iter_mut().enumerate() {
@@ -158,7 +120,7 @@ fn add_chunk<const ID: u8>(
     } else {
         sums_of_blocks::<ID>(&weights.codes, codes)
     };
-    let sums = load_words_16(&x.sums[chunk]);
+    let sums = load_words_16(x.sums);
     if kind.zero() != 0 {
         let ones = _mm512_set1_epi16(1);
         let subs = if kind.has_subs() { weights.subs } else { ones };
@@ -167,12 +129,12 @@ fn add_chunk<const ID: u8>(
         let zeros = _mm512_sll_epi32(sums, shift);
         isum = _mm512_sub_epi32(isum, zeros);
     }
-    let scales = load_floats(&x.scales[chunk]);
+    let scales = load_floats(x.scales);
     let products = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), weights.scales);
     let lanes = _mm512_fmadd_ps(products, scales, lanes);
     match kind.bias() {
         Bias::None => lanes,
-        Bias::Block => _mm512_fmadd_ps(weights.biases, load_floats(&x.scaled_sums[chunk]), lanes),
+        Bias::Block => _mm512_fmadd_ps(weights.biases, load_floats(x.scaled_sums), lanes),
         Bias::Halves => {
             let bsum = _mm512_cvtepi32_ps(_mm512_madd_epi16(weights.mins, sums));
             _mm512_fmadd_ps(weights.biases, _mm512_mul_ps(scales, bsum), lanes)

@@ -30,7 +30,8 @@ pub(crate) fn multiply_with(
                     unpack(rows.kind, stored, &mut unpacked);
                 });
                 for (index, lanes) in lanes[..n].iter_mut().enumerate() {
-                    add_chunk(rows, &unpacked, TokenChunk::of(tokens, first + index, chunk), lanes);
+                    let x = TokenRow::of(tokens, first + index).chunk(chunk);
+                    add_chunk(rows, &unpacked, x, lanes);
                 }
             }
             for (index, lanes) in lanes[..n].iter().enumerate() {
@@ -52,6 +53,15 @@ pub(crate) fn with_whole_chunk<T>(
     if rows.is_whole(stored) { f(stored) } else { f(Padded::new(stored).stored(rows.kind)) }
 }
 
+/// A row of activations in chunks.
+#[derive(Clone, Copy)]
+pub(crate) struct TokenRow<'a> {
+    pub(crate) codes: &'a [[i8; CHUNK]],
+    pub(crate) scales: &'a [[f32; LANES]],
+    pub(crate) sums: &'a [[i16; 2 * LANES]],
+    pub(crate) scaled_sums: &'a [[f32; LANES]],
+}
+
 /// A chunk of a row of activations.
 #[derive(Clone, Copy)]
 pub(crate) struct TokenChunk<'a> {
@@ -61,17 +71,25 @@ pub(crate) struct TokenChunk<'a> {
     pub(crate) scaled_sums: &'a [f32; LANES],
 }
 
-impl<'a> TokenChunk<'a> {
+impl<'a> TokenRow<'a> {
     #[inline(always)]
-    pub(crate) fn of(tokens: &Tokens<'a>, token: usize, chunk: usize) -> Self {
-        let at = token * tokens.n_chunks + chunk;
+    pub(crate) fn of(tokens: &Tokens<'a>, token: usize) -> Self {
+        let chunks = token * tokens.n_chunks..(token + 1) * tokens.n_chunks;
         Self {
-            codes: tokens.codes[at * CHUNK..].first_chunk().expect("rows are whole chunks"),
-            scales: tokens.scales[at * LANES..].first_chunk().expect("rows are whole chunks"),
-            sums: tokens.sums[2 * at * LANES..].first_chunk().expect("rows are whole chunks"),
-            scaled_sums: tokens.scaled_sums[at * LANES..]
-                .first_chunk()
-                .expect("rows are whole chunks"),
+            codes: &tokens.codes.as_chunks().0[chunks.clone()],
+            scales: &tokens.scales.as_chunks().0[chunks.clone()],
+            sums: &tokens.sums.as_chunks().0[chunks.clone()],
+            scaled_sums: &tokens.scaled_sums.as_chunks().0[chunks],
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn chunk(&self, index: usize) -> TokenChunk<'a> {
+        TokenChunk {
+            codes: &self.codes[index],
+            scales: &self.scales[index],
+            sums: &self.sums[index],
+            scaled_sums: &self.scaled_sums[index],
         }
     }
 }
