@@ -29,6 +29,7 @@ pub use message::Message;
 pub use model::{ChatModel, ChatRequest, Prompt, ResponseFormat, ToolChoice};
 pub use parser::ReplyParser;
 pub use reply::{Reply, ReplyEvent, ToolCall};
+pub use schema::ArgumentBounds;
 pub use template::{ChatTemplate, RenderOptions};
 
 use serde_json::Value;

@@ -2,7 +2,7 @@
 //! form.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
@@ -11,12 +11,11 @@ use tokenizer::Tokenizer;
 
 use crate::constraint::{Mark, Marks, ReplyConstraint, first_line};
 use crate::error::Error;
-use crate::format::{
-    AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END,
-};
+use crate::format::{AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END};
 use crate::grammar::{CallRules, GrammarText, grammar};
 use crate::message::Message;
 use crate::parser::{Opening, ReplyParser};
+use crate::schema::{self, ArgumentBounds};
 use crate::template::{ChatTemplate, RenderOptions};
 use crate::tools::Tool;
 use crate::vocabulary;
@@ -48,6 +47,8 @@ pub struct ChatRequest {
     pub enable_thinking: Option<bool>,
     /// Whether calls are held to the schemas of the tools.
     pub constrain_tools: bool,
+    /// Bounds of arguments whose schemas have none; without, they are as long as the model likes.
+    pub argument_bounds: Option<ArgumentBounds>,
     /// More variables of the template.
     pub variables: Map<String, Value>,
 }
@@ -62,6 +63,7 @@ impl Default for ChatRequest {
             format: ResponseFormat::Text,
             enable_thinking: None,
             constrain_tools: true,
+            argument_bounds: None,
             variables: Map::new(),
         }
     }
@@ -194,7 +196,8 @@ impl ChatModel {
         let end = prompt.trim_end();
         if end.ends_with(THINK) {
             Opening::Thinking
-        } else if end.ends_with(THINK_END) || !self.format.thinks || enable_thinking == Some(false) {
+        } else if end.ends_with(THINK_END) || !self.format.thinks || enable_thinking == Some(false)
+        {
             Opening::Plain
         } else {
             Opening::MayThink
@@ -214,19 +217,29 @@ impl ChatModel {
             return Err(Error::request("response_format", reason));
         }
         if !request.constrain_tools && (must || !tools.is_empty() && !plain) {
-            let reason = "only with constraints can a call be asked for, or another form beside calls";
+            let reason =
+                "only with constraints can a call be asked for, or another form beside calls";
             return Err(Error::request("tool_choice", reason));
         }
-        let called: Vec<Tool> = match &request.tool_choice {
+        let mut called: Vec<Tool> = match &request.tool_choice {
             ToolChoice::Named(name) => {
                 tools.iter().filter(|tool| &tool.name == name).cloned().collect()
             }
             _ => tools.to_vec(),
         };
+        for tool in &mut called {
+            tool.check_schema()?;
+            if let Some(bounds) = request.argument_bounds {
+                schema::add_bounds(&mut tool.parameters, bounds);
+            }
+        }
         let rules = CallRules {
             format: self.format.calls,
             tools: &called,
-            parallel: request.parallel_tool_calls,
+            max_calls: match (request.parallel_tool_calls, request.argument_bounds) {
+                (false, _) => Some(1),
+                (true, bounds) => bounds.map(|bounds| bounds.items.max(1)),
+            },
         };
         let rules = (!called.is_empty() && request.constrain_tools).then_some(&rules);
         if rules.is_none() && plain {
@@ -236,20 +249,37 @@ impl ChatModel {
         let opens = plain && !must;
         let marks = self.marks();
         if opens && marks.call.is_none() {
-            let reason = format!("{CALL} is no token of this model, so calls cannot be held to schemas");
+            let reason =
+                format!("{CALL} is no token of this model, so calls cannot be held to schemas");
             return Err(Error::request("tools", reason));
         }
         let text = grammar(&self.tokenizer, rules, opens, &request.format)?;
+        let matcher = self.matcher(&text).map_err(|error| match rules {
+            Some(rules) => self.blame(rules, error),
+            None => error,
+        })?;
         let lead = self.tokenizer.encode(AFTER_THINKING)?;
         Ok(Some(Box::new(ReplyConstraint::new(
             &self.tokenizer,
             marks.clone(),
             self.format.stop_tokens.clone(),
-            self.matcher(&text)?,
+            matcher,
             opening,
             opens,
             lead,
         ))))
+    }
+
+    /// The tool whose schema is at fault when no grammar of all of them can be made.
+    fn blame(&self, rules: &CallRules<'_>, error: Error) -> Error {
+        for tool in rules.tools {
+            let alone = CallRules { tools: std::slice::from_ref(tool), ..rules.clone() };
+            let text = grammar(&self.tokenizer, Some(&alone), true, &ResponseFormat::Text);
+            if let Err(Error::Request { reason, .. }) = text.and_then(|text| self.matcher(&text)) {
+                return Error::request(&tool.field, reason);
+            }
+        }
+        error
     }
 
     fn marks(&self) -> &Marks {
@@ -268,7 +298,8 @@ impl ChatModel {
         let factory = factory.as_ref().map_err(|reason| refused(reason.clone()))?;
         let grammar = TopLevelGrammar::from_lark(text.lark.clone());
         let mut matcher = Matcher::new(factory.create_parser(grammar));
-        let refused = |error: &str| refused(format!("no grammar can be made: {}", first_line(error)));
+        let refused =
+            |error: &str| refused(format!("no grammar can be made: {}", first_line(error)));
         if let Some(error) = matcher.get_error() {
             return Err(refused(&error));
         }
@@ -279,9 +310,4 @@ impl ChatModel {
         }
         Ok(matcher)
     }
-}
-
-#[expect(dead_code, reason = "it is compiled, not called")]
-fn models_are_shared_between_threads(model: Arc<ChatModel>) -> impl Send + Sync {
-    model
 }
