@@ -438,8 +438,7 @@ fn costly_automata_end_in_an_error_and_not_in_a_hang() {
         one(json!({ "type": "array", "items": { "type": "string", "pattern": wide } })),
     ] {
         let begin = Instant::now();
-        let end = walk(&request, 400);
-        println!("{:?} {end:?}", begin.elapsed());
+        let end = walk(&request, 200);
         assert!(begin.elapsed() < Duration::from_secs(60), "{:?}: {end:?}", begin.elapsed());
         if let Err(error) = end {
             assert!(error.contains("the constraint on the output failed: "), "{error}");

@@ -87,6 +87,14 @@ fn reply(model: &ChatModel, request: &ChatRequest, text: &str) -> Reply {
 }
 
 #[test]
+fn models_and_prompts_go_where_they_are_needed() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<ChatModel>();
+    sent::<chat::Prompt>();
+}
+
+#[test]
 fn formats_are_found_out_from_templates() {
     let Models { tokenizer, xml, json } = &*MODELS;
     assert_eq!((xml.call_format(), xml.thinks()), (CallFormat::Xml, true));

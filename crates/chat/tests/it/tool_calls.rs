@@ -139,9 +139,6 @@ fn score(engine: &mut Engine, case: &Case, hold: Hold, score: &mut Score, kept: 
             let arguments = serde_json::from_str(&call.arguments).expect("it is JSON");
             tool(call).is_some_and(|tool| matches(&arguments, &tool["parameters"]))
         });
-    if !parsed && hold != Hold::Free {
-        println!("NOT {finish:?} {:?}", tokenizer.decode(&tokens, false));
-    }
     score.parsed += usize::from(parsed);
     score.offered += usize::from(offered);
     score.matching += usize::from(matching);
