@@ -31,7 +31,7 @@ pub struct Engine {
     config: ModelConfig,
     sampling: Sampling,
     stop_tokens: Vec<u32>,
-    tokenizer: Result<Tokenizer, tokenizer::Error>,
+    tokenizer: Result<Arc<Tokenizer>, tokenizer::Error>,
     /// The template inside the checkpoint's own file.
     chat_template: Option<String>,
     unknown_tensors: Vec<String>,
@@ -160,7 +160,7 @@ impl Engine {
             sampling: Sampling::from_generation_config(checkpoint.generation()),
             config,
             stop_tokens,
-            tokenizer,
+            tokenizer: tokenizer.map(Arc::new),
             chat_template: None,
             unknown_tensors: leftover.unknown,
             plan,
@@ -180,7 +180,18 @@ impl Engine {
 
     /// The checkpoint's tokenizer.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().map_err(|error| Error::NoTokenizer(error.to_string()))
+        match &self.tokenizer {
+            Ok(tokenizer) => Ok(tokenizer),
+            Err(error) => Err(Error::NoTokenizer(error.to_string())),
+        }
+    }
+
+    /// The same, for a thread that does not have the engine.
+    pub fn shared_tokenizer(&self) -> Result<Arc<Tokenizer>, Error> {
+        match &self.tokenizer {
+            Ok(tokenizer) => Ok(Arc::clone(tokenizer)),
+            Err(error) => Err(Error::NoTokenizer(error.to_string())),
+        }
     }
 
     /// The chat template, if the checkpoint is a file that holds it itself.
@@ -216,6 +227,11 @@ impl Engine {
     /// What moving experts cost since the engine was opened.
     pub fn expert_stats(&self) -> experts::Stats {
         self.runner.experts().stats().clone()
+    }
+
+    /// Which experts are in memory: of each layer in order, a flag for each of its experts.
+    pub fn resident_experts(&self) -> impl Iterator<Item = impl Iterator<Item = bool>> {
+        self.runner.experts().residents()
     }
 
     /// How experts are read, and why so.

@@ -46,6 +46,7 @@ pub use options::{Device, EngineOptions};
 pub use runner::LayerValues;
 pub use sampler::{Sampling, TokenLogprob, best};
 pub use session::Session;
+pub use stop::StopMatcher;
 pub use usage::Usage;
 
 /// Eviction policies on recorded routing, without a model.
