@@ -19,6 +19,8 @@ pub struct Cli {
 pub enum Command {
     /// Answer a prompt.
     Run(RunArgs),
+    /// Answer over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to talk and to watch.
+    Serve(ServeArgs),
     /// Measure speeds under several memory budgets, beside the machine's limits.
     Bench(BenchArgs),
     /// Show what a checkpoint holds and what it needs.
@@ -210,6 +212,59 @@ pub struct RunArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model.
+    #[arg(default_value = crate::demo::NAME)]
+    pub model: String,
+    /// Where to listen: an address or a name of this machine.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// The port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// A key that clients must show; can be repeated. FLASH_MOE_API_KEY gives one without others seeing it
+    /// in the list of processes.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// Listen where other machines reach the server without asking for a key.
+    #[arg(long)]
+    pub insecure: bool,
+    /// A name of this machine that requests may be addressed to, beside localhost and addresses; can be
+    /// repeated.
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// The origin of web pages that may use the server, such as https://example.org; can be repeated.
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// A name by which clients ask for the model; can be repeated. Default: the checkpoint's.
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Vec<String>,
+    /// Requests that are answered at once; each takes memory for a whole context.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
+    pub parallel: usize,
+    /// Requests that may wait for their turn.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub queue: usize,
+    /// Longest time that a request may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub deadline: u64,
+    /// How long a shutdown waits for answers under way.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub grace: u64,
+    /// Longest body of a request, such as 16M.
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
+    pub max_body: u64,
+    /// Where it is kept which experts were used much; default: as for run.
+    #[arg(long, value_name = "FILE|off")]
+    pub heat_map: Option<PathBuf>,
+    /// Write no line for each request.
+    #[arg(long)]
+    pub quiet: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
 }

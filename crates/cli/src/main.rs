@@ -12,6 +12,7 @@ mod demo;
 mod inspect;
 mod output;
 mod run;
+mod serve;
 mod synth;
 mod timing;
 mod trace;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
         Command::Run(args) => run::run(args),
+        Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),

@@ -42,6 +42,8 @@ pub struct Engine {
     batch: Batch,
     recorder: Option<Recorder>,
     heat: Option<Heat>,
+    /// What all passes cost.
+    usage: Usage,
 }
 
 /// Tokens to compute for one of several sessions in one pass.
@@ -170,6 +172,7 @@ impl Engine {
             batch: Batch::default(),
             recorder: options.recorder.clone(),
             heat,
+            usage: Usage::default(),
         })
     }
 
@@ -227,6 +230,11 @@ impl Engine {
     /// What moving experts cost since the engine was opened.
     pub fn expert_stats(&self) -> experts::Stats {
         self.runner.experts().stats().clone()
+    }
+
+    /// What all passes since the engine was opened cost.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Which experts are in memory: of each layer in order, a flag for each of its experts.
@@ -385,7 +393,9 @@ impl Engine {
         }
         let after = self.runner.experts().stats().clone();
         let timeline = &self.runner.log().timeline;
-        Ok(Usage::of_pass(n_tokens, end - begin, timeline, &before, &after))
+        let usage = Usage::of_pass(n_tokens, end - begin, timeline, &before, &after);
+        self.usage += &usage;
+        Ok(usage)
     }
 
     /// The wanted logits of the last pass.

@@ -1,0 +1,115 @@
+//! `flash-moe serve`: answers over HTTP.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use chat::ChatModel;
+use engine::{Engine, Scheduler, format_bytes};
+use server::{Server, ServerOptions};
+
+use crate::args::ServeArgs;
+use crate::output::Progress;
+use crate::{demo, run};
+
+/// Runs the command.
+pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let directory = demo::resolve(&args.model)?;
+    let server = server_options(&args)?;
+    let mut options = args.engine.options();
+    options.sessions = args.parallel;
+    if args.model == demo::NAME && options.memory.is_none() && options.expert_cache.is_none() {
+        options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
+    }
+    options.heat_map = run::heat_map_place(args.heat_map.as_deref(), &args.model);
+
+    let mut progress = Progress::new();
+    progress.show(&format!("loading {} ...", args.model));
+    let engine = Engine::open(&directory, &options);
+    progress.clear();
+    let engine = engine.with_context(|| format!("opening {}", args.model))?;
+    let tokenizer = engine.tokenizer()?;
+    let chat = match ChatModel::open(&directory, engine.chat_template(), tokenizer) {
+        Ok(chat) => Some(chat),
+        Err(error) => {
+            eprintln!("warning: only texts can be continued, because {error}");
+            None
+        }
+    };
+    let plan = engine.plan();
+    let about = format!(
+        "{} on {}: {} of memory, {} of {} routed-expert bytes in slots, {} requests of {} tokens at once",
+        args.model,
+        engine.device_name(),
+        format_bytes(plan.total),
+        format_bytes(plan.experts),
+        format_bytes(plan.all_experts),
+        args.parallel,
+        plan.context,
+    );
+    let names = server.model_names.join(", ");
+    let server = Server::bind(Scheduler::new(engine), chat, server)?;
+    eprintln!("{about}\nserving {names} at http://{}", server.address());
+    server.run_until_signal()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn server_options(args: &ServeArgs) -> anyhow::Result<ServerOptions> {
+    let mut api_keys = args.api_key.clone();
+    api_keys.extend(std::env::var("FLASH_MOE_API_KEY").ok().filter(|key| !key.is_empty()));
+    let mut hosts = args.allow_host.clone();
+    hosts.push(args.host.clone());
+    Ok(ServerOptions {
+        address: address(&args.host, args.port)?,
+        model_names: match args.model_name.is_empty() {
+            true => vec![model_name(&args.model)],
+            false => args.model_name.clone(),
+        },
+        api_keys,
+        insecure: args.insecure,
+        hosts,
+        cors_origins: args.cors_origin.clone(),
+        queue: args.queue,
+        body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        deadline: Duration::from_secs(args.deadline),
+        grace: Duration::from_secs(args.grace),
+        log: !args.quiet,
+    })
+}
+
+fn address(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let host = host.trim_matches(['[', ']']);
+    let found = (host, port).to_socket_addrs().with_context(|| format!("finding {host}"))?;
+    let all: Vec<SocketAddr> = found.collect();
+    // A name can have several addresses; the older family is what clients try first.
+    match all.iter().find(|address| address.is_ipv4()).or(all.first()) {
+        Some(&address) => Ok(address),
+        None => bail!("{host} has no address"),
+    }
+}
+
+/// The name of a checkpoint's directory or file, without what tells only its format.
+fn model_name(model: &str) -> String {
+    let name = Path::new(model).file_name().unwrap_or(model.as_ref()).to_string_lossy();
+    name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_named_after_their_files() {
+        assert_eq!(model_name("demo"), "demo");
+        assert_eq!(model_name("models/qwen3.5-35b-a3b/"), "qwen3.5-35b-a3b");
+        assert_eq!(model_name("a/qwen3-Q4_K_M.gguf"), "qwen3-Q4_K_M");
+    }
+
+    #[test]
+    fn addresses_are_found() {
+        assert_eq!(address("127.0.0.1", 80).ok(), Some(SocketAddr::from(([127, 0, 0, 1], 80))));
+        assert!(address("[::1]", 80).is_ok_and(|address| address.is_ipv6()));
+    }
+}
