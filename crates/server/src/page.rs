@@ -11,10 +11,11 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
     img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Names, types and contents.
-const FILES: [(&str, &str, &str); 5] = [
+const FILES: [(&str, &str, &str); 6] = [
     ("style.css", "text/css; charset=utf-8", include_str!("../page/style.css")),
     ("main.js", "text/javascript; charset=utf-8", include_str!("../page/main.js")),
     ("chat.js", "text/javascript; charset=utf-8", include_str!("../page/chat.js")),
+    ("markdown.js", "text/javascript; charset=utf-8", include_str!("../page/markdown.js")),
     ("engine.js", "text/javascript; charset=utf-8", include_str!("../page/engine.js")),
     ("icon.svg", "image/svg+xml", include_str!("../page/icon.svg")),
 ];
