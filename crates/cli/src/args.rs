@@ -259,6 +259,16 @@ pub struct ServeArgs {
     /// Longest body of a request, such as 16M.
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
     pub max_body: u64,
+    /// Memory for what was computed of conversations, so that their next turns read only what is new; part
+    /// of --memory. 0 keeps nothing.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    pub prompt_cache: u64,
+    /// A directory to keep that in for later runs, too.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+    /// Bound of the files in that directory.
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = size, requires = "cache_dir")]
+    pub cache_size: u64,
     /// Where it is kept which experts were used much; default: as for run.
     #[arg(long, value_name = "FILE|off")]
     pub heat_map: Option<PathBuf>,

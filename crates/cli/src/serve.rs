@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use chat::ChatModel;
-use engine::{Engine, Scheduler, format_bytes};
+use engine::{Engine, PrefixCacheOptions, Scheduler, format_bytes};
 use server::{Server, ServerOptions};
 
 use crate::args::ServeArgs;
@@ -23,6 +23,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if args.model == demo::NAME && options.memory.is_none() && options.expert_cache.is_none() {
         options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
     }
+    options.prefix_cache = prefix_cache(&args)?;
     options.heat_map = run::heat_map_place(args.heat_map.as_deref(), &args.model);
 
     let mut progress = Progress::new();
@@ -54,6 +55,21 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     eprintln!("{about}\nserving {names} at http://{}", server.address());
     server.run_until_signal()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is kept of conversations.
+fn prefix_cache(args: &ServeArgs) -> anyhow::Result<Option<PrefixCacheOptions>> {
+    if args.prompt_cache == 0 {
+        if args.cache_dir.is_some() {
+            bail!("--cache-dir keeps what --prompt-cache has in memory, which is nothing");
+        }
+        return Ok(None);
+    }
+    Ok(Some(PrefixCacheOptions {
+        memory_bytes: args.prompt_cache,
+        directory: args.cache_dir.clone(),
+        disk_bytes: args.cache_size,
+    }))
 }
 
 fn server_options(args: &ServeArgs) -> anyhow::Result<ServerOptions> {

@@ -138,9 +138,9 @@ impl App {
             "expert_slot_bytes": slots,
             "expert_bytes": all,
             "sampling": {
-                "temperature": self.model.sampling.temperature,
+                "temperature": plain(self.model.sampling.temperature),
                 "top_k": self.model.sampling.top_k,
-                "top_p": self.model.sampling.top_p,
+                "top_p": plain(self.model.sampling.top_p),
             },
         })
     }
@@ -149,6 +149,11 @@ impl App {
 /// Seconds since 1970.
 pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A number with the digits that people gave it, and not those of its wider form.
+pub(crate) fn plain(number: f32) -> Value {
+    number.to_string().parse::<f64>().ok().into()
 }
 
 /// Spreads a number over all bits (the finaliser of splitmix64).

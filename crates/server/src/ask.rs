@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use chat::ChatRequest;
+use chat::{ChatRequest, Prompt};
 use engine::{GenerateOptions, Sampling};
 use tokio::sync::mpsc;
 
@@ -12,6 +12,7 @@ use crate::engine_thread::{Client, Job};
 use crate::error::{ApiError, Code};
 use crate::fields::Fields;
 use crate::reply::{Replies, Reply};
+use crate::thinking::{self, ThinkingBudget};
 
 /// Most choices of one request.
 const MAX_CHOICES: usize = 16;
@@ -181,8 +182,17 @@ impl Ask {
     fn prompt(&self, app: &App) -> Result<Prepared, ApiError> {
         match &self.input {
             Input::Chat(request) => {
-                let prompt = app.chat()?.prompt(&app.tokenizer, request)?;
-                Ok((prompt.tokens, prompt.constraint, Some(prompt.parser)))
+                let Prompt { tokens, mut constraint, parser } =
+                    app.chat()?.prompt(&app.tokenizer, request)?;
+                if let Some(budget) = self.thinking_budget {
+                    let marks = thinking::Marks::of(&app.tokenizer).ok_or_else(|| {
+                        let why = "the model has no marks that end a thought";
+                        ApiError::unsupported("thinking.budget_tokens", why)
+                    })?;
+                    let bound = ThinkingBudget::new(budget, marks, &tokens, constraint);
+                    constraint = Some(Box::new(bound));
+                }
+                Ok((tokens, constraint, Some(parser)))
             }
             Input::Text(text) => Ok((app.tokenizer.encode(text)?, None, None)),
             Input::Tokens(tokens) => Ok((tokens.clone(), None, None)),

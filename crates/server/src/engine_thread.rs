@@ -119,7 +119,6 @@ impl EngineHandle {
             scheduler,
             shared: Arc::clone(&shared),
             running: HashMap::new(),
-            facts: Facts::default(),
             drawn: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("engine".to_owned());
@@ -207,7 +206,6 @@ struct Worker {
     scheduler: Scheduler,
     shared: Arc<Shared>,
     running: HashMap<RequestId, Running>,
-    facts: Facts,
     drawn: Instant,
 }
 
@@ -305,16 +303,13 @@ impl Worker {
 
     /// One forward pass.
     fn step(&mut self) {
-        let Self { running, scheduler, facts, .. } = self;
+        let Self { running, scheduler, .. } = self;
         scheduler.step(&mut |id, event| {
             let heard = match event {
                 Ok(Event::Progress { done, total, cached }) => {
                     Heard::Progress { done, total, cached }
                 }
-                Ok(Event::Step(step)) => {
-                    facts.add(&step);
-                    Heard::Step(Box::new(step))
-                }
+                Ok(Event::Step(step)) => Heard::Step(Box::new(step)),
                 Err(error) => {
                     eprintln!("error: a request failed: {}", chain(&error));
                     Heard::Failed(error.into())
@@ -356,14 +351,13 @@ impl Worker {
 
     /// Tells what was done, and those who watch how the engine looks.
     fn publish(&mut self) {
-        self.facts.running = self.running.len();
-        self.facts.update(&self.scheduler);
-        *lock(&self.shared.facts) = self.facts.clone();
+        let facts = Facts::of(&self.scheduler);
+        *lock(&self.shared.facts) = facts.clone();
         let is_watched = self.shared.watchers.load(Ordering::Relaxed) > 0;
         if is_watched && self.drawn.elapsed() >= PICTURE_INTERVAL {
             self.drawn = Instant::now();
             let waiting = lock(&self.shared.waiting).queue.len();
-            let facts = Facts { waiting, ..self.facts.clone() };
+            let facts = Facts { waiting, ..facts };
             let picture = picture::draw(&facts, self.scheduler.engine());
             self.shared.pictures.send_replace(Arc::from(picture));
         }

@@ -23,6 +23,7 @@ mod reply;
 mod router;
 mod security;
 mod stream;
+mod thinking;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -51,8 +51,6 @@ pub(crate) struct Metrics {
     /// Answers that ended with an error after they had begun to be computed or to wait.
     failed: AtomicU64,
     too_late: AtomicU64,
-    prompt_tokens: AtomicU64,
-    cached_tokens: AtomicU64,
     waited: Histogram,
     first_token: Histogram,
     answer: Histogram,
@@ -66,8 +64,6 @@ impl Metrics {
 
     /// Counts an answer.
     pub(crate) fn answered(&self, counts: &Counts, took: Duration) {
-        self.prompt_tokens.fetch_add(counts.prompt as u64, Ordering::Relaxed);
-        self.cached_tokens.fetch_add(counts.cached as u64, Ordering::Relaxed);
         self.waited.add(counts.waited);
         self.first_token.add(counts.waited + counts.reading);
         self.answer.add(took);
@@ -88,24 +84,38 @@ impl Metrics {
 
     fn write(&self, facts: &Facts, out: &mut String) -> std::fmt::Result {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-        let usage = &facts.usage;
-        for (name, kind, help, value) in [
-            ("running", "gauge", "Generations that run.", facts.running as f64),
-            ("waiting", "gauge", "Requests that wait for their turn.", facts.waiting as f64),
-            ("capacity", "gauge", "Generations that can run at once.", facts.capacity as f64),
-            ("generated_tokens_total", "counter", "Tokens generated.", facts.generated as f64),
-            ("computed_tokens_total", "counter", "Tokens computed, prompts included.", usage.tokens as f64),
-            ("prompt_tokens_total", "counter", "Prompt tokens of finished answers.", load(&self.prompt_tokens)),
-            ("cached_tokens_total", "counter", "Those of them that were known from before.", load(&self.cached_tokens)),
-            ("expert_hits_total", "counter", "Experts that were in memory when they were asked for.", usage.hits as f64),
-            ("expert_misses_total", "counter", "Experts that had to be read.", usage.misses as f64),
-            ("read_bytes_total", "counter", "Bytes read from the drive.", usage.bytes_read as f64),
-            ("drive_busy_seconds_total", "counter", "Time in which the drive was reading.", usage.drive_busy.as_secs_f64()),
-            ("answers_failed_total", "counter", "Answers that ended with an error.", load(&self.failed)),
-            ("answers_late_total", "counter", "Answers that passed their deadline.", load(&self.too_late)),
-        ] {
-            writeln!(out, "# HELP flash_moe_{name} {help}\n# TYPE flash_moe_{name} {kind}")?;
+        let Facts { waiting, capacity, scheduler, usage } = facts;
+        let cache = scheduler.prefix_cache.clone().unwrap_or_default();
+        let gauges = [
+            ("running", "Generations that run.", scheduler.running as f64),
+            ("waiting", "Requests that wait for their turn.", *waiting as f64),
+            ("capacity", "Generations that can run at once.", *capacity as f64),
+            ("prefix_cache_bytes", "Memory of the prefix cache.", cache.memory_bytes as f64),
+            ("prefix_cache_disk_bytes", "Files of the prefix cache.", cache.disk_bytes as f64),
+        ];
+        let counters = [
+            ("requests", "Generations that were started.", scheduler.started as f64),
+            ("requests_failed", "Generations that failed.", scheduler.failed as f64),
+            ("requests_cancelled", "Generations that were cancelled.", scheduler.cancelled as f64),
+            ("passes", "Forward passes.", scheduler.passes as f64),
+            ("rows", "Tokens computed in them.", scheduler.rows as f64),
+            ("generated_tokens", "Tokens generated.", scheduler.generated_tokens as f64),
+            ("prompt_tokens", "Prompt tokens computed.", scheduler.prompt_tokens as f64),
+            ("cached_tokens", "Prompt tokens known from before.", scheduler.cached_tokens as f64),
+            ("expert_hits", "Experts in memory when asked for.", usage.hits as f64),
+            ("expert_misses", "Experts that had to be read.", usage.misses as f64),
+            ("read_bytes", "Bytes read from the drive.", usage.bytes_read as f64),
+            ("drive_busy_seconds", "Time the drive was reading.", usage.drive_busy.as_secs_f64()),
+            ("answers_failed", "Answers that ended with an error.", load(&self.failed)),
+            ("answers_late", "Answers that passed their deadline.", load(&self.too_late)),
+        ];
+        for (name, help, value) in gauges {
+            writeln!(out, "# HELP flash_moe_{name} {help}\n# TYPE flash_moe_{name} gauge")?;
             writeln!(out, "flash_moe_{name} {value}")?;
+        }
+        for (name, help, value) in counters {
+            let name = format!("flash_moe_{name}_total");
+            writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}")?;
         }
         let name = "flash_moe_phase_seconds_total";
         writeln!(out, "# HELP {name} Time of forward passes by phase.\n# TYPE {name} counter")?;

@@ -16,12 +16,13 @@ pub(crate) fn draw(facts: &Facts, engine: &Engine) -> String {
 
 /// The sums alone.
 pub(crate) fn sums(facts: &Facts) -> Value {
-    let Facts { running, waiting, capacity, generated, usage } = facts;
+    let Facts { waiting, capacity, scheduler, usage } = facts;
     json!({
-        "running": running,
+        "running": scheduler.running,
         "waiting": waiting,
         "capacity": capacity,
-        "tokens_generated": generated,
+        "tokens_generated": scheduler.generated_tokens,
+        "tokens_cached": scheduler.cached_tokens,
         "tokens_computed": usage.tokens,
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,

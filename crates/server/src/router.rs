@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -26,61 +26,42 @@ use crate::stream::{self, Framing, Frames};
 /// How long a client may take to send its request.
 const BODY_TIME: Duration = Duration::from_secs(60);
 
-/// All paths.
+/// What programs ask; `/openapi.json` describes all of it.
+fn paths() -> [(&'static str, MethodRouter<Arc<App>>); 19] {
+    [
+        ("/health", get(health)),
+        ("/metrics", get(metrics)),
+        ("/openapi.json", get(openapi)),
+        ("/engine", get(engine)),
+        ("/engine/events", get(events)),
+        ("/tokenize", post(api::tokens::tokenize)),
+        ("/detokenize", post(api::tokens::detokenize)),
+        ("/v1/models", get(api::models::list)),
+        ("/v1/models/{model}", get(api::models::one)),
+        ("/v1/chat/completions", post(api::chat_completions::create)),
+        ("/v1/completions", post(api::completions::create)),
+        ("/v1/responses", post(api::responses::create)),
+        ("/v1/messages", post(api::messages::create)),
+        ("/v1/messages/count_tokens", post(api::messages::count_tokens)),
+        ("/api/chat", post(api::ollama::chat)),
+        ("/api/generate", post(api::ollama::generate)),
+        ("/api/tags", get(api::ollama::tags)),
+        ("/api/show", post(api::ollama::show)),
+        ("/api/version", get(api::ollama::version)),
+    ]
+}
+
+/// All paths: those, and the page's.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/", get(page::index))
-        .route("/page/{file}", get(page::file))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
-        .route("/openapi.json", get(openapi))
-        .route("/engine", get(engine))
-        .route("/engine/events", get(events))
-        .route("/tokenize", post(api::tokens::tokenize))
-        .route("/detokenize", post(api::tokens::detokenize))
-        .route("/v1/models", get(api::models::list))
-        .route("/v1/models/{model}", get(api::models::one))
-        .route("/v1/chat/completions", post(api::chat_completions::create))
-        .route("/v1/completions", post(api::completions::create))
-        .route("/v1/responses", post(api::responses::create))
-        .route("/v1/messages", post(api::messages::create))
-        .route("/v1/messages/count_tokens", post(api::messages::count_tokens))
-        .route("/api/chat", post(api::ollama::chat))
-        .route("/api/generate", post(api::ollama::generate))
-        .route("/api/tags", get(api::ollama::tags))
-        .route("/api/show", post(api::ollama::show))
-        .route("/api/version", get(api::ollama::version))
-        .fallback(async || ApiError::new(Code::NotFound, "there is nothing at this path"))
+    let page = Router::new().route("/", get(page::index)).route("/page/{file}", get(page::file));
+    let all = paths().into_iter().fold(page, |router, (path, method)| router.route(path, method));
+    all.fallback(async || ApiError::new(Code::NotFound, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             ApiError::new(Code::MethodNotAllowed, "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard::guard))
         .with_state(app)
 }
-
-/// The paths that `/openapi.json` must describe; a test compares.
-#[cfg(test)]
-pub(crate) const PATHS: [&str; 19] = [
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/engine",
-    "/engine/events",
-    "/tokenize",
-    "/detokenize",
-    "/v1/models",
-    "/v1/models/{model}",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/api/chat",
-    "/api/generate",
-    "/api/tags",
-    "/api/show",
-    "/api/version",
-];
 
 /// A request's body, of which no parameter goes unnoticed.
 pub(crate) struct Asked(pub(crate) Fields);
@@ -119,7 +100,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     let facts = app.engine.facts();
     let status = if is_alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if is_alive { "ok" } else { "failed" };
-    let value = json!({ "status": word, "running": facts.running, "waiting": facts.waiting });
+    let value = json!({ "status": word, "running": facts.scheduler.running, "waiting": facts.waiting });
     json_response(status, &value)
 }
 
@@ -175,4 +156,23 @@ async fn events(State(app): State<Arc<App>>) -> Response {
         }
     });
     stream::response(Framing::Events, receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_path_is_described_and_nothing_else() {
+        let described: Value =
+            serde_json::from_str(include_str!("openapi.json")).expect("the file is JSON");
+        let described = described["paths"].as_object().expect("there are paths");
+        let mut described: Vec<&str> = described.keys().map(String::as_str).collect();
+        let mut routed = paths().map(|path| path.0);
+        described.sort_unstable();
+        routed.sort_unstable();
+        assert_eq!(described, routed);
+    }
 }

@@ -4,7 +4,7 @@ use chat::{ChatRequest, Message};
 use serde_json::{Map, Value, json};
 
 use crate::api::{openai, tools};
-use crate::app::App;
+use crate::app::{App, plain};
 use crate::ask::{Ask, Input};
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -71,8 +71,8 @@ pub(super) fn read(mut fields: Fields, app: &App) -> Result<Read, ApiError> {
     for (name, value) in [
         ("parallel_tool_calls", parallel_tool_calls.into()),
         ("max_output_tokens", ask.max_tokens.into()),
-        ("temperature", ask.sampling.temperature.into()),
-        ("top_p", ask.sampling.top_p.into()),
+        ("temperature", plain(ask.sampling.temperature)),
+        ("top_p", plain(ask.sampling.top_p)),
     ] {
         told[name] = value;
     }
