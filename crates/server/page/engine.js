@@ -4,12 +4,13 @@ import { events } from "./chat.js";
 const $ = (id) => document.getElementById(id);
 const PHASES = {
   embedding: "embedding", attention: "attention", delta_net: "delta net", router: "router", shared_expert: "shared expert",
-  drive_wait: "waiting for the drive", experts: "experts", head: "head", other: "other",
+  drive_wait: "drive wait", experts: "experts", head: "head", other: "other",
 };
 // Sums of the last seconds give the figures; older ones are forgotten.
 const WINDOW_MS = 2000;
 const FADE_MS = 1200;
 const SPARK_MS = 60000;
+const MAP_HEIGHT = 440;
 
 export function watch(headers, introduce) {
   let abort = null, isWanted = false, about = null, last = null, cells = null;
@@ -56,6 +57,9 @@ export function watch(headers, introduce) {
   function state(now) {
     const time = performance.now();
     now.time = time;
+    // What was done before a rest says nothing about the speed after it.
+    const previous = history.at(-1);
+    if (previous && !previous.running && now.running) history.splice(0, history.length, { ...previous, time: Math.max(previous.time, time - 100) });
     history.push(now);
     while (history.length > 2 && history[1].time < time - WINDOW_MS) history.shift();
     const before = history[0];
@@ -134,17 +138,26 @@ export function watch(headers, introduce) {
     return [context, width];
   }
 
-  // Layers with many experts take several lines each.
+  // The widest lines whose cells are largest, within a height: layers with many experts take several lines.
+  function layout(width) {
+    const widest = Math.max(...cells.map((row) => row.length));
+    for (let columns = 16; ; columns *= 2) {
+      const pitch = width / columns;
+      const lines = Math.ceil(widest / columns);
+      const tall = Math.max(pitch, 2);
+      const gap = lines > 1 ? Math.min(4, tall) : 0;
+      const height = Math.ceil(cells.length * (lines * tall + gap) - gap);
+      if (height <= MAP_HEIGHT || lines === 1) return { columns, pitch, lines, tall, gap, height };
+    }
+  }
+
   function drawMap(time) {
     if (!cells) return;
-    const widest = Math.max(...cells.map((row) => row.length));
-    const columns = Math.min(widest, 128);
-    const lines = Math.ceil(widest / columns);
-    const pitch = $("map").clientWidth / columns;
-    const side = pitch > 4 ? pitch - 1 : pitch > 2.4 ? pitch - 0.6 : pitch;
-    const tall = Math.max(pitch, 4);
-    const gap = lines > 1 ? 3 : 0;
-    const [context] = fit($("map"), Math.ceil(cells.length * (lines * tall + gap)));
+    const { columns, pitch, lines, tall, gap, height } = layout($("map").clientWidth);
+    const [context] = fit($("map"), height);
+    const space = pitch > 8 ? 1.5 : pitch > 4 ? 1 : pitch > 2.4 ? 0.6 : 0;
+    const side = pitch - space;
+    const rise = tall - (space || 0.4);
     const [absent, resident, hot] = [color("--empty"), color("--cell"), color("--hot")];
     cells.forEach((row, layer) => {
       for (let expert = 0; expert < row.length; expert += 1) {
@@ -152,11 +165,11 @@ export function watch(headers, introduce) {
         const y = layer * (lines * tall + gap) + Math.floor(expert / columns) * tall;
         const age = row[expert] ? (time - row[expert]) / FADE_MS : 1;
         context.fillStyle = row[expert] ? resident : absent;
-        context.fillRect(x, y, side, tall - (tall > 4 ? 1 : 0.6));
+        context.fillRect(x, y, side, rise);
         if (row[expert] && age < 1) {
           context.globalAlpha = 1 - age;
           context.fillStyle = hot;
-          context.fillRect(x, y, side, tall - (tall > 4 ? 1 : 0.6));
+          context.fillRect(x, y, side, rise);
           context.globalAlpha = 1;
         }
       }

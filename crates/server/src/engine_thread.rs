@@ -340,13 +340,15 @@ impl Worker {
         }
     }
 
-    /// Waits until somebody comes.
+    /// Waits until somebody comes; those who watch see soon that nothing is done.
     fn rest(&self) {
+        let is_watched = self.shared.watchers.load(Ordering::Relaxed) > 0;
+        let turn = if is_watched { PICTURE_INTERVAL } else { IDLE_TURN };
         let waiting = lock(&self.shared.waiting);
         let is_idle = |waiting: &mut Waiting| {
             waiting.queue.len() == 0 && waiting.phase == Phase::Open
         };
-        drop(self.shared.wake.wait_timeout_while(waiting, IDLE_TURN, is_idle));
+        drop(self.shared.wake.wait_timeout_while(waiting, turn, is_idle));
     }
 
     /// Tells what was done, and those who watch how the engine looks.

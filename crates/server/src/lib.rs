@@ -100,12 +100,11 @@ impl Server {
             };
             axum::serve(listener, service).with_graceful_shutdown(shutdown).await
         });
-        let was_alive = engine.is_alive();
         engine.end();
-        // A panic has said itself what it was.
+        // It ends by itself only in a panic, which has said what it was.
         let ended = thread.join();
         result?;
-        if ended.is_err() || !was_alive { Err(Error::EngineGone) } else { Ok(()) }
+        ended.map_err(|_| Error::EngineGone)
     }
 
     /// Answers until the process is told to end, by an interrupt or a request to terminate.

@@ -128,8 +128,10 @@ fn read_thinking(fields: &mut Fields) -> Result<bool, ApiError> {
     match fields.peek("thinking").and_then(|thinking| thinking["type"].as_str()) {
         None => Ok(false),
         Some("disabled") => Ok(false),
-        Some("enabled") => Ok(true),
-        Some(_) => Err(ApiError::invalid("thinking.type", "must be enabled or disabled")),
+        Some("enabled" | "adaptive") => Ok(true),
+        Some(_) => {
+            Err(ApiError::invalid("thinking.type", "must be enabled, adaptive or disabled"))
+        }
     }
 }
 

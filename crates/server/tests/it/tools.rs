@@ -7,7 +7,7 @@ use crate::support::Served;
 fn schema() -> Value {
     json!({
         "type": "object",
-        "properties": { "city": { "type": "string" }, "days": { "type": "integer" } },
+        "properties": { "city": { "type": "string", "maxLength": 20 }, "days": { "type": "integer" } },
         "required": ["city", "days"],
     })
 }
