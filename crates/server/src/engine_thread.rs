@@ -345,9 +345,8 @@ impl Worker {
         let is_watched = self.shared.watchers.load(Ordering::Relaxed) > 0;
         let turn = if is_watched { PICTURE_INTERVAL } else { IDLE_TURN };
         let waiting = lock(&self.shared.waiting);
-        let is_idle = |waiting: &mut Waiting| {
-            waiting.queue.len() == 0 && waiting.phase == Phase::Open
-        };
+        let is_idle =
+            |waiting: &mut Waiting| waiting.queue.len() == 0 && waiting.phase == Phase::Open;
         drop(self.shared.wake.wait_timeout_while(waiting, turn, is_idle));
     }
 

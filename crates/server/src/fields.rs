@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn what_nobody_reads_is_an_error_that_names_it() {
-        let mut request = fields(r#"{"model": "m", "options": {"depth": 2, "x": null}, "y": null}"#);
+        let mut request =
+            fields(r#"{"model": "m", "options": {"depth": 2, "x": null}, "y": null}"#);
         assert_eq!(request.need::<String>("model").as_deref(), Ok("m"));
         let options = request.object("options").expect("it is one").expect("it is there");
         let error = options.finish().expect_err("depth was not read");

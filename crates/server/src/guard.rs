@@ -38,12 +38,13 @@ pub(crate) async fn guard(
     let path = request.uri().path().to_owned();
     let headers = request.headers().clone();
     let origin = security::check_origin(&headers, &app.options);
-    let checked = security::check_host(&headers, &app.options)
-        .and(origin.clone())
-        .and_then(|is_foreign| match (is_foreign, &method) {
-            (true, &Method::OPTIONS) => Ok(None),
-            _ if is_public(&path) => Ok(Some(0)),
-            _ => security::check_key(&headers, &app.options).map(Some),
+    let checked =
+        security::check_host(&headers, &app.options).and(origin.clone()).and_then(|is_foreign| {
+            match (is_foreign, &method) {
+                (true, &Method::OPTIONS) => Ok(None),
+                _ if is_public(&path) => Ok(Some(0)),
+                _ => security::check_key(&headers, &app.options).map(Some),
+            }
         });
     let mut response = match checked {
         Ok(Some(key)) => {

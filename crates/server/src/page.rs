@@ -28,9 +28,8 @@ pub(crate) async fn index() -> Response {
 /// What it is made of.
 pub(crate) async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
     let file = FILES.iter().find(|file| file.0 == name);
-    let &(_, kind, text) = file.ok_or_else(|| {
-        ApiError::new(Code::NotFound, "there is no such file of the page")
-    })?;
+    let &(_, kind, text) =
+        file.ok_or_else(|| ApiError::new(Code::NotFound, "there is no such file of the page"))?;
     Ok(response(kind, text))
 }
 

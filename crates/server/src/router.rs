@@ -21,7 +21,7 @@ use crate::fields::Fields;
 use crate::guard;
 use crate::page;
 use crate::picture;
-use crate::stream::{self, Framing, Frames};
+use crate::stream::{self, Frames, Framing};
 
 /// How long a client may take to send its request.
 const BODY_TIME: Duration = Duration::from_secs(60);
@@ -100,7 +100,8 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     let facts = app.engine.facts();
     let status = if is_alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if is_alive { "ok" } else { "failed" };
-    let value = json!({ "status": word, "running": facts.scheduler.running, "waiting": facts.waiting });
+    let value =
+        json!({ "status": word, "running": facts.scheduler.running, "waiting": facts.waiting });
     json_response(status, &value)
 }
 

@@ -55,8 +55,7 @@ pub(crate) fn allow_origin(request: &HeaderMap, method: &Method, response: &mut 
         let asked = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
         let names = asked.unwrap_or(HeaderValue::from_static("authorization, content-type"));
         response.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
-        response
-            .insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        response.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
 }
 
@@ -122,10 +121,14 @@ mod tests {
     fn hosts_are_addresses_or_named() {
         let options = ServerOptions { hosts: vec!["box.lan".to_owned()], ..Default::default() };
         let is_ok = |host: &str| check_host(&headers(&[("host", host)]), &options).is_ok();
-        for host in ["127.0.0.1:8080", "127.0.0.1", "localhost:1", "[::1]:8080", "[::1]", "BOX.lan:80"] {
+        for host in
+            ["127.0.0.1:8080", "127.0.0.1", "localhost:1", "[::1]:8080", "[::1]", "BOX.lan:80"]
+        {
             assert!(is_ok(host), "{host}");
         }
-        for host in ["evil.example:8080", "localhost.evil.example", "", "127.0.0.1.evil.example", "[::1].x"] {
+        for host in
+            ["evil.example:8080", "localhost.evil.example", "", "127.0.0.1.evil.example", "[::1].x"]
+        {
             assert!(!is_ok(host), "{host}");
         }
     }
@@ -140,7 +143,9 @@ mod tests {
         };
         assert_eq!(check("http://127.0.0.1:8080"), Some(false));
         assert_eq!(check("https://app.example"), Some(true));
-        for origin in ["http://127.0.0.1:8081", "https://app.example.evil", "null", "http://evil.example"] {
+        for origin in
+            ["http://127.0.0.1:8081", "https://app.example.evil", "null", "http://evil.example"]
+        {
             assert_eq!(check(origin), None, "{origin}");
         }
         let none = headers(&[("host", "127.0.0.1:8080")]);
@@ -155,7 +160,9 @@ mod tests {
         assert_eq!(check("authorization", "Bearer first"), Some(0));
         assert_eq!(check("authorization", "bearer second key"), Some(1));
         assert_eq!(check("x-api-key", "first"), Some(0));
-        for value in ["Bearer firs", "Bearer first1", "Bearer ", "Basic first", "first", "Bearer FIRST"] {
+        for value in
+            ["Bearer firs", "Bearer first1", "Bearer ", "Basic first", "first", "Bearer FIRST"]
+        {
             assert_eq!(check("authorization", value), None, "{value}");
         }
         assert_eq!(check_key(&HeaderMap::new(), &ServerOptions::default()), Ok(0));

@@ -56,8 +56,7 @@ fn read(mut fields: Fields, app: &App) -> Result<(Ask, Option<Streaming>), ApiEr
     let tool_choice = tools::read_tool_choice(&mut fields)?;
     tools::check_choice(&tool_choice, &tools)?;
     let effort = openai::read_effort(&mut fields, "reasoning_effort")?;
-    let mut variables: Map<String, Value> =
-        fields.opt("chat_template_kwargs")?.unwrap_or_default();
+    let mut variables: Map<String, Value> = fields.opt("chat_template_kwargs")?.unwrap_or_default();
     let enable_thinking = match variables.shift_remove("enable_thinking") {
         None | Some(Value::Null) => effort,
         Some(Value::Bool(enable)) => Some(enable),

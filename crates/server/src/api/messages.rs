@@ -129,9 +129,7 @@ fn read_thinking(fields: &mut Fields) -> Result<bool, ApiError> {
         None => Ok(false),
         Some("disabled") => Ok(false),
         Some("enabled" | "adaptive") => Ok(true),
-        Some(_) => {
-            Err(ApiError::invalid("thinking.type", "must be enabled, adaptive or disabled"))
-        }
+        Some(_) => Err(ApiError::invalid("thinking.type", "must be enabled, adaptive or disabled")),
     }
 }
 
@@ -422,8 +420,7 @@ impl Wire for Events {
         if let Some(End { finish, counts }) = self.end.take() {
             let (reason, sequence) = stop_reason(&finish);
             let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
-            let data =
-                json!({ "type": "message_delta", "delta": delta, "usage": usage(&counts) });
+            let data = json!({ "type": "message_delta", "delta": delta, "usage": usage(&counts) });
             Self::event(frames, data);
         }
         Self::event(frames, json!({ "type": "message_stop" }));

@@ -21,16 +21,8 @@ use crate::router::{Asked, json_response};
 use crate::stream::{self, Frames, Framing, Wire};
 
 /// Settings of the machine, which are given when the server starts and change no answer.
-const MACHINE: [&str; 8] = [
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "num_thread",
-    "num_keep",
-    "numa",
-    "use_mmap",
-    "use_mlock",
-];
+const MACHINE: [&str; 8] =
+    ["num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "use_mmap", "use_mlock"];
 
 /// `POST /api/chat`.
 pub(crate) async fn chat(
@@ -316,8 +308,7 @@ struct Lines {
 
 impl Lines {
     fn object(&self, parts: &[(&str, Value)]) -> Value {
-        let mut value =
-            json!({ "model": self.model, "created_at": timestamp(SystemTime::now()) });
+        let mut value = json!({ "model": self.model, "created_at": timestamp(SystemTime::now()) });
         match self.kind {
             Kind::Chat => {
                 value["message"] = json!({ "role": "assistant", "content": "" });

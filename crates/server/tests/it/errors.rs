@@ -39,11 +39,17 @@ fn nothing_goes_unnoticed() {
         ("/v1/chat/completions", chat(json!({ "stream_options": { "include_usage": true } }))),
         ("/v1/chat/completions", chat(json!({ "stop": [""] }))),
         ("/v1/chat/completions", chat(json!({ "tool_choice": "required" }))),
-        ("/v1/chat/completions", chat(json!({ "tools": [tool], "tool_choice":
-            { "type": "function", "function": { "name": "lose" } } }))),
+        (
+            "/v1/chat/completions",
+            chat(json!({ "tools": [tool], "tool_choice":
+            { "type": "function", "function": { "name": "lose" } } })),
+        ),
         ("/v1/chat/completions", chat(json!({ "tools": [{ "type": "web_search" }] }))),
         ("/v1/chat/completions", chat(json!({ "response_format": { "type": "xml" } }))),
-        ("/v1/chat/completions", chat(json!({ "response_format": { "type": "regex", "pattern": "(" } }))),
+        (
+            "/v1/chat/completions",
+            chat(json!({ "response_format": { "type": "regex", "pattern": "(" } })),
+        ),
         ("/v1/chat/completions", chat(json!({ "reasoning_effort": "medium" }))),
         ("/v1/completions", json!({ "model": "demo", "prompt": ["a", "b"] })),
         ("/v1/completions", json!({ "model": "demo", "prompt": [1_000_000] })),
@@ -53,14 +59,26 @@ fn nothing_goes_unnoticed() {
         ("/v1/responses", json!({ "model": "demo", "input": [{ "type": "item_reference" }] })),
         ("/v1/responses", json!({ "model": "demo", "input": "a", "store": true })),
         ("/v1/messages", json!({ "model": "demo", "messages": message })),
-        ("/v1/messages", json!({ "model": "demo", "max_tokens": 9, "messages":
-            [{ "role": "assistant", "content": "Once" }] })),
-        ("/v1/messages", json!({ "model": "demo", "max_tokens": 9, "messages": message,
-            "thinking": { "type": "enabled", "budget_tokens": 9 } })),
+        (
+            "/v1/messages",
+            json!({ "model": "demo", "max_tokens": 9, "messages":
+            [{ "role": "assistant", "content": "Once" }] }),
+        ),
+        (
+            "/v1/messages",
+            json!({ "model": "demo", "max_tokens": 9, "messages": message,
+            "thinking": { "type": "enabled", "budget_tokens": 9 } }),
+        ),
         ("/v1/messages", json!({ "model": "claude", "max_tokens": 9, "messages": message })),
         ("/api/chat", json!({ "model": "llama3", "messages": message })),
-        ("/api/chat", json!({ "model": "demo", "messages": message, "options": { "mirostat": 2 } })),
-        ("/api/chat", json!({ "model": "demo", "messages": message, "options": { "num_ctx": 99_999 } })),
+        (
+            "/api/chat",
+            json!({ "model": "demo", "messages": message, "options": { "mirostat": 2 } }),
+        ),
+        (
+            "/api/chat",
+            json!({ "model": "demo", "messages": message, "options": { "num_ctx": 99_999 } }),
+        ),
         ("/api/generate", json!({ "model": "demo", "prompt": "a", "images": ["b"] })),
         ("/detokenize", json!({ "tokens": [1_000_000] })),
         ("/nowhere", json!({})),
@@ -86,7 +104,10 @@ fn long_prompts_and_long_bodies_are_refused() {
     let served = Served::with(|_, options| options.body_bytes = 100_000);
     let prompt = json!({ "model": "demo", "prompt": "word ".repeat(4000) });
     let answer = served.post("/v1/completions", &prompt);
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &"context_length_exceeded".into()));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &"context_length_exceeded".into())
+    );
     let prompt = json!({ "model": "demo", "prompt": "word ".repeat(40_000) });
     let answer = served.post("/v1/completions", &prompt);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (413, &"body_too_large".into()));
@@ -95,6 +116,7 @@ fn long_prompts_and_long_bodies_are_refused() {
 #[test]
 fn deep_nesting_is_refused() {
     let served = Served::new();
-    let body = format!("{{\"model\":\"demo\",\"metadata\":{}{}", "[".repeat(50_000), "]".repeat(50_000));
+    let body =
+        format!("{{\"model\":\"demo\",\"metadata\":{}{}", "[".repeat(50_000), "]".repeat(50_000));
     assert_eq!(served.send("POST", "/v1/completions", &[], &body).status, 400);
 }

@@ -50,7 +50,8 @@ fn names_that_point_here_by_deceit_are_refused() {
 
 #[test]
 fn pages_from_elsewhere_are_refused_unless_they_are_named() {
-    let served = Served::with(|_, options| options.cors_origins = vec!["https://app.example".into()]);
+    let served =
+        Served::with(|_, options| options.cors_origins = vec!["https://app.example".into()]);
     let ask = |method: &str, origin: &str| {
         let headers = [("origin", origin), ("access-control-request-headers", "x-api-key")];
         served.send(method, "/v1/models", &headers, "")

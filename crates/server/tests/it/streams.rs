@@ -35,7 +35,8 @@ fn chat_completions() {
     // Two answers come in an order of their own; each by itself is the same every time.
     body["n"] = 1.into();
     assert_snapshot("chat_completions.logprobs.txt", &served.post(path, &body).body);
-    let whole = json!({ "stream": false, "stream_options": null, "n": 2, "reasoning_effort": "none" });
+    let whole =
+        json!({ "stream": false, "stream_options": null, "n": 2, "reasoning_effort": "none" });
     let whole = served.post(path, &changed(openai(), whole)).ok();
     assert_snapshot("chat_completions.json", &format!("{whole:#}"));
 }
@@ -79,7 +80,8 @@ fn messages() {
     let whole = served.post("/v1/messages", &changed(body.clone(), whole)).ok();
     assert_snapshot("messages.json", &format!("{whole:#}"));
 
-    let count = json!({ "model": "demo", "messages": body["messages"], "thinking": body["thinking"] });
+    let count =
+        json!({ "model": "demo", "messages": body["messages"], "thinking": body["thinking"] });
     let counted = served.post("/v1/messages/count_tokens", &count).ok();
     let whole = served.post("/v1/messages", &changed(body, json!({ "stream": false }))).ok();
     assert_eq!(counted["input_tokens"], whole["usage"]["input_tokens"]);

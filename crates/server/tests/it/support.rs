@@ -127,6 +127,7 @@ pub fn engine_options() -> EngineOptions {
         expert_cache: Some(6 << 20),
         context: Some(2048),
         sessions: 2,
+        reader: engine::ReaderKind::Threads,
         ..EngineOptions::default()
     }
 }
@@ -248,8 +249,7 @@ pub fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// Compares with a file of `tests/it/snapshots`; with UPDATE_SNAPSHOTS set, writes it.
 #[track_caller]
 pub fn assert_snapshot(name: &str, text: &str) {
-    let path: PathBuf =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots").join(name);
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots").join(name);
     let text = normalised(text);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         fs::write(&path, text).expect("the snapshot can be written");
@@ -265,7 +265,8 @@ pub fn assert_snapshot(name: &str, text: &str) {
     }
 }
 
-/// Without what is another every time: ids, times, durations, and comments, which tell progress.
+/// Without what is another every time: ids, times, durations, and comments, which tell progress; and
+/// probabilities only as exactly as all machines have them.
 fn normalised(text: &str) -> String {
     let mut lines = Vec::new();
     let mut is_comment = false;
@@ -293,6 +294,9 @@ fn normalised_line(line: &str) -> String {
             out += "0";
             rest = &rest[name.len()..];
             rest = &rest[rest.find([',', '}']).unwrap_or(rest.len())..];
+        } else if let Some((number, length)) = long_decimal(rest) {
+            out += &format!("{number:.2}");
+            rest = &rest[length..];
         } else if n_hex >= 24 {
             out += "ID";
             rest = &rest[24..];
@@ -302,4 +306,15 @@ fn normalised_line(line: &str) -> String {
         }
     }
     out
+}
+
+/// A number with many decimals that a text begins with, and its length.
+fn long_decimal(text: &str) -> Option<(f64, usize)> {
+    if !text.starts_with(['-', '0']) {
+        return None;
+    }
+    let is_part = |c: char| c.is_ascii_digit() || ['-', '.', 'e'].contains(&c);
+    let length = text.find(|c| !is_part(c)).unwrap_or(text.len());
+    let number = text[..length].parse().ok()?;
+    (length >= 8 && text[..length].contains('.')).then_some((number, length))
 }

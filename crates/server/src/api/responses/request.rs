@@ -120,11 +120,7 @@ fn read_input(fields: &mut Fields, messages: &mut Vec<Message>) -> Result<(), Ap
     Ok(())
 }
 
-fn read_item(
-    mut item: Fields,
-    at: &str,
-    messages: &mut Vec<Message>,
-) -> Result<(), ApiError> {
+fn read_item(mut item: Fields, at: &str, messages: &mut Vec<Message>) -> Result<(), ApiError> {
     item.accept(&["id", "status", "phase"]);
     let kind = item.opt::<String>("type")?.unwrap_or_else(|| "message".to_owned());
     match kind.as_str() {
