@@ -43,11 +43,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
     progress.clear();
-    if let [first, rest @ ..] = engine.unknown_tensors() {
-        let more =
-            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
-    }
+    warn_of_unknown_tensors(&engine);
     let tokens = prompt_tokens(&args, &engine, &directory, &prompt)?;
     let sampling = args.sampling.apply(engine.default_sampling());
     let generate = GenerateOptions {
@@ -132,6 +128,15 @@ pub fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
         Some(path) => HeatMapPlace::File(path.to_owned()),
         None if model == demo::NAME => HeatMapPlace::Off,
         None => cache::directory().map_or(HeatMapPlace::Off, HeatMapPlace::Directory),
+    }
+}
+
+/// Tells that a checkpoint holds what is not used.
+pub fn warn_of_unknown_tensors(engine: &Engine) {
+    if let [first, rest @ ..] = engine.unknown_tensors() {
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
     }
 }
 

@@ -31,6 +31,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let engine = Engine::open(&directory, &options);
     progress.clear();
     let engine = engine.with_context(|| format!("opening {}", args.model))?;
+    run::warn_of_unknown_tensors(&engine);
     let tokenizer = engine.tokenizer()?;
     let chat = match ChatModel::open(&directory, engine.chat_template(), tokenizer) {
         Ok(chat) => Some(chat),

@@ -135,6 +135,10 @@ impl Ask {
             if limit == 0 {
                 return Err(ApiError::invalid(name, "must be at least 1"));
             }
+            if self.max_tokens.is_some() {
+                let why = format!("{} says it already", self.max_tokens_name);
+                return Err(ApiError::invalid(name, why));
+            }
             (self.max_tokens, self.max_tokens_name) = (Some(limit), name);
         }
         Ok(())
