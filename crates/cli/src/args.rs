@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
+use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
 #[derive(Debug, Parser)]
@@ -212,69 +213,6 @@ pub struct RunArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-}
-
-#[derive(Args, Debug)]
-pub struct ServeArgs {
-    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model.
-    #[arg(default_value = crate::demo::NAME)]
-    pub model: String,
-    /// Where to listen: an address or a name of this machine.
-    #[arg(long, default_value = "127.0.0.1")]
-    pub host: String,
-    /// The port to listen on; 0 takes a free one.
-    #[arg(long, default_value_t = 8080)]
-    pub port: u16,
-    /// A key that clients must show; can be repeated. FLASH_MOE_API_KEY gives one without others seeing it
-    /// in the list of processes.
-    #[arg(long, value_name = "KEY")]
-    pub api_key: Vec<String>,
-    /// Listen where other machines reach the server without asking for a key.
-    #[arg(long)]
-    pub insecure: bool,
-    /// A name of this machine that requests may be addressed to, beside localhost and addresses; can be
-    /// repeated.
-    #[arg(long, value_name = "NAME")]
-    pub allow_host: Vec<String>,
-    /// The origin of web pages that may use the server, such as https://example.org; can be repeated.
-    #[arg(long, value_name = "ORIGIN")]
-    pub cors_origin: Vec<String>,
-    /// A name by which clients ask for the model; can be repeated. Default: the checkpoint's.
-    #[arg(long, value_name = "NAME")]
-    pub model_name: Vec<String>,
-    /// Requests that are answered at once; each takes memory for a whole context.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
-    pub parallel: usize,
-    /// Requests that may wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub queue: usize,
-    /// Longest time that a request may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    pub deadline: u64,
-    /// How long a shutdown waits for answers under way.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub grace: u64,
-    /// Longest body of a request, such as 16M.
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
-    pub max_body: u64,
-    /// Memory for what was computed of conversations, so that their next turns read only what is new; part
-    /// of --memory. 0 keeps nothing.
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
-    pub prompt_cache: u64,
-    /// A directory to keep that in for later runs, too.
-    #[arg(long, value_name = "DIRECTORY")]
-    pub cache_dir: Option<PathBuf>,
-    /// Bound of the files in that directory.
-    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = size, requires = "cache_dir")]
-    pub cache_size: u64,
-    /// Where it is kept which experts were used much; default: as for run.
-    #[arg(long, value_name = "FILE|off")]
-    pub heat_map: Option<PathBuf>,
-    /// Write no line for each request.
-    #[arg(long)]
-    pub quiet: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -517,7 +455,8 @@ pub enum QuantArg {
     Q8_0,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// A number of bytes such as 8G.
+pub fn size(text: &str) -> Result<u64, String> {
     engine::parse_size(text).map_err(|error| error.to_string())
 }
 
@@ -528,7 +467,8 @@ fn positive_real(text: &str) -> Result<f64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+/// A whole number above zero.
+pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be a whole number from 1".to_owned()),
         Ok(number) => Ok(number),

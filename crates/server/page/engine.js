@@ -67,7 +67,7 @@ export function watch(headers, introduce) {
     $("requests").textContent = now.running;
     $("waiting").textContent = now.waiting ? `running, ${now.waiting} waiting` : "running";
     const generated = more("tokens_generated"), seconds = (time - before.time) / 1000;
-    const speed = now.running && seconds > 0.3 ? generated / seconds : 0;
+    const speed = now.running && seconds > 0.15 ? generated / seconds : 0;
     speeds.push([time, speed]);
     while (speeds.length && speeds[0][0] < time - SPARK_MS) speeds.shift();
     if (speed) $("speed").textContent = speed.toFixed(speed < 10 ? 2 : 1);

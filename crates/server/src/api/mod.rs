@@ -7,6 +7,7 @@ pub(crate) mod models;
 pub(crate) mod ollama;
 pub(crate) mod openai;
 pub(crate) mod responses;
+mod timestamp;
 pub(crate) mod tokens;
 mod tools;
 
