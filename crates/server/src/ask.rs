@@ -90,8 +90,10 @@ impl Ask {
         if let Some(top_k) = fields.opt("top_k")? {
             sampling.top_k = top_k;
         }
-        if let Some(seed) = fields.opt::<i64>("seed")? {
-            sampling.seed = seed.cast_unsigned();
+        let path = fields.path("seed");
+        if let Some(seed) = fields.take("seed") {
+            let seed = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
+            sampling.seed = seed.ok_or_else(|| ApiError::invalid(path, "must be a whole number"))?;
         }
         sampling.validate().map_err(ApiError::from)
     }
