@@ -12,10 +12,10 @@ use crate::grammar::{as_templates_write, literal};
 use crate::schema::{self, Types};
 
 /// Digits of a number that has no bounds: what a JSON reader surely keeps.
-const INTEGER: &str = "/-?(0|[1-9][0-9]{0,17})/";
-const NUMBER: &str = "/-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?/";
-/// Texts with the end of a value within them.
-const WITH_END: &str = "/(?s:.*)\\n<\\/parameter>(?s:.*)/";
+const INTEGER: &str = "-?(0|[1-9][0-9]{0,17})";
+const NUMBER: &str = "-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?";
+/// The end of a value, as a regular expression.
+const END: &str = "\\n<\\/parameter>";
 
 /// Rules for the values of one tool.
 pub(crate) struct ValueRules<'a> {
@@ -48,9 +48,13 @@ impl<'a> ValueRules<'a> {
         if types.has(Types::STRING) {
             self.texts(name, field, schema, types, 0, &mut options)?;
         }
-        if types != Types::STRING {
-            self.others(schema, types, &mut options);
+        let mut others = types.without(Types::STRING);
+        if types.has(Types::STRING) && types.has(Types::NUMBER) {
+            // A text may begin like a number, so each is read to its end as one.
+            self.numbers(field, schema, 0, &mut options)?;
+            others = others.without(Types::NUMBER);
         }
+        self.others(schema, others, &mut options);
         Ok(options.join(" | "))
     }
 
@@ -68,7 +72,7 @@ impl<'a> ValueRules<'a> {
         let number = schema.get("type").and_then(Value::as_str);
         if let (Some(name), Types::NUMBER, true) = (number, types, plain(&["type"])) {
             let digits = if name == "integer" { INTEGER } else { NUMBER };
-            options.push(format!("{digits} {end}"));
+            options.push(format!("/{digits}/ {end}"));
             return;
         }
         if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(true)) {
@@ -95,6 +99,48 @@ impl<'a> ValueRules<'a> {
             }
             options.push(format!("%json {} {end}", as_templates_write(schema)));
         }
+    }
+
+    /// Values that are numbers and stand beside texts.
+    fn numbers(
+        &self,
+        field: &str,
+        schema: &Value,
+        depth: usize,
+        options: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        const BOUNDS: [&str; 5] =
+            ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
+        let schema = schema::resolve(schema, self.root);
+        let get = |key: &str| schema.get(key);
+        let list = |key: &str| get(key).and_then(Value::as_array);
+        if let Some(key) = BOUNDS.into_iter().find(|key| get(key).is_some()) {
+            let reason = "is not supported beside texts\nhint: allow either texts or numbers";
+            return Err(Error::request(format!("{field}.{key}"), reason));
+        }
+        if let Some(values) =
+            get("const").map(std::slice::from_ref).or(list("enum").map(Vec::as_slice))
+        {
+            let numbers = values.iter().filter(|value| value.is_number());
+            options.extend(numbers.map(|value| literal(&format!("{value}{VALUE_END}"))));
+            return Ok(());
+        }
+        let parts = ["anyOf", "oneOf", "allOf"].into_iter().find_map(list);
+        if let Some(parts) = parts.filter(|_| depth <= 8) {
+            let has = |part: &&Value| Types::of_schema(part, self.root).has(Types::NUMBER);
+            return parts
+                .iter()
+                .filter(has)
+                .try_for_each(|part| self.numbers(field, part, depth + 1, options));
+        }
+        let named = |name: &str| match get("type") {
+            Some(Value::String(only)) => only == name,
+            Some(Value::Array(names)) => names.iter().any(|other| other == name),
+            _ => true,
+        };
+        let digits = if named("number") { NUMBER } else { INTEGER };
+        options.push(format!("/{digits}{END}/"));
+        Ok(())
     }
 
     /// Whether a schema that allows booleans allows this one.
@@ -194,6 +240,10 @@ impl<'a> ValueRules<'a> {
             let max = max.map(|max| max.to_string()).unwrap_or_default();
             parts.push(format!("/(?s:.{{{min},{max}}})/"));
         }
+        if parts.is_empty() && types != Types::STRING {
+            // What is taken away needs something to be taken from.
+            parts.push("/(?s:.*)/".to_owned());
+        }
         parts.extend(no_text(types));
         let index = self.n_rules;
         self.n_rules += 1;
@@ -202,7 +252,7 @@ impl<'a> ValueRules<'a> {
         if parts.is_empty() {
             writeln!(self.rules, "{rule}[suffix={end}]: /(?s:.*)/").expect("a String takes all");
         } else {
-            parts.push(format!("~{WITH_END}"));
+            parts.push(format!("~/(?s:.*){END}(?s:.*)/"));
             let terminal = rule.to_uppercase();
             let parts = parts.join(" & ");
             writeln!(self.rules, "{rule}[suffix={end}]: {terminal}\n{terminal}: {parts}")
@@ -218,7 +268,7 @@ fn no_text(types: Types) -> Option<String> {
     let reads = [
         (Types::NULL, "null|None"),
         (Types::BOOLEAN, "true|false|True|False"),
-        (Types::NUMBER, "-?[0-9]+(\\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+        (Types::NUMBER, "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]+)?"),
         (Types::ARRAY, "\\[.*"),
         (Types::OBJECT, "\\{.*"),
     ];

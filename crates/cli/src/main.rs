@@ -9,6 +9,7 @@ mod bench;
 mod cache;
 mod cache_sim;
 mod demo;
+mod form;
 mod inspect;
 mod output;
 mod run;
