@@ -99,6 +99,10 @@ impl Shapes {
     }
 }
 
+/// Recurrent states of a sequence that its keys and values leave room for: that at the end of its prompt,
+/// and that at its end.
+const LATEST_STATES: usize = 2;
+
 /// The prefix cache of an engine.
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
@@ -257,23 +261,33 @@ impl PrefixCache {
         keys: &[Key],
         on_disk: bool,
     ) {
-        let block_cost = Memory::cost(self.shapes.keys_and_values.bytes());
-        // From the last to the first, so that the beginning is used last.
-        let n_fitting = usize::try_from(self.memory.limit() / block_cost).unwrap_or(usize::MAX);
-        for (block, key) in keys.iter().enumerate().take(n_fitting).rev() {
-            self.memory.keep(recurrent(*key));
-            self.memory.touch(recurrent(*key));
-            let id = keys_and_values(*key);
-            match self.memory.contains(id) {
-                true => self.memory.touch(id),
-                false => {
-                    self.memory.make_room(block_cost);
-                    self.memory.insert(id, runner.save_kv_block(state, block), false);
-                }
-            }
-        }
+        // First, while all states are in memory: keys and values may push them out.
         if on_disk {
             self.write(runner, state, keys);
+        }
+        let block_cost = Memory::cost(self.shapes.keys_and_values.bytes());
+        let state_cost = Memory::cost(self.shapes.recurrent.bytes());
+        let has_state = |key: &&Key| self.memory.contains(recurrent(**key));
+        let n_latest = keys.iter().filter(has_state).count().min(LATEST_STATES);
+        let room = self.memory.limit().saturating_sub(n_latest as u64 * state_cost);
+        let n_fitting = usize::try_from(room / block_cost).unwrap_or(usize::MAX);
+        // From the last to the first, so that the beginning is used last.
+        let mut n_states = 0;
+        for (block, key) in keys.iter().enumerate().rev() {
+            if self.memory.contains(recurrent(*key)) {
+                self.memory.keep(recurrent(*key));
+                n_states += 1;
+                if n_states <= LATEST_STATES {
+                    self.memory.touch(recurrent(*key));
+                }
+            }
+            let id = keys_and_values(*key);
+            if self.memory.contains(id) {
+                self.memory.touch(id);
+            } else if block < n_fitting {
+                self.memory.make_room(block_cost);
+                self.memory.insert(id, runner.save_kv_block(state, block), false);
+            }
         }
     }
 
