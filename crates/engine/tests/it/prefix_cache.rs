@@ -302,6 +302,29 @@ fn the_directory_is_bounded_and_shared() {
 }
 
 #[test]
+fn a_sequence_longer_than_memory_is_whole_on_the_drive() {
+    let directory = scratch("long");
+    let memory_bytes = 300_000;
+    let prefix_cache = Some(PrefixCacheOptions {
+        memory_bytes,
+        directory: Some(directory.clone()),
+        disk_bytes: 8 << 20,
+    });
+    let options = EngineOptions { prefix_cache, ..EngineOptions::default() };
+    let mut engine = tiny("qwen35moe-tiny", options.clone());
+    let tokens = noise(1, 3500);
+    let (_, expected) = visit(&mut engine, &tokens);
+    assert!(entries(&directory).iter().map(|(_, bytes)| bytes).sum::<u64>() > 2 * memory_bytes);
+    for mut engine in [engine, tiny("qwen35moe-tiny", options)] {
+        let (n_known, logits) = visit(&mut engine, &tokens);
+        assert_eq!(n_known, 3456);
+        assert!(logits == expected);
+        assert!(stats(&engine).memory_bytes <= memory_bytes);
+    }
+    fs::remove_dir_all(&directory).expect("it can be removed");
+}
+
+#[test]
 fn who_writes_makes_nobody_wait() {
     let directory = scratch("lock");
     let options =

@@ -54,7 +54,7 @@ impl Case {
 
 fn cases(engine: &Engine, random: &mut Random) -> Vec<Case> {
     let cases = (0..14).map(|index| {
-        let n_tokens = [9, 40, 64, 65, 130, 300, 700][index % 7];
+        let n_tokens = [9, 40, 64, 65, 130, 200, 400][index % 7];
         // Some begin alike.
         let begin = [0, 0, 1000][random.below(3)];
         let mut prompt = held_out(engine, begin, n_tokens);
