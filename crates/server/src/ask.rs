@@ -93,7 +93,8 @@ impl Ask {
         let path = fields.path("seed");
         if let Some(seed) = fields.take("seed") {
             let seed = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
-            sampling.seed = seed.ok_or_else(|| ApiError::invalid(path, "must be a whole number"))?;
+            sampling.seed =
+                seed.ok_or_else(|| ApiError::invalid(path, "must be a whole number"))?;
         }
         sampling.validate().map_err(ApiError::from)
     }
