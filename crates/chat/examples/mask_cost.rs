@@ -36,7 +36,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ChatRequest { tools: Vec::new(), format: ResponseFormat::JsonObject, ..called.clone() };
     let object = "{\"title\": \"A longer text, as in an answer\", \"list\": [1, 2.5, true, null, {\"a\": \
                   \"\u{e9}\"}], \"end\": {}}";
-    for (name, request, text) in [("a call", &called, call), ("a JSON object", &formed, object)] {
+    for (name, request, text) in [
+        ("a call", &called, call),
+        ("of 50 tools", &many, call),
+        ("a JSON object", &formed, object),
+    ] {
         for round in ["first", "second"] {
             let begin = Instant::now();
             let mut prompt = model.prompt(&tokenizer, request)?;

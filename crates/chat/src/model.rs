@@ -49,6 +49,10 @@ pub struct ChatRequest {
     pub constrain_tools: bool,
     /// Bounds of arguments whose schemas have none; without, they are as long as the model likes.
     pub argument_bounds: Option<ArgumentBounds>,
+    /// Tokens of the model's earlier replies, as they were generated and in order. Where the prompt has the
+    /// text of one, it has it in these tokens: a model may say a text in other tokens than an encoder, and
+    /// what was computed for them can then be used again.
+    pub said: Vec<Vec<u32>>,
     /// More variables of the template.
     pub variables: Map<String, Value>,
 }
@@ -64,6 +68,7 @@ impl Default for ChatRequest {
             enable_thinking: None,
             constrain_tools: true,
             argument_bounds: None,
+            said: Vec::new(),
             variables: Map::new(),
         }
     }
@@ -162,10 +167,34 @@ impl ChatModel {
         let calls = if tools.is_empty() { CallFormat::None } else { self.format.calls };
         let constraint = self.constraint(request, &tools, opening)?;
         Ok(Prompt {
-            tokens: tokenizer.encode_prompt(&text)?,
+            tokens: self.encode(tokenizer, &text, &request.said)?,
             constraint,
             parser: ReplyParser::new(calls, Tool::types(&tools), opening),
         })
+    }
+
+    /// The tokens of a rendered conversation.
+    fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        said: &[Vec<u32>],
+    ) -> Result<Vec<u32>, Error> {
+        let turn: Vec<u32> = self.format.stop_tokens.first().copied().into_iter().collect();
+        let end = tokenizer.decode(&turn, false);
+        let (mut tokens, mut rest) = (Vec::new(), text);
+        for reply in said {
+            let stops =
+                reply.iter().rev().take_while(|&&token| tokenizer.is_special(token)).count();
+            let reply = &reply[..reply.len() - stops];
+            let words = tokenizer.decode(reply, false);
+            let Some(begin) = rest.find(&format!("{words}{end}")) else { continue };
+            tokens.extend(tokenizer.encode_prompt(&rest[..begin])?);
+            tokens.extend_from_slice(reply);
+            rest = &rest[begin + words.len()..];
+        }
+        tokens.extend(tokenizer.encode_prompt(rest)?);
+        Ok(tokens)
     }
 
     /// The tools that may be called.

@@ -14,6 +14,7 @@ use crate::engine_thread::EngineHandle;
 use crate::error::{ApiError, Code};
 use crate::metrics::Metrics;
 use crate::options::{Error, ServerOptions};
+use crate::said::Said;
 
 /// What handlers need to know about the model.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ pub(crate) struct App {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Metrics,
+    pub(crate) said: Said,
     /// Turns true when the server ends.
     pub(crate) closing: watch::Sender<bool>,
     pub(crate) started: SystemTime,
@@ -76,6 +78,7 @@ impl App {
             tokenizer,
             engine,
             metrics: Metrics::default(),
+            said: Said::default(),
             closing: watch::Sender::new(false),
             started: SystemTime::now(),
             chat,

@@ -162,7 +162,10 @@ impl Ask {
     }
 
     /// A job for each answer, and the ends that hear of them.
-    fn prepare(self, app: &App, deadline: Instant) -> Result<(Vec<Job>, Vec<Reply>), ApiError> {
+    fn prepare(mut self, app: &App, deadline: Instant) -> Result<(Vec<Job>, Vec<Reply>), ApiError> {
+        if let Input::Chat(request) = &mut self.input {
+            request.said = app.said.of(&request.messages);
+        }
         let mut jobs = Vec::new();
         let mut replies = Vec::new();
         for choice in 0..self.n {

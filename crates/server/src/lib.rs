@@ -21,6 +21,7 @@ mod picture;
 mod queue;
 mod reply;
 mod router;
+mod said;
 mod security;
 mod stream;
 mod thinking;

@@ -89,6 +89,10 @@ pub(crate) struct Reply {
     /// Tokens that no text has come of yet.
     tokens: Vec<TextToken>,
     counts: Counts,
+    /// All tokens, the text, and the first call, for when they are sent back.
+    said: Vec<u32>,
+    text: String,
+    first_call: Option<String>,
     is_reasoning: bool,
     open_call: Option<usize>,
     has_calls: bool,
@@ -115,6 +119,9 @@ impl Reply {
             ready: VecDeque::new(),
             tokens: Vec::new(),
             counts: Counts { prompt: n_prompt, ..Counts::default() },
+            said: Vec::new(),
+            text: String::new(),
+            first_call: None,
             is_reasoning: false,
             open_call: None,
             has_calls: false,
@@ -175,6 +182,7 @@ impl Reply {
         let is_end_token = finish == Some(FinishReason::Stop);
         if let Some(token) = token {
             self.counts.generated += 1;
+            self.said.push(token);
             if let Some((logprob, top)) = logprobs.filter(|_| !is_end_token) {
                 self.tokens.push(TextToken { token, logprob, top });
             }
@@ -216,7 +224,9 @@ impl Reply {
             ReplyEvent::Reasoning(text) => Delta::Reasoning(text),
             ReplyEvent::CallBegin { index, name, .. } => {
                 self.open_call = Some(index);
-                Delta::CallBegin { index, id: format!("{}{index}", self.call_name), name }
+                let id = format!("call_{}{index}", self.call_name);
+                self.first_call.get_or_insert_with(|| id.clone());
+                Delta::CallBegin { index, id, name }
             }
             ReplyEvent::CallArguments { index, json } => Delta::CallArguments { index, json },
             ReplyEvent::CallEnd { index } => {
@@ -233,6 +243,7 @@ impl Reply {
     fn content(&mut self, text: &str) {
         let (shown, is_stopped) = self.stops.push(text);
         if !shown.is_empty() {
+            self.text += &shown;
             let tokens = std::mem::take(&mut self.tokens);
             self.ready.push_back(Ok(Delta::Content(shown, tokens)));
         }
@@ -245,6 +256,7 @@ impl Reply {
     fn end(&mut self, reason: FinishReason) {
         let rest = self.stops.finish();
         if !rest.is_empty() || !self.tokens.is_empty() && self.parser.is_none() {
+            self.text += &rest;
             let tokens = std::mem::take(&mut self.tokens);
             self.ready.push_back(Ok(Delta::Content(rest, tokens)));
         }
@@ -299,8 +311,13 @@ impl Replies {
         });
         let next = next.await;
         match &next {
-            Some((_, Ok(Delta::End(end)))) => {
+            Some((index, Ok(Delta::End(end)))) => {
                 self.app.metrics.answered(&end.counts, self.begun.elapsed());
+                let reply = &mut self.replies[*index];
+                if matches!(end.finish, Finish::Stop | Finish::Calls) && reply.parser.is_some() {
+                    let said = std::mem::take(&mut reply.said);
+                    self.app.said.keep(reply.first_call.as_deref(), &reply.text, said);
+                }
             }
             Some((_, Err(error))) => self.app.metrics.failed(error.code),
             _ => {}

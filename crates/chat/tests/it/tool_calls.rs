@@ -60,6 +60,8 @@ struct Score {
     /// The next prompt has the very text that was said, and the very tokens.
     same_text: usize,
     same_tokens: usize,
+    /// The same, when it is told which tokens were said.
+    replayed: usize,
     tokens: usize,
     passes: usize,
 }
@@ -73,6 +75,7 @@ fn open(path: &Path) -> Engine {
 struct Said {
     reply: Reply,
     tokens: Vec<u32>,
+    n_prompt: usize,
     n_tokens: usize,
     n_passes: usize,
     finish: FinishReason,
@@ -104,7 +107,8 @@ fn run(engine: &mut Engine, model: &ChatModel, request: &ChatRequest) -> Said {
         finish = step.finish.unwrap_or(finish);
     }
     prompt.parser.finish().iter().for_each(|event| reply.add(event));
-    Said { reply, tokens, n_tokens, n_passes, finish }
+    let n_prompt = prompt.tokens.len();
+    Said { reply, tokens, n_prompt, n_tokens, n_passes, finish }
 }
 
 fn score(engine: &mut Engine, case: &Case, hold: Hold, score: &mut Score, kept: &mut String) {
@@ -123,7 +127,8 @@ fn score(engine: &mut Engine, case: &Case, hold: Hold, score: &mut Score, kept: 
         },
         ..ChatRequest::default()
     };
-    let Said { reply, tokens, n_tokens, n_passes, finish } = run(engine, &model, &request);
+    let Said { reply, tokens, n_prompt, n_tokens, n_passes, finish } =
+        run(engine, &model, &request);
     score.n += 1;
     score.tokens += n_tokens;
     score.passes += n_passes;
@@ -155,6 +160,10 @@ fn score(engine: &mut Engine, case: &Case, hold: Hold, score: &mut Score, kept: 
     let next = model.prompt(&tokenizer, &request).expect("a prompt").tokens;
     score.same_tokens += usize::from(next.starts_with(&tokens));
     let text = |tokens: &[u32]| tokenizer.decode(tokens, false);
+    request.said.push(tokens[n_prompt..].to_vec());
+    let told = model.prompt(&tokenizer, &request).expect("a prompt").tokens;
+    score.replayed += usize::from(told.starts_with(&tokens));
+    assert_eq!(tokenizer.decode(&told, false), tokenizer.decode(&next, false));
     score.same_text += usize::from(text(&next).starts_with(&text(&tokens)));
 }
 
@@ -250,6 +259,7 @@ fn held_calls_always_match_their_schemas() {
                 let silent = if hold == Hold::Auto { score.silent } else { 0 };
                 let valid = [score.parsed, score.offered, score.matching];
                 assert_eq!(valid, [score.n - silent; 3], "{name}, {hold:?}, {group}: {score:?}");
+                assert_eq!(score.replayed, score.n, "{name}, {hold:?}, {group}: {score:?}");
                 assert_eq!(score.same_text, score.n, "{name}, {hold:?}, {group}: {score:?}");
                 assert!(score.passes < score.tokens, "forced runs cost no pass: {score:?}");
             }

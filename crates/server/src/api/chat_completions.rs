@@ -72,8 +72,8 @@ fn read(mut fields: Fields, app: &App) -> Result<(Ask, Option<Streaming>), ApiEr
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
         format: tools::read_format(&mut fields, "response_format")?,
         enable_thinking,
-        constrain_tools: true,
         variables,
+        ..ChatRequest::default()
     };
     let mut ask = Ask::new(app, Input::Chat(Box::new(request)));
     ask.read_sampling(&mut fields, "repetition_penalty")?;

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use chat::{ChatRequest, Message, ResponseFormat, ToolChoice};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{openai, tools};
 use crate::api::messages::events::Events;
@@ -112,8 +112,7 @@ fn read_request(fields: &mut Fields, app: &App) -> Result<ChatRequest, ApiError>
         parallel_tool_calls,
         format: read_format(fields)?,
         enable_thinking: Some(read_thinking(fields)?),
-        constrain_tools: true,
-        variables: Map::new(),
+        ..ChatRequest::default()
     })
 }
 

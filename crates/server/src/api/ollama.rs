@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use chat::{ChatRequest, Message, ResponseFormat, ToolChoice};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::timestamp::timestamp;
 use super::{Family, openai, tools};
@@ -42,8 +42,7 @@ pub(crate) async fn chat(
         parallel_tool_calls: true,
         format: read_format(&mut fields)?,
         enable_thinking: read_think(&mut fields)?,
-        constrain_tools: true,
-        variables: Map::new(),
+        ..ChatRequest::default()
     };
     let is_empty = request.messages.is_empty();
     let ask = Ask::new(&app, Input::Chat(Box::new(request)));
@@ -82,8 +81,7 @@ pub(crate) async fn generate(
             parallel_tool_calls: false,
             format,
             enable_thinking,
-            constrain_tools: true,
-            variables: Map::new(),
+            ..ChatRequest::default()
         }))
     };
     let ask = Ask::new(&app, input);

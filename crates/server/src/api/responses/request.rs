@@ -1,7 +1,7 @@
 //! What `/v1/responses` is asked.
 
 use chat::{ChatRequest, Message};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::api::{openai, tools};
 use crate::app::{App, plain};
@@ -62,8 +62,7 @@ pub(super) fn read(mut fields: Fields, app: &App) -> Result<Read, ApiError> {
         parallel_tool_calls,
         format,
         enable_thinking,
-        constrain_tools: true,
-        variables: Map::new(),
+        ..ChatRequest::default()
     };
     let mut ask = Ask::new(app, Input::Chat(Box::new(request)));
     ask.read_sampling(&mut fields, "repetition_penalty")?;
