@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::error::{ApiError, Code, chain};
 use crate::facts::Facts;
+use crate::log;
 use crate::picture;
 use crate::queue::FairQueue;
 
@@ -253,7 +254,7 @@ impl Worker {
             self.publish();
         }
         if let Err(error) = self.scheduler.engine_mut().save_heat_map() {
-            eprintln!("warning: {error}");
+            log::line(&format!("warning: {error}"));
         }
     }
 
@@ -311,7 +312,7 @@ impl Worker {
                 }
                 Ok(Event::Step(step)) => Heard::Step(Box::new(step)),
                 Err(error) => {
-                    eprintln!("error: a request failed: {}", chain(&error));
+                    log::line(&format!("error: a request failed: {}", chain(&error)));
                     Heard::Failed(error.into())
                 }
             };

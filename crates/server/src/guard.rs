@@ -14,6 +14,7 @@ use crate::api::Family;
 use crate::app::App;
 use crate::engine_thread::Client;
 use crate::error::{ApiError, Code};
+use crate::log;
 use crate::router::json_response;
 use crate::security;
 
@@ -72,7 +73,11 @@ pub(crate) async fn guard(
             format!(" {}: {detail}", error.code.name())
         });
         let about = about.unwrap_or_default();
-        eprintln!("{} {method} {path} {} {took:.3} s{about}", address.ip(), status.as_u16());
+        log::line(&format!(
+            "{} {method} {path} {} {took:.3} s{about}",
+            address.ip(),
+            status.as_u16()
+        ));
     }
     response
 }

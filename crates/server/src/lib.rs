@@ -1,7 +1,7 @@
 //! HTTP over the engine: the APIs of OpenAI, Anthropic and Ollama, and a page to talk and to watch.
 //!
-//! An API's module only translates: its requests to the one [`ask::Ask`], and the one stream of
-//! [`reply::Delta`] to its answers. A thread of its own has the engine ([`engine_thread`]).
+//! An API's module only translates: its requests to the one `ask::Ask`, and the one stream of
+//! `reply::Delta` to its answers. A thread of its own has the engine (`engine_thread`).
 //! `docs/server.md` is the reference of what each API takes and refuses.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod fields;
 mod guard;
+mod log;
 mod metrics;
 mod options;
 mod page;
