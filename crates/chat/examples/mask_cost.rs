@@ -32,6 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 of experts is, and why\nit is so\n</parameter>\n<parameter=limit>\n42\n</parameter>\n\
                 <parameter=filters>\n[{\"field\": \"name of the field\", \"value\": 12.5}]\n</parameter>\n\
                 </function>\n</tool_call>";
+    // The same tool under fifty names: what an agent may offer.
+    let renamed = |index: usize| {
+        let mut tool = tools[0].clone();
+        if index > 0 {
+            tool["function"]["name"] = format!("search_{index}").into();
+        }
+        tool
+    };
+    let many = ChatRequest { tools: (0..50).map(renamed).collect(), ..called.clone() };
     let formed =
         ChatRequest { tools: Vec::new(), format: ResponseFormat::JsonObject, ..called.clone() };
     let object = "{\"title\": \"A longer text, as in an answer\", \"list\": [1, 2.5, true, null, {\"a\": \

@@ -17,6 +17,8 @@ pub(crate) const MAX_PATTERN: usize = 4_096;
 const MAX_COUNT: u64 = 10_000;
 /// References followed in a row.
 const MAX_REFERENCES: usize = 16;
+/// Schemas looked at to find the types of one: references may lead in circles.
+const MAX_STEPS: usize = 2_000;
 
 /// Keywords that say something about values and that no grammar here expresses.
 const UNSUPPORTED: [&str; 16] = [
@@ -94,18 +96,19 @@ impl Types {
 
     /// The types that a schema allows; `root` is what its references point into.
     pub(crate) fn of_schema(schema: &Value, root: &Value) -> Self {
-        Self::of_nested(schema, root, 0)
+        Self::of_nested(schema, root, 0, &mut { MAX_STEPS })
     }
 
-    fn of_nested(schema: &Value, root: &Value, depth: usize) -> Self {
+    fn of_nested(schema: &Value, root: &Value, depth: usize, steps: &mut usize) -> Self {
         let Some(map) = schema.as_object() else {
             return if schema == &Value::Bool(false) { Self::NONE } else { Self::ALL };
         };
-        if depth > MAX_DEPTH {
+        if depth > MAX_DEPTH || *steps == 0 {
             return Self::ALL;
         }
+        *steps -= 1;
         let list = |key: &str| map.get(key).and_then(Value::as_array);
-        let of = |schema: &Value| Self::of_nested(schema, root, depth + 1);
+        let mut of = |schema: &Value| Self::of_nested(schema, root, depth + 1, steps);
         let mut types = match map.get("type") {
             Some(Value::String(name)) => Self::named(name),
             Some(Value::Array(names)) => {
@@ -122,7 +125,7 @@ impl Types {
         }
         for key in ["anyOf", "oneOf"] {
             if let Some(options) = list(key) {
-                types = types.and(options.iter().map(of).fold(Self::NONE, Self::or));
+                types = types.and(options.iter().map(&mut of).fold(Self::NONE, Self::or));
             }
         }
         for part in list("allOf").into_iter().flatten() {

@@ -2,6 +2,7 @@
 //! for `true`, `false` and `null`, and everything else as JSON. What reads back, by the rule in
 //! `call_xml.rs`, is always of a type that the schema allows.
 
+use std::cell::Cell;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -17,6 +18,13 @@ const NUMBER: &str = "-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?";
 /// The end of a value, as a regular expression.
 const END: &str = "\\n<\\/parameter>";
 
+/// Schemas of a tool that are looked at for booleans: references may lead in circles.
+const MAX_STEPS: usize = 2_000;
+/// Options of one value, those of enumerations counted.
+const MAX_OPTIONS: usize = 4_000;
+/// Options within options, where texts are among them.
+const MAX_NESTED: usize = 4;
+
 /// Rules for the values of one tool.
 pub(crate) struct ValueRules<'a> {
     /// The schema that references point into.
@@ -25,12 +33,14 @@ pub(crate) struct ValueRules<'a> {
     /// Rules that were needed, in Lark's notation.
     pub(crate) rules: String,
     n_rules: usize,
+    /// How many more schemas are looked at to find out which booleans they allow.
+    steps: Cell<usize>,
 }
 
 impl<'a> ValueRules<'a> {
     pub(crate) fn new(root: &'a Value) -> Self {
         let definitions = schema::definitions(root);
-        Self { root, definitions, rules: String::new(), n_rules: 0 }
+        Self { root, definitions, rules: String::new(), n_rules: 0, steps: Cell::new(MAX_STEPS) }
     }
 
     /// What a value and its end may be. `name` begins the names of its rules, `field` is for errors.
@@ -55,7 +65,14 @@ impl<'a> ValueRules<'a> {
             others = others.without(Types::NUMBER);
         }
         self.others(schema, others, &mut options);
-        Ok(options.join(" | "))
+        match options.len() {
+            0 => Err(Error::request(field, "no value can match this schema")),
+            1..=MAX_OPTIONS => Ok(options.join(" | ")),
+            n => {
+                let reason = format!("has {n} options; {MAX_OPTIONS} are supported");
+                Err(Error::request(field, reason))
+            }
+        }
     }
 
     /// Values that are no texts.
@@ -75,10 +92,10 @@ impl<'a> ValueRules<'a> {
             options.push(format!("/{digits}/ {end}"));
             return;
         }
-        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(true)) {
+        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(true), 0) {
             options.push(literal(&format!("True{VALUE_END}")));
         }
-        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(false)) {
+        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(false), 0) {
             options.push(literal(&format!("False{VALUE_END}")));
         }
         if types.has(Types::NULL) {
@@ -126,7 +143,10 @@ impl<'a> ValueRules<'a> {
             return Ok(());
         }
         let parts = ["anyOf", "oneOf", "allOf"].into_iter().find_map(list);
-        if let Some(parts) = parts.filter(|_| depth <= 8) {
+        if depth > MAX_NESTED {
+            return Err(Error::request(field, "is nested too deep for numbers beside texts"));
+        }
+        if let Some(parts) = parts {
             let has = |part: &&Value| Types::of_schema(part, self.root).has(Types::NUMBER);
             return parts
                 .iter()
@@ -143,21 +163,24 @@ impl<'a> ValueRules<'a> {
         Ok(())
     }
 
-    /// Whether a schema that allows booleans allows this one.
-    fn allows(&self, schema: &Value, value: &Value) -> bool {
+    /// Whether a schema that allows booleans allows this one. What lies too deep is not allowed.
+    fn allows(&self, schema: &Value, value: &Value, depth: usize) -> bool {
         let schema = schema::resolve(schema, self.root);
         let list = |key: &str| schema.get(key).and_then(Value::as_array);
-        list("enum").is_none_or(|values| values.contains(value))
+        let nested = |schema: &Value| {
+            Types::of_schema(schema, self.root).has(Types::of_value(value))
+                && self.allows(schema, value, depth + 1)
+        };
+        let steps = self.steps.get();
+        self.steps.set(steps.saturating_sub(1));
+        depth <= MAX_NESTED
+            && steps > 0
+            && list("enum").is_none_or(|values| values.contains(value))
             && schema.get("const").is_none_or(|only| only == value)
-            && ["anyOf", "oneOf"].iter().all(|key| {
-                list(key).is_none_or(|options| options.iter().any(|it| self.allows_type(it, value)))
-            })
-            && list("allOf").is_none_or(|parts| parts.iter().all(|it| self.allows_type(it, value)))
-    }
-
-    fn allows_type(&self, schema: &Value, value: &Value) -> bool {
-        Types::of_schema(schema, self.root).has(Types::of_value(value))
-            && self.allows(schema, value)
+            && ["anyOf", "oneOf"]
+                .iter()
+                .all(|key| list(key).is_none_or(|options| options.iter().any(nested)))
+            && list("allOf").is_none_or(|parts| parts.iter().all(nested))
     }
 
     /// Values that are texts.
@@ -203,7 +226,7 @@ impl<'a> ValueRules<'a> {
             "oneOf" => texts.len() > 1,
             _ => parts.len() > 1,
         };
-        if several || depth > 8 || beside.iter().any(|key| map.contains_key(*key)) {
+        if several || depth > MAX_NESTED || beside.iter().any(|key| map.contains_key(*key)) {
             let reason = "is not supported in this place for values that are texts";
             return Err(Error::request(format!("{field}.{key}"), reason));
         }

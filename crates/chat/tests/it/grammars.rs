@@ -468,3 +468,28 @@ fn walk(request: &ChatRequest, n_tokens: usize) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[test]
+fn references_in_circles_end() {
+    let circle = |n: usize, more: Value| {
+        let mut options = vec![json!({ "$ref": "#/$defs/a" }); n];
+        options.push(more);
+        json!([{ "name": "f", "parameters": {
+            "$defs": { "a": { "anyOf": options } }, "type": "object", "required": ["x"],
+            "properties": { "x": { "$ref": "#/$defs/a" } },
+        } }])
+    };
+    for more in [
+        json!({ "type": "string" }),
+        json!({ "type": "boolean" }),
+        json!({ "type": ["number", "string"] }),
+        json!({ "type": "array", "items": { "$ref": "#/$defs/a" } }),
+    ] {
+        let begin = Instant::now();
+        // Whether it is refused or not: it ends.
+        let _ = walk(&request(circle(40, more.clone())), 50);
+        assert!(begin.elapsed() < Duration::from_secs(60), "{more}: {:?}", begin.elapsed());
+    }
+    let list = json!({ "type": "array", "items": { "$ref": "#/$defs/a" } });
+    assert_said(&MODELS.xml, &request(circle(0, list)), &xml("f", &[("x", "[[], [[]]]")]));
+}
