@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
+use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
 #[derive(Debug, Parser)]
@@ -19,6 +20,8 @@ pub struct Cli {
 pub enum Command {
     /// Answer a prompt.
     Run(RunArgs),
+    /// Answer over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to talk and to watch.
+    Serve(ServeArgs),
     /// Measure speeds under several memory budgets, beside the machine's limits.
     Bench(BenchArgs),
     /// Show what a checkpoint holds and what it needs.
@@ -475,7 +478,8 @@ pub enum QuantArg {
     Q8_0,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// A number of bytes such as 8G.
+pub fn size(text: &str) -> Result<u64, String> {
     engine::parse_size(text).map_err(|error| error.to_string())
 }
 
@@ -486,7 +490,8 @@ fn positive_real(text: &str) -> Result<f64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+/// A whole number above zero.
+pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be a whole number from 1".to_owned()),
         Ok(number) => Ok(number),

@@ -13,6 +13,7 @@ mod form;
 mod inspect;
 mod output;
 mod run;
+mod serve;
 mod synth;
 mod timing;
 mod trace;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
         Command::Run(args) => run::run(args),
+        Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),

@@ -45,11 +45,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
     progress.clear();
-    if let [first, rest @ ..] = engine.unknown_tensors() {
-        let more =
-            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
-    }
+    warn_of_unknown_tensors(&engine);
     let Asked { tokens, constraint, mut parser } = ask(&args, &engine, &directory, &prompt)?;
     let sampling = args.sampling.apply(engine.default_sampling());
     let generate = GenerateOptions {
@@ -140,12 +136,21 @@ fn model_and_prompt(
 }
 
 /// Where the heat map is kept: where the user says, else where the system wants such files.
-fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
+pub fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
     match asked {
         Some(path) if path == Path::new("off") => HeatMapPlace::Off,
         Some(path) => HeatMapPlace::File(path.to_owned()),
         None if model == demo::NAME => HeatMapPlace::Off,
         None => cache::directory().map_or(HeatMapPlace::Off, HeatMapPlace::Directory),
+    }
+}
+
+/// Tells that a checkpoint holds what is not used.
+pub fn warn_of_unknown_tensors(engine: &Engine) {
+    if let [first, rest @ ..] = engine.unknown_tensors() {
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
     }
 }
 

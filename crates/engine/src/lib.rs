@@ -26,8 +26,12 @@ mod heat;
 mod inventory;
 pub mod measure;
 mod options;
+mod pace;
+mod prefix_cache;
+mod resume;
 mod runner;
 mod sampler;
+mod scheduler;
 mod session;
 mod stop;
 mod trunk;
@@ -43,9 +47,13 @@ pub use generate::{FinishReason, GenerateOptions, Generation, Step};
 pub use heat::{HeatMapPlace, HeatReport, HeatSaveError};
 pub use inventory::{Inventory, TensorClass, TrunkLocation, TrunkTensor};
 pub use options::{Device, EngineOptions};
+pub use prefix_cache::PrefixCacheOptions;
+pub use prefix_cache::stats::{Ignored, PrefixCacheStats};
 pub use runner::LayerValues;
 pub use sampler::{Sampling, TokenLogprob, best};
+pub use scheduler::{Event, Request, RequestId, Scheduler, SchedulerStats};
 pub use session::Session;
+pub use stop::StopMatcher;
 pub use usage::Usage;
 
 /// Eviction policies on recorded routing, without a model.

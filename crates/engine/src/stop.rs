@@ -5,13 +5,14 @@
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
+    matched: Option<usize>,
 }
 
 impl StopMatcher {
     /// A matcher for these strings; empty ones never match.
     pub fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), matched: None }
     }
 
     /// Takes the next text; gives what can be shown, and whether a stop string was completed. The stop
@@ -21,14 +22,21 @@ impl StopMatcher {
             return (text.to_owned(), false);
         }
         self.held.push_str(text);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
+        let found = self.stops.iter().enumerate();
+        let found = found.filter_map(|(index, stop)| Some((self.held.find(stop.as_str())?, index)));
+        if let Some((at, index)) = found.min() {
+            self.matched = Some(index);
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
         let shown = self.held.len() - self.held_back();
         let rest = self.held.split_off(shown);
         (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// The stop string that was completed.
+    pub fn matched(&self) -> Option<&str> {
+        self.matched.map(|index| self.stops[index].as_str())
     }
 
     /// What was held back, when nothing more comes.

@@ -188,6 +188,15 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// Which experts are in a slot or on their way into one: of each layer in order, a flag for each of its
+    /// experts.
+    pub fn residents(&self) -> impl Iterator<Item = impl Iterator<Item = bool>> {
+        self.layers.iter().zip(&self.first_keys).map(|(table, &first)| {
+            let keys = first as usize..first as usize + table.len();
+            self.places[keys].iter().map(|&place| place != NOWHERE)
+        })
+    }
+
     /// How experts are read, and why so.
     pub fn reader(&self) -> &ReaderReport {
         &self.reader_report

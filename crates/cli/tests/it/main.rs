@@ -9,6 +9,7 @@ mod inspect;
 mod invariance;
 mod memory;
 mod run;
+mod serve;
 mod support;
 mod synth;
 mod verify;

@@ -1,0 +1,99 @@
+//! Clients that go away, requests that take too long, servers that end.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Served, in_time};
+
+fn long(more: Value) -> String {
+    let mut body = json!({
+        "model": "demo", "prompt": "Once upon a time", "max_tokens": 1900, "temperature": 1,
+        "stream": true,
+    });
+    for (name, value) in more.as_object().expect("changes are an object") {
+        body[name] = value.clone();
+    }
+    body.to_string()
+}
+
+#[test]
+fn who_goes_away_frees_the_place() {
+    let served = Served::with(|engine, _| engine.sessions = 1);
+    for is_stream in [true, false] {
+        let body = long(json!({ "stream": is_stream }));
+        let mut open = served.open("POST", "/v1/completions", &[], &body);
+        if is_stream {
+            open.wait_for("\"text\":");
+        } else {
+            served.wait_for("the beginning", |metrics| metrics["running"] == 1.0);
+        }
+        let generated = served.metrics()["requests_cancelled_total"];
+        drop(open);
+        served.wait_for("the end", |metrics| {
+            metrics["running"] == 0.0 && metrics["requests_cancelled_total"] == generated + 1.0
+        });
+    }
+    let brief = json!({ "model": "demo", "prompt": "Once", "max_tokens": 2 });
+    assert_eq!(served.post("/v1/completions", &brief).status, 200);
+}
+
+#[test]
+fn who_goes_away_while_waiting_leaves_the_queue() {
+    let served = Served::with(|engine, _| engine.sessions = 1);
+    let mut first = served.open("POST", "/v1/completions", &[], &long(json!({})));
+    first.wait_for("\"text\":");
+    let second = served.open("POST", "/v1/completions", &[], &long(json!({})));
+    served.wait_for("the queue", |metrics| metrics["waiting"] == 1.0);
+    drop(second);
+    served.wait_for("an empty queue", |metrics| metrics["waiting"] == 0.0);
+    assert_eq!(served.metrics()["running"], 1.0);
+}
+
+#[test]
+fn what_takes_too_long_ends() {
+    let served = Served::with(|engine, options| {
+        engine.sessions = 1;
+        options.deadline = Duration::from_millis(300);
+    });
+    let whole = served.send("POST", "/v1/completions", &[], &long(json!({ "stream": false })));
+    assert_eq!((whole.status, &whole.json()["error"]["code"]), (504, &"deadline_exceeded".into()));
+    let stream = served.send("POST", "/v1/completions", &[], &long(json!({})));
+    assert_eq!(stream.status, 200);
+    assert!(stream.body.contains("\"deadline_exceeded\""), "{stream:?}");
+    assert!(!stream.body.contains("[DONE]"));
+    served.wait_for("the end", |metrics| metrics["running"] == 0.0);
+}
+
+#[test]
+fn health_is_told_while_the_engine_computes() {
+    let served = Served::with(|engine, _| engine.sessions = 1);
+    let mut open = served.open("POST", "/v1/completions", &[], &long(json!({})));
+    open.wait_for("\"text\":");
+    let health = served.get("/health").ok();
+    assert_eq!(health, json!({ "status": "ok", "running": 1, "waiting": 0 }));
+}
+
+#[test]
+fn a_shutdown_lets_answers_end_and_takes_nothing_new() {
+    let mut served = Served::with(|engine, _| engine.sessions = 1);
+    let body = long(json!({ "max_tokens": 30 }));
+    let mut open = served.open("POST", "/v1/completions", &[], &body);
+    open.wait_for("\"text\":");
+    served.begin_end();
+    assert!(open.wait_for("[DONE]").contains("\"finish_reason\":\"length\""));
+    in_time(move || served.end()).expect("the server ends well");
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_ever() {
+    let mut served = Served::with(|engine, options| {
+        engine.sessions = 1;
+        options.grace = Duration::from_millis(50);
+    });
+    let mut open = served.open("POST", "/v1/completions", &[], &long(json!({})));
+    open.wait_for("\"text\":");
+    served.begin_end();
+    open.wait_for("\"shutting_down\"");
+    in_time(move || served.end()).expect("the server ends well");
+}
