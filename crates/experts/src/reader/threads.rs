@@ -100,7 +100,8 @@ impl Reader for ThreadReader {
             if let Some(completion) = state.completions.pop_front() {
                 return Some(completion);
             }
-            if state.n_threads == 0 {
+            // A thread that ended before its time may have had a piece in hand.
+            if state.n_threads < self.threads.len() {
                 return None;
             }
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -153,7 +154,7 @@ impl Shared {
     }
 }
 
-/// Tells that a thread has ended, so that nobody waits for the last one for ever.
+/// Tells that a thread has ended, so that nobody waits for its pieces for ever.
 struct EndGuard<'a>(&'a Shared);
 
 impl Drop for EndGuard<'_> {
