@@ -234,8 +234,12 @@ impl Worker {
                 self.end_all();
                 break;
             }
-            for job in jobs {
-                self.begin(job);
+            if !jobs.is_empty() {
+                for job in jobs {
+                    self.begin(job);
+                }
+                // Who hears of a first token finds it counted as running.
+                self.publish();
             }
             if self.running.is_empty() {
                 if phase == Phase::Draining && lock(&self.shared.waiting).queue.len() == 0 {

@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Served, in_time};
+use crate::support::{Served, in_time, long_answer};
 
 fn long(more: Value) -> String {
-    let mut body = json!({
-        "model": "demo", "prompt": "Once upon a time", "max_tokens": 1900, "temperature": 1,
-        "stream": true,
-    });
+    let mut body = long_answer();
     for (name, value) in more.as_object().expect("changes are an object") {
         body[name] = value.clone();
     }

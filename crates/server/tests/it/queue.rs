@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::Served;
+use crate::support::{Served, long_answer};
 
 #[test]
 fn the_queue_is_bounded_and_says_so_in_each_apis_way() {
@@ -10,10 +10,7 @@ fn the_queue_is_bounded_and_says_so_in_each_apis_way() {
         engine.sessions = 1;
         options.queue = 1;
     });
-    let long = json!({
-        "model": "demo", "prompt": "Once upon a time", "max_tokens": 1900, "stream": true,
-        "temperature": 1,
-    });
+    let long = long_answer();
     let mut first = served.open("POST", "/v1/completions", &[], &long.to_string());
     first.wait_for("\"text\":");
     let second = served.open("POST", "/v1/completions", &[], &long.to_string());

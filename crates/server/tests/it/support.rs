@@ -239,6 +239,15 @@ impl Open {
     }
 }
 
+/// A request for an answer of seconds: at this temperature any token is as likely as any other, so that one
+/// that ends the answer is not to be expected.
+pub fn long_answer() -> Value {
+    serde_json::json!({
+        "model": "demo", "prompt": "Once upon a time", "max_tokens": 1900, "stream": true,
+        "temperature": 100, "top_k": 0, "top_p": 1, "seed": 1,
+    })
+}
+
 /// Runs something elsewhere, and gives its result in time or fails.
 pub fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
