@@ -147,6 +147,22 @@ pub struct McpConfig {
     pub env: BTreeMap<String, String>,
 }
 
+impl SamplingConfig {
+    /// The model's own sampling, changed by what was chosen.
+    pub fn apply(&self, default: &engine::Sampling) -> engine::Sampling {
+        engine::Sampling {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+            seed: self.seed.unwrap_or(default.seed),
+        }
+    }
+}
+
 impl Config {
     /// The configuration of the user: of `asked`, which must be there, else of the usual place, if it is there.
     pub fn load(asked: Option<&Path>) -> Result<Self, ConfigError> {

@@ -84,7 +84,7 @@ fn damage_is_named_with_its_line() {
     let path = directory.path().join("0.jsonl");
     let head = r#"{"type":"session","version":1,"id":"0","created":0}"#;
     for (text, line, words) in [
-        ("", 1, "begin"),
+        ("", 1, "EOF"),
         ("not json\n", 1, "expected"),
         (r#"{"type":"name","name":"x"}"#, 1, "begin"),
         (r#"{"type":"session","version":2,"id":"0","created":0}"#, 1, "version 2"),
