@@ -6,12 +6,30 @@
 
 #![forbid(unsafe_code)]
 
+mod call_json;
+mod call_xml;
+mod constraint;
+mod error;
+mod format;
+mod grammar;
 mod message;
+mod model;
+mod parser;
 mod python;
+mod reply;
+mod schema;
 mod template;
+mod tools;
+mod value_grammar;
+mod vocabulary;
 
+pub use error::Error;
+pub use format::CallFormat;
 pub use message::Message;
-pub use template::{ChatTemplate, Error, RenderOptions};
+pub use model::{ChatModel, ChatRequest, Prompt, ResponseFormat, ToolChoice};
+pub use parser::ReplyParser;
+pub use reply::{Reply, ReplyEvent, ToolCall};
+pub use template::{ChatTemplate, RenderOptions};
 
 use serde_json::Value;
 use tokenizer::Tokenizer;
@@ -24,9 +42,17 @@ pub fn encode(
     messages: &[Message],
     options: &RenderOptions,
 ) -> Result<Vec<u32>, Error> {
-    let protect = |value: &mut Value| protect(tokenizer, value);
-    let prompt = template.render_with(messages, options, protect)?;
-    Ok(tokenizer.encode_prompt(&prompt)?)
+    Ok(tokenizer.encode_prompt(&render(template, tokenizer, messages, options)?)?)
+}
+
+/// The text of a conversation, in which what came from messages and tools is marked as untrusted.
+fn render(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    options: &RenderOptions,
+) -> Result<String, Error> {
+    template.render_with(messages, options, |value| protect(tokenizer, value))
 }
 
 /// Marks every text inside a value as untrusted.

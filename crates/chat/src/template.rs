@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
@@ -10,6 +10,7 @@ use minijinja::value::{Serde, Value as JinjaValue};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde_json::{Map, Value};
 
+use crate::error::Error;
 use crate::message::Message;
 use crate::python;
 
@@ -18,50 +19,6 @@ const FUEL: u64 = 50_000_000;
 /// A longer template than any real one.
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const NAME: &str = "chat_template";
-
-/// Why a prompt cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// A file cannot be read.
-    #[error("{}: {source}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The checkpoint has no template.
-    #[error(
-        "{} has no chat template: neither chat_template.jinja nor one in tokenizer_config.json\n\
-         hint: use --raw to continue a text without one",
-        .path.display()
-    )]
-    NoTemplate {
-        /// The checkpoint.
-        path: PathBuf,
-    },
-    /// The template cannot be understood.
-    #[error("the chat template {} cannot be read: {reason}", .path.display())]
-    Malformed {
-        /// Where it is.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The template refuses the conversation.
-    #[error("the chat template refuses the conversation: {0}")]
-    Refused(String),
-    /// The template fails on the conversation.
-    #[error("the chat template fails: {0}")]
-    Failed(String),
-    /// A message cannot be shown to the template.
-    #[error("a message is not sound: {0}")]
-    Message(#[from] serde_json::Error),
-    /// The prompt cannot be encoded.
-    #[error(transparent)]
-    Tokenizer(#[from] tokenizer::Error),
-}
 
 /// What a prompt is made for.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -14,6 +14,7 @@ use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
 use crate::budget::MemoryPlan;
+use crate::constraint::Constraint;
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generation};
 use crate::heat::{Heat, HeatReport, HeatSaveError};
@@ -262,7 +263,18 @@ impl Engine {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<Generation<'a>, Error> {
-        Generation::new(self, session, prompt, options)
+        self.generate_constrained(session, prompt, options, None)
+    }
+
+    /// Generates as [`Engine::generate`] does, and says only what the constraint allows.
+    pub fn generate_constrained<'a>(
+        &'a mut self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: GenerateOptions,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Result<Generation<'a>, Error> {
+        Generation::new(self, session, prompt, options, constraint)
     }
 
     /// Appends tokens to a session, any number of them, and calls `visit` with the index and the

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::budget::{MemoryPlan, format_bytes};
+use crate::constraint::ConstraintError;
 
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +105,9 @@ pub enum Error {
         /// What it may be.
         expected: &'static str,
     },
+    /// What may be said next cannot be found out.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// A forward pass failed; the session cannot go on, the engine can.
     #[error("the request failed after {position} tokens")]
     Forward {

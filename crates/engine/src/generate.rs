@@ -1,16 +1,15 @@
 //! Generation: an iterator of tokens with their text.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use tokenizer::DecodeStream;
-
+use crate::constraint::Constraint;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::sampler::{Sampler, Sampling, TokenLogprob, logprobs};
+use crate::sampler::{Sampling, TokenLogprob};
 use crate::session::Session;
-use crate::stop::StopMatcher;
 use crate::usage::Usage;
+use crate::writer::Writer;
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +50,8 @@ pub struct Step {
     pub text: String,
     /// Logarithm of the token's probability and the best tokens with theirs, when asked for.
     pub logprobs: Option<(f32, Vec<TokenLogprob>)>,
-    /// What computing it cost: for the first token the whole prompt.
+    /// What computing it cost: for the first token that is chosen the whole prompt, for one that a
+    /// constraint leaves no choice for, nothing; it is computed together with the next choice.
     pub usage: Usage,
     /// Set on the last step.
     pub finish: Option<FinishReason>,
@@ -61,16 +61,9 @@ pub struct Step {
 pub struct Generation<'a> {
     engine: &'a mut Engine,
     session: &'a mut Session,
-    options: GenerateOptions,
-    sampler: Sampler,
-    decoder: Option<DecodeStream>,
-    stop: StopMatcher,
-    /// Tokens to compute before the next choice: the prompt, then the last token.
-    pending: Vec<u32>,
+    writer: Writer,
     /// Logits of the last token; their memory is used again.
     logits: Vec<f32>,
-    generated_from: usize,
-    limit: usize,
     done: bool,
 }
 
@@ -81,115 +74,38 @@ impl<'a> Generation<'a> {
         session: &'a mut Session,
         prompt: &[u32],
         options: GenerateOptions,
+        constraint: Option<Box<dyn Constraint>>,
     ) -> Result<Self, Error> {
-        options.sampling.validate()?;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        engine.check_tokens(prompt)?;
-        let generated_from = session.tokens().len() + prompt.len();
-        // The last token needs no place in the context: nothing is computed after it.
-        let context = session.context();
-        let room = (context + 1).saturating_sub(generated_from);
-        if room == 0 {
-            return Err(Error::ContextFull { needed: generated_from, context });
-        }
-        let n_tokens = match engine.tokenizer() {
-            Ok(tokenizer) => tokenizer.vocab_size(),
-            Err(_) => engine.config().vocab_size,
-        };
-        let decoder =
-            engine.tokenizer().ok().map(|tokenizer| tokenizer.decode_stream(!options.show_special));
-        Ok(Self {
-            sampler: Sampler::new(options.sampling.clone(), n_tokens),
-            decoder,
-            stop: StopMatcher::new(options.stop.clone()),
-            pending: prompt.to_vec(),
-            logits: Vec::new(),
-            generated_from,
-            limit: options.max_tokens.unwrap_or(usize::MAX).min(room),
-            done: false,
-            engine,
-            session,
-            options,
-        })
+        let writer = Writer::new(engine, session, prompt, options, constraint)?;
+        Ok(Self { engine, session, writer, logits: Vec::new(), done: false })
     }
 
     fn step(&mut self) -> Result<Step, Error> {
         let mut usage = Usage::default();
-        let mut finish = None;
-        let pending = std::mem::take(&mut self.pending);
-        let mut logits = std::mem::take(&mut self.logits);
+        if self.writer.is_cancelled() {
+            return Ok(self.writer.end(FinishReason::Cancelled, usage));
+        }
+        if let Some(step) = self.writer.free_step() {
+            return Ok(step);
+        }
+        let Self { engine, session, writer, logits, .. } = self;
         logits.clear();
-        for (index, chunk) in pending.chunks(self.engine.prompt_chunk()).enumerate() {
-            if self.is_cancelled() {
-                finish = Some(FinishReason::Cancelled);
-                break;
+        let n_pending = writer.pending().len();
+        let mut n_done = 0;
+        for chunk in writer.pending().chunks(engine.prompt_chunk()) {
+            if writer.is_cancelled() {
+                return Ok(writer.end(FinishReason::Cancelled, usage));
             }
-            let last = (index + 1) * self.engine.prompt_chunk() >= pending.len();
-            let chunk_usage = self.engine.evaluate(
-                self.session,
+            n_done += chunk.len();
+            let chunk_usage = engine.evaluate(
+                session,
                 chunk,
-                |row| last && row + 1 == chunk.len(),
+                |row| n_done == n_pending && row + 1 == chunk.len(),
                 |_, row| logits.extend_from_slice(row),
             )?;
             usage += &chunk_usage;
         }
-        if finish.is_some() || self.limit == 0 {
-            let finish = finish.or(Some(FinishReason::Length));
-            let text = self.flush();
-            return Ok(Step { token: None, text, logprobs: None, usage, finish });
-        }
-
-        let position = self.session.tokens().len();
-        let token =
-            self.sampler.choose(&logits, self.session.tokens(), self.generated_from, position);
-        let logprobs = self.options.logprobs.map(|n| logprobs(&logits, token, n));
-        self.logits = logits;
-        let generated = position + 1 - self.generated_from;
-        let mut text = String::new();
-        if self.options.stop_tokens.contains(&token) {
-            finish = Some(FinishReason::Stop);
-        } else {
-            let piece = match &mut self.decoder {
-                Some(decoder) => decoder.push(token),
-                None => String::new(),
-            };
-            let (shown, stopped) = self.stop.push(&piece);
-            text = shown;
-            if stopped {
-                return Ok(Step {
-                    token: Some(token),
-                    text,
-                    logprobs,
-                    usage,
-                    finish: Some(FinishReason::Stop),
-                });
-            }
-            if generated >= self.limit {
-                finish = Some(FinishReason::Length);
-            }
-        }
-        if finish.is_some() {
-            text.push_str(&self.flush());
-        } else {
-            self.pending.push(token);
-        }
-        Ok(Step { token: Some(token), text, logprobs, usage, finish })
-    }
-
-    /// Text that was held back for the rest of a character or of a stop string.
-    fn flush(&mut self) -> String {
-        let rest = self.decoder.as_mut().map(DecodeStream::finish).unwrap_or_default();
-        let (mut text, stopped) = self.stop.push(&rest);
-        if !stopped {
-            text.push_str(&self.stop.finish());
-        }
-        text
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.options.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+        writer.choose(session.tokens(), logits, usage)
     }
 }
 

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod constraint;
 mod engine;
 mod error;
 mod generate;
@@ -32,8 +33,10 @@ mod stop;
 mod trunk;
 mod usage;
 pub mod verify;
+mod writer;
 
 pub use budget::{MemoryPlan, format_bytes};
+pub use constraint::{Constraint, ConstraintError};
 pub use engine::{Engine, Part, plan_memory};
 pub use error::Error;
 pub use generate::{FinishReason, GenerateOptions, Generation, Step};

@@ -204,13 +204,16 @@ impl Sampler {
 
         let total: f64 = candidates.iter().map(|&(value, _)| f64::from(value)).sum();
         let mut left = uniform * total;
-        for &(value, token) in candidates.iter() {
+        // Should rounding leave a rest, the last token that is possible at all is taken.
+        let mut last = candidates[0].1;
+        for &(value, token) in candidates.iter().take_while(|&&(value, _)| value > 0.0) {
             left -= f64::from(value);
+            last = token;
             if left < 0.0 {
-                return token;
+                break;
             }
         }
-        candidates[candidates.len() - 1].1
+        last
     }
 }
 

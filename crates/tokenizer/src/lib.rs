@@ -59,12 +59,13 @@ pub enum Error {
     Encode(String),
 }
 
-/// The tokenizer of a checkpoint.
+/// The tokenizer of a checkpoint. Clones share it.
+#[derive(Clone)]
 pub struct Tokenizer {
     /// Takes control tokens for ordinary text.
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     /// Control tokens, the longest first.
-    special: Vec<(String, u32)>,
+    special: Arc<[(String, u32)]>,
     vocabulary: Arc<Vocabulary>,
 }
 
@@ -124,7 +125,7 @@ impl Tokenizer {
         special.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
         inner.set_encode_special_tokens(true);
         let vocabulary = Arc::new(Vocabulary::new(&inner, &special));
-        Ok(Self { inner, special, vocabulary })
+        Ok(Self { inner: Arc::new(inner), special: special.into(), vocabulary })
     }
 
     /// One more than the highest id; larger ids of a model are padding.

@@ -1,5 +1,6 @@
 //! Integration tests of the engine: sessions, batches, generation, and the quality of the demo model.
 
+mod constraint;
 mod generation;
 mod perplexity;
 mod precision;

@@ -1,0 +1,287 @@
+//! A model that is talked to: conversations to prompts, with what reads the reply and what holds it to a
+//! form.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Map, Value};
+use tokenizer::Tokenizer;
+
+use crate::constraint::{Mark, Marks, ReplyConstraint, first_line};
+use crate::error::Error;
+use crate::format::{
+    AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END,
+};
+use crate::grammar::{CallRules, GrammarText, grammar};
+use crate::message::Message;
+use crate::parser::{Opening, ReplyParser};
+use crate::template::{ChatTemplate, RenderOptions};
+use crate::tools::Tool;
+use crate::vocabulary;
+
+/// A model's template, the form of its replies, and what its grammars need.
+pub struct ChatModel {
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    format: ReplyFormat,
+    marks: OnceLock<Marks>,
+    /// Made when a grammar is asked for the first time.
+    factory: OnceLock<Result<ParserFactory, String>>,
+}
+
+/// What is asked of the model.
+#[derive(Clone, Debug)]
+pub struct ChatRequest {
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// Tools that may be called, in the form of the OpenAI API.
+    pub tools: Vec<Value>,
+    /// Whether and what shall be called.
+    pub tool_choice: ToolChoice,
+    /// Whether a reply may hold several calls.
+    pub parallel_tool_calls: bool,
+    /// What the reply has to be, where it is no call.
+    pub format: ResponseFormat,
+    /// Whether the model shall think first; `None` leaves it to the template.
+    pub enable_thinking: Option<bool>,
+    /// Whether calls are held to the schemas of the tools.
+    pub constrain_tools: bool,
+    /// More variables of the template.
+    pub variables: Map<String, Value>,
+}
+
+impl Default for ChatRequest {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            format: ResponseFormat::Text,
+            enable_thinking: None,
+            constrain_tools: true,
+            variables: Map::new(),
+        }
+    }
+}
+
+/// Whether and what the model shall call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model sees fit.
+    #[default]
+    Auto,
+    /// Nothing; the tools are not shown to the model.
+    None,
+    /// Any of the tools, at once.
+    Required,
+    /// This tool, at once.
+    Named(String),
+}
+
+/// What a reply has to be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ResponseFormat {
+    /// Anything.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that matches this schema.
+    JsonSchema(Value),
+    /// A text that matches this regular expression as a whole.
+    Regex(String),
+    /// A text of this grammar, in Lark's notation.
+    Lark(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+/// A prompt, with what the reply to it needs. The reply is to be generated with
+/// `GenerateOptions::show_special`, so that marks are seen, and with the model's stop tokens.
+pub struct Prompt {
+    /// The conversation up to the reply.
+    pub tokens: Vec<u32>,
+    /// What the reply may say, if it may not say everything.
+    pub constraint: Option<Box<dyn engine::Constraint>>,
+    /// Reads the reply.
+    pub parser: ReplyParser,
+}
+
+impl ChatModel {
+    /// The model in a checkpoint's directory. `embedded` is a template that the checkpoint's own file
+    /// holds ([`engine::Engine::chat_template`]).
+    pub fn open(
+        directory: &Path,
+        embedded: Option<&str>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, Error> {
+        let template = match embedded {
+            Some(source) => ChatTemplate::new(directory, source)?,
+            None => ChatTemplate::open(directory)?,
+        };
+        Ok(Self::new(template, tokenizer))
+    }
+
+    /// The model with this template.
+    pub fn new(template: ChatTemplate, tokenizer: &Tokenizer) -> Self {
+        Self {
+            format: ReplyFormat::of(&template, tokenizer),
+            template,
+            tokenizer: tokenizer.clone(),
+            marks: OnceLock::new(),
+            factory: OnceLock::new(),
+        }
+    }
+
+    /// How the model writes calls.
+    pub fn call_format(&self) -> CallFormat {
+        self.format.calls
+    }
+
+    /// Whether the model writes thoughts apart from its reply.
+    pub fn thinks(&self) -> bool {
+        self.format.thinks
+    }
+
+    /// The tokens of a conversation, and what its reply needs.
+    pub fn prompt(&self, tokenizer: &Tokenizer, request: &ChatRequest) -> Result<Prompt, Error> {
+        let tools = self.tools(request)?;
+        let options = RenderOptions {
+            tools: if tools.is_empty() { Vec::new() } else { request.tools.clone() },
+            add_generation_prompt: true,
+            enable_thinking: request.enable_thinking,
+            variables: request.variables.clone(),
+        };
+        let text = crate::render(&self.template, tokenizer, &request.messages, &options)?;
+        let opening = self.opening(&text, request.enable_thinking);
+        let calls = if tools.is_empty() { CallFormat::None } else { self.format.calls };
+        let constraint = self.constraint(request, &tools, opening)?;
+        Ok(Prompt {
+            tokens: tokenizer.encode_prompt(&text)?,
+            constraint,
+            parser: ReplyParser::new(calls, Tool::types(&tools), opening),
+        })
+    }
+
+    /// The tools that may be called.
+    fn tools(&self, request: &ChatRequest) -> Result<Vec<Tool>, Error> {
+        if request.tools.is_empty() {
+            return match &request.tool_choice {
+                ToolChoice::Auto | ToolChoice::None => Ok(Vec::new()),
+                ToolChoice::Required | ToolChoice::Named(_) => {
+                    Err(Error::request("tool_choice", "asks for a call, but there are no tools"))
+                }
+            };
+        }
+        let tools = Tool::list(&request.tools)?;
+        if let ToolChoice::Named(name) = &request.tool_choice {
+            if tools.iter().all(|tool| &tool.name != name) {
+                return Err(Error::request("tool_choice", format!("there is no tool {name:?}")));
+            }
+        }
+        match (&request.tool_choice, self.format.calls) {
+            (ToolChoice::None, _) => Ok(Vec::new()),
+            (_, CallFormat::None) => Err(Error::NoToolFormat),
+            _ => Ok(tools),
+        }
+    }
+
+    /// How the reply begins, by the end of the prompt.
+    fn opening(&self, prompt: &str, enable_thinking: Option<bool>) -> Opening {
+        let end = prompt.trim_end();
+        if end.ends_with(THINK) {
+            Opening::Thinking
+        } else if end.ends_with(THINK_END) || !self.format.thinks || enable_thinking == Some(false) {
+            Opening::Plain
+        } else {
+            Opening::MayThink
+        }
+    }
+
+    fn constraint(
+        &self,
+        request: &ChatRequest,
+        tools: &[Tool],
+        opening: Opening,
+    ) -> Result<Option<Box<dyn engine::Constraint>>, Error> {
+        let must = matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+        let plain = request.format == ResponseFormat::Text;
+        if must && !plain {
+            let reason = "a reply cannot both be a call and have another form";
+            return Err(Error::request("response_format", reason));
+        }
+        if !request.constrain_tools && (must || !tools.is_empty() && !plain) {
+            let reason = "only with constraints can a call be asked for, or another form beside calls";
+            return Err(Error::request("tool_choice", reason));
+        }
+        let called: Vec<Tool> = match &request.tool_choice {
+            ToolChoice::Named(name) => {
+                tools.iter().filter(|tool| &tool.name == name).cloned().collect()
+            }
+            _ => tools.to_vec(),
+        };
+        let rules = CallRules {
+            format: self.format.calls,
+            tools: &called,
+            parallel: request.parallel_tool_calls,
+        };
+        let rules = (!called.is_empty() && request.constrain_tools).then_some(&rules);
+        if rules.is_none() && plain {
+            return Ok(None);
+        }
+        // A call that the model may begin when it likes is held from its mark on.
+        let opens = plain && !must;
+        let marks = self.marks();
+        if opens && marks.call.is_none() {
+            let reason = format!("{CALL} is no token of this model, so calls cannot be held to schemas");
+            return Err(Error::request("tools", reason));
+        }
+        let text = grammar(&self.tokenizer, rules, opens, &request.format)?;
+        let lead = self.tokenizer.encode(AFTER_THINKING)?;
+        Ok(Some(Box::new(ReplyConstraint::new(
+            &self.tokenizer,
+            marks.clone(),
+            self.format.stop_tokens.clone(),
+            self.matcher(&text)?,
+            opening,
+            opens,
+            lead,
+        ))))
+    }
+
+    fn marks(&self) -> &Marks {
+        self.marks.get_or_init(|| {
+            let mark = |text| Mark::new(&self.tokenizer, text);
+            Marks { think: mark(THINK), think_end: mark(THINK_END), call: mark(CALL) }
+        })
+    }
+
+    /// A grammar, compiled.
+    fn matcher(&self, text: &GrammarText) -> Result<Matcher, Error> {
+        let factory = self
+            .factory
+            .get_or_init(|| vocabulary::factory(&self.tokenizer, &self.format.stop_tokens));
+        let refused = |reason: String| Error::request(text.field, reason);
+        let factory = factory.as_ref().map_err(|reason| refused(reason.clone()))?;
+        let grammar = TopLevelGrammar::from_lark(text.lark.clone());
+        let mut matcher = Matcher::new(factory.create_parser(grammar));
+        let refused = |error: &str| refused(format!("no grammar can be made: {}", first_line(error)));
+        if let Some(error) = matcher.get_error() {
+            return Err(refused(&error));
+        }
+        // The first mask shows what is only found out when the grammar runs.
+        matcher.compute_mask().map_err(|error| refused(&error.to_string()))?;
+        if let Some(warning) = matcher.grammar_warnings().first() {
+            return Err(refused(warning));
+        }
+        Ok(matcher)
+    }
+}
+
+#[expect(dead_code, reason = "it is compiled, not called")]
+fn models_are_shared_between_threads(model: Arc<ChatModel>) -> impl Send + Sync {
+    model
+}
