@@ -296,9 +296,48 @@ pub trait Backend {
     /// Copies a buffer's rows to the host, replacing what `out` held. Waits for the device.
     fn download(&mut self, buffer: &Self::Buffer, out: &mut Vec<f32>);
 
-    /// A cache's contents, for tests, snapshots and verification.
+    /// What the bits of results depend on besides the inputs, such as the instruction set. States are
+    /// only taken up by a backend of which this is the same.
+    fn numerics(&self) -> String;
+
+    /// Bytes of [`Backend::save_kv_block`].
+    fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize;
+
+    /// Keys and values of the [`STATE_BLOCK`] positions of a block, as they are stored, little-endian. The
+    /// cache holds all of them.
+    ///
+    /// [`STATE_BLOCK`]: crate::STATE_BLOCK
+    fn save_kv_block(&self, spec: &AttentionSpec, cache: &Self::KvCache, block: usize) -> Vec<u8>;
+
+    /// Appends a block that was saved to a cache that holds whole blocks. The bytes have the right
+    /// number.
+    fn load_kv_block(&self, spec: &AttentionSpec, cache: &mut Self::KvCache, bytes: &[u8]);
+
+    /// Bytes of [`Backend::take_snapshot`].
+    fn snapshot_bytes(&self, spec: &DeltaNetSpec) -> usize;
+
+    /// Has a state keep a snapshot of itself when it has seen `position` tokens, a multiple of
+    /// [`STATE_BLOCK`] that is still to come.
+    ///
+    /// [`STATE_BLOCK`]: crate::STATE_BLOCK
+    fn mark_snapshot(&self, state: &mut Self::DeltaState, position: usize);
+
+    /// Takes the snapshot that was kept at a position, little-endian; `None` if none was.
+    fn take_snapshot(&self, state: &mut Self::DeltaState, position: usize) -> Option<Vec<u8>>;
+
+    /// Makes a state what it was when a snapshot was taken at `position`. The bytes have the right
+    /// number.
+    fn load_snapshot(
+        &self,
+        spec: &DeltaNetSpec,
+        state: &mut Self::DeltaState,
+        position: usize,
+        bytes: &[u8],
+    );
+
+    /// A cache's contents, for tests and verification.
     fn kv_values(&self, spec: &AttentionSpec, cache: &Self::KvCache) -> KvValues;
 
-    /// A delta state's contents, for tests, snapshots and verification.
+    /// A delta state's contents, for tests and verification.
     fn delta_values(&self, spec: &DeltaNetSpec, state: &Self::DeltaState) -> DeltaStateValues;
 }

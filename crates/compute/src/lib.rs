@@ -14,6 +14,7 @@ mod host;
 mod matrix;
 pub mod memory;
 mod reference;
+mod snapshots;
 mod uses;
 
 pub use backend::{
@@ -25,4 +26,5 @@ pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};
+pub use snapshots::STATE_BLOCK;
 pub use uses::{ExpertUse, ExpertUses};

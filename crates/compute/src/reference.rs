@@ -9,6 +9,7 @@ use crate::backend::{
 };
 use crate::host::{HostBuffer, delta_gates, rotary_angles, rotate, route_rows, sigmoid, silu};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
+use crate::snapshots::{STATE_BLOCK, Snapshots, read_floats, write_floats};
 use crate::uses::ExpertUses;
 
 /// The plain scalar backend. Sums are added in `f64`.
@@ -26,7 +27,10 @@ pub struct PlainKvCache {
 
 /// State of a gated delta net after the last token.
 #[derive(Debug)]
-pub struct PlainDeltaState(DeltaStateValues);
+pub struct PlainDeltaState {
+    values: DeltaStateValues,
+    snapshots: Snapshots,
+}
 
 impl Reference {
     /// The backend.
@@ -95,10 +99,11 @@ impl Backend for Reference {
     }
 
     fn delta_state(&self, spec: &DeltaNetSpec) -> PlainDeltaState {
-        PlainDeltaState(DeltaStateValues {
+        let values = DeltaStateValues {
             conv: vec![0.0; (spec.conv_kernel - 1) * spec.channels()],
             recurrent: vec![0.0; spec.n_value_heads * spec.key_dim * spec.value_dim],
-        })
+        };
+        PlainDeltaState { values, snapshots: Snapshots::default() }
     }
 
     fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
@@ -202,7 +207,7 @@ impl Backend for Reference {
             *spec;
         let channels = spec.channels();
         out.set_rows(inputs.qkv.rows());
-        for (span, PlainDeltaState(state)) in spans.iter().zip(states) {
+        for (span, PlainDeltaState { values: state, snapshots }) in spans.iter().zip(states) {
             for row in span.row..span.row + span.len {
                 // The window of the convolution: the last inputs, and this one.
                 let mut window = state.conv.clone();
@@ -259,6 +264,8 @@ impl Backend for Reference {
                         *out = normed * silu(*gate);
                     }
                 }
+                let position = span.position + row + 1 - span.row;
+                snapshots.reached(position, [&state.conv, &state.recurrent]);
             }
         }
     }
@@ -317,6 +324,51 @@ impl Backend for Reference {
         out.extend_from_slice(buffer.values());
     }
 
+    fn numerics(&self) -> String {
+        self.name()
+    }
+
+    fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {
+        self.kv_cache_bytes(spec, STATE_BLOCK) as usize
+    }
+
+    fn save_kv_block(&self, spec: &AttentionSpec, cache: &PlainKvCache, block: usize) -> Vec<u8> {
+        let len = STATE_BLOCK * spec.n_kv_heads * spec.head_dim;
+        let mut bytes = Vec::new();
+        write_floats(&cache.keys[block * len..][..len], &mut bytes);
+        write_floats(&cache.values[block * len..][..len], &mut bytes);
+        bytes
+    }
+
+    fn load_kv_block(&self, spec: &AttentionSpec, cache: &mut PlainKvCache, bytes: &[u8]) {
+        let len = cache.keys.len() + STATE_BLOCK * spec.n_kv_heads * spec.head_dim;
+        let mut rest = bytes;
+        for values in [&mut cache.keys, &mut cache.values] {
+            let begin = values.len();
+            values.resize(len, 0.0);
+            rest = read_floats(rest, &mut values[begin..]);
+        }
+        assert!(rest.is_empty(), "the bytes are those of a block");
+    }
+
+    fn snapshot_bytes(&self, spec: &DeltaNetSpec) -> usize {
+        self.delta_state_bytes(spec) as usize
+    }
+
+    fn mark_snapshot(&self, state: &mut PlainDeltaState, position: usize) {
+        state.snapshots.mark(position);
+    }
+
+    fn take_snapshot(&self, state: &mut PlainDeltaState, position: usize) -> Option<Vec<u8>> {
+        state.snapshots.take(position)
+    }
+
+    fn load_snapshot(&self, _: &DeltaNetSpec, state: &mut PlainDeltaState, _: usize, bytes: &[u8]) {
+        let rest = read_floats(bytes, &mut state.values.conv);
+        let rest = read_floats(rest, &mut state.values.recurrent);
+        assert!(rest.is_empty(), "the bytes are those of a snapshot");
+    }
+
     fn kv_values(&self, spec: &AttentionSpec, cache: &PlainKvCache) -> KvValues {
         let AttentionSpec { n_kv_heads, head_dim, .. } = *spec;
         let by_head = |all: &[f32]| {
@@ -330,6 +382,6 @@ impl Backend for Reference {
     }
 
     fn delta_values(&self, _: &DeltaNetSpec, state: &PlainDeltaState) -> DeltaStateValues {
-        state.0.clone()
+        state.values.clone()
     }
 }

@@ -11,6 +11,7 @@ use trace::Recorder;
 use crate::error::Error;
 use crate::inventory::Inventory;
 use crate::options::EngineOptions;
+use crate::prefix_cache::Shapes;
 
 /// Kept for what is not counted one by one: thread stacks, queues, the allocator's slack, text.
 const RESERVE_BYTES: u64 = 24 << 20;
@@ -39,6 +40,8 @@ pub struct MemoryPlan {
     pub states: u64,
     /// Buffers of a forward pass.
     pub workspace: u64,
+    /// The prefix cache.
+    pub prefix_cache: u64,
     /// Slots of routed experts.
     pub experts: u64,
     /// What all routed experts would take.
@@ -76,6 +79,7 @@ impl MemoryPlan {
             trunk,
             states: 0,
             workspace: 0,
+            prefix_cache: prefix_cache_bytes(inventory, backend, options)?,
             experts: least_experts,
             all_experts,
             context: 0,
@@ -99,7 +103,7 @@ impl MemoryPlan {
 
     /// What is taken whatever the experts get.
     fn fixed(&self) -> u64 {
-        self.process + self.reserve + self.trunk + self.states + self.workspace
+        self.process + self.reserve + self.trunk + self.states + self.workspace + self.prefix_cache
     }
 
     /// Takes the context that is asked for, or the longest whose states fit into `share`.
@@ -186,9 +190,26 @@ impl std::fmt::Display for MemoryPlan {
         line(self.trunk, "trunk".to_owned());
         line(self.states, format!("states of a context of {} tokens", self.context));
         line(self.workspace, format!("buffers of {} prompt rows", self.chunk));
+        if self.prefix_cache > 0 {
+            line(self.prefix_cache, "prefix cache".to_owned());
+        }
         let all = format_bytes(self.all_experts);
         line(self.experts, format!("routed experts, of {all} for all of them"));
         f.write_str(text.trim_end())
+    }
+}
+
+/// What the prefix cache takes, if there is to be one.
+fn prefix_cache_bytes<B: Backend>(
+    inventory: &Inventory,
+    backend: &B,
+    options: &EngineOptions,
+) -> Result<u64, Error> {
+    let Some(options) = &options.prefix_cache else { return Ok(0) };
+    let least = Shapes::new(&inventory.outline, backend).least_memory();
+    match options.memory_bytes {
+        asked if asked < least => Err(Error::PrefixCacheTooSmall { asked, least }),
+        asked => Ok(asked),
     }
 }
 

@@ -20,6 +20,8 @@ use crate::generate::{GenerateOptions, Generation};
 use crate::heat::{Heat, HeatReport, HeatSaveError};
 use crate::inventory::Inventory;
 use crate::options::{Device, EngineOptions};
+use crate::prefix_cache::key::identity;
+use crate::prefix_cache::{PrefixCache, Shapes};
 use crate::runner::{DecoderRunner, LayerValues, Runner, StreamedExperts};
 use crate::sampler::Sampling;
 use crate::session::{Permit, Session};
@@ -36,12 +38,15 @@ pub struct Engine {
     chat_template: Option<String>,
     unknown_tensors: Vec<String>,
     plan: MemoryPlan,
-    runner: Box<dyn Runner>,
+    pub(crate) runner: Box<dyn Runner>,
     sessions: Arc<AtomicUsize>,
     session_limit: usize,
     batch: Batch,
     recorder: Option<Recorder>,
     heat: Option<Heat>,
+    pub(crate) prefix_cache: Option<PrefixCache>,
+    /// Snapshots of the current pass: places among its parts, and blocks.
+    pub(crate) marks: Vec<(usize, usize)>,
 }
 
 /// Tokens to compute for one of several sessions in one pass.
@@ -130,7 +135,7 @@ impl Engine {
         let trunk_bytes = crate::trunk::resident_bytes(&inventory);
         let plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
 
-        let decoder = load_trunk(&inventory, &files, &backend, options.io_threads)?;
+        let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
         let store_options = StoreOptions {
             cache_bytes: plan.experts,
             reader: options.reader,
@@ -139,6 +144,12 @@ impl Engine {
             recorder: options.recorder.clone(),
             ..StoreOptions::default()
         };
+        let prefix_cache = options.prefix_cache.as_ref().map(|options| {
+            let (numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            let identity = identity(&inventory, &weights, &numerics, is_shared);
+            PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
+        });
+        let prefix_cache = prefix_cache.transpose()?;
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
         let heat = Heat::new(&options.heat_map, &paths, &experts);
         let mut store = ExpertStore::new(files, experts, &store_options)?;
@@ -170,6 +181,8 @@ impl Engine {
             batch: Batch::default(),
             recorder: options.recorder.clone(),
             heat,
+            prefix_cache,
+            marks: Vec::new(),
         })
     }
 
@@ -243,6 +256,11 @@ impl Engine {
         self.runner.experts_mut().warm_up(limit)
     }
 
+    /// Sessions that can be live at once.
+    pub fn session_limit(&self) -> usize {
+        self.session_limit
+    }
+
     /// Most prompt tokens in one forward pass.
     pub fn prompt_chunk(&self) -> usize {
         self.plan.chunk
@@ -314,6 +332,9 @@ impl Engine {
     /// Computes tokens of several sessions in one pass; [`Engine::logits`] has the wanted logits
     /// afterwards, (rows, vocab_size), in the order of the parts.
     ///
+    /// When experts cannot be read, none of the sessions can go on; when logits are not finite, only
+    /// their own cannot.
+    ///
     /// # Panics
     /// If there are more rows than [`Engine::prompt_chunk`], or more wanted logits than
     /// [`MemoryPlan::logit_rows`].
@@ -335,6 +356,7 @@ impl Engine {
         assert!(self.batch.tokens.len() <= self.plan.chunk, "the batch fits the buffers");
         assert!(self.batch.logit_rows.len() <= self.plan.logit_rows, "the logits fit the buffers");
 
+        self.mark_snapshots(parts);
         let position = parts.first().map_or(0, |part| part.session.tokens.len());
         let before = self.runner.experts().stats().clone();
         self.runner.log().timeline.reset();
@@ -347,17 +369,22 @@ impl Engine {
                 self.runner.forward(&self.batch, &mut states)
             }
         };
-        let result = result.map_err(|source| Error::Forward { position, source });
-        let result =
-            result.and_then(|()| match self.runner.logits().iter().all(|x| x.is_finite()) {
-                true => Ok(()),
-                false => {
-                    Err(Error::LogitsNotFinite { position: position + self.batch.tokens.len() })
-                }
-            });
+        let mut result = result.map_err(|source| Error::Forward { position, source });
+        let mut logits = self.runner.logits().chunks_exact(self.config.vocab_size);
         for part in parts.iter_mut() {
-            part.session.broken = result.is_err();
-            part.session.tokens.extend_from_slice(part.tokens);
+            let session = &mut *part.session;
+            session.broken = result.is_err();
+            session.tokens.extend_from_slice(part.tokens);
+            let wanted = (0..part.tokens.len()).filter(|&row| (part.wants_logits)(row));
+            // Rows that were not computed are not there.
+            for row in wanted.filter_map(|_| logits.next()) {
+                session.broken |= !row.iter().all(|x| x.is_finite());
+            }
+        }
+        self.take_snapshots(parts);
+        if let Some(part) = parts.iter().find(|part| part.session.broken) {
+            let position = part.session.tokens.len();
+            result = result.and(Err(Error::LogitsNotFinite { position }));
         }
         result?;
         let end = Instant::now();

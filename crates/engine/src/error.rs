@@ -1,6 +1,7 @@
 //! What can go wrong, with what a person needs to mend it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::budget::{MemoryPlan, format_bytes};
 use crate::constraint::ConstraintError;
@@ -51,6 +52,26 @@ pub enum Error {
         needed: u64,
         /// The sum that shows it.
         plan: Box<MemoryPlan>,
+    },
+    /// A prefix cache too small to be of any use.
+    #[error(
+        "a prefix cache of {} cannot hold the state of one sequence, which takes {} with a block of \
+         keys and values\nhint: give it more memory, or none",
+        format_bytes(*asked), format_bytes(*least)
+    )]
+    PrefixCacheTooSmall {
+        /// Bytes asked for.
+        asked: u64,
+        /// The least that is of use.
+        least: u64,
+    },
+    /// The prefix cache cannot be set up.
+    #[error("the prefix cache cannot be kept in {}: {source}", .path.display())]
+    PrefixCacheDirectory {
+        /// Its directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// Memory could not be reserved.
     #[error("{bytes} bytes of memory could not be reserved for {purpose}")]
@@ -116,6 +137,9 @@ pub enum Error {
         /// Why.
         source: model::SourceError,
     },
+    /// A pass of several requests failed, and this one with it.
+    #[error(transparent)]
+    Pass(Arc<Self>),
     /// The logits are not numbers.
     #[error(
         "the logits after {position} tokens are not finite\n\

@@ -4,6 +4,7 @@ use experts::{LookAhead, ReaderKind};
 use trace::Recorder;
 
 use crate::heat::HeatMapPlace;
+use crate::prefix_cache::PrefixCacheOptions;
 
 /// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct EngineOptions {
     pub look_ahead: LookAhead,
     /// Where it is kept which experts were used much, for the next start.
     pub heat_map: HeatMapPlace,
+    /// Whether sequences are kept for those that begin as they did.
+    pub prefix_cache: Option<PrefixCacheOptions>,
     /// Threads that read from the drive, where threads do.
     pub io_threads: usize,
     /// Longest sequence in tokens; default: what the budget allows, up to the model's own.
@@ -60,6 +63,7 @@ impl Default for EngineOptions {
             reader: ReaderKind::default(),
             look_ahead: LookAhead::default(),
             heat_map: HeatMapPlace::default(),
+            prefix_cache: None,
             io_threads: 4,
             context: None,
             prompt_chunk: None,

@@ -5,7 +5,8 @@ use std::any::Any;
 use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix, Routing};
 use experts::ExpertStore;
 use model::{
-    Batch, Decoder, ExpertSource, ForwardLog, LayerState, SequenceState, SourceError, Workspace,
+    Batch, Decoder, ExpertSource, ForwardLog, LayerState, SavedParts, SequenceState, SourceError,
+    Workspace,
 };
 
 /// The state of a sequence; its type depends on the device.
@@ -36,6 +37,16 @@ pub(crate) trait Runner: Send {
     fn experts(&self) -> &ExpertStore;
     /// The same, to be told something.
     fn experts_mut(&mut self) -> &mut ExpertStore;
+    /// See [`Decoder::save_kv_block`].
+    fn save_kv_block(&self, state: &State, block: usize) -> SavedParts;
+    /// See [`Decoder::load_kv_block`].
+    fn load_kv_block(&self, state: &mut State, parts: &SavedParts);
+    /// See [`Decoder::mark_snapshot`].
+    fn mark_snapshot(&self, state: &mut State, position: usize);
+    /// See [`Decoder::take_snapshot`].
+    fn take_snapshot(&self, state: &mut State, position: usize) -> Option<SavedParts>;
+    /// See [`Decoder::load_snapshot`].
+    fn load_snapshot(&self, state: &mut State, position: usize, parts: &SavedParts);
     /// Contents of a state.
     fn state_values(&self, state: &State) -> Vec<LayerValues>;
 }
@@ -87,8 +98,29 @@ where
         &mut self.experts.0
     }
 
+    fn save_kv_block(&self, state: &State, block: usize) -> SavedParts {
+        self.decoder.save_kv_block(&self.workspace.backend, downcast::<B>(state), block)
+    }
+
+    fn load_kv_block(&self, state: &mut State, parts: &SavedParts) {
+        self.decoder.load_kv_block::<B>(&self.workspace.backend, downcast_mut(state), parts);
+    }
+
+    fn mark_snapshot(&self, state: &mut State, position: usize) {
+        self.decoder.mark_snapshot::<B>(&self.workspace.backend, downcast_mut(state), position);
+    }
+
+    fn take_snapshot(&self, state: &mut State, position: usize) -> Option<SavedParts> {
+        self.decoder.take_snapshot::<B>(&self.workspace.backend, downcast_mut(state), position)
+    }
+
+    fn load_snapshot(&self, state: &mut State, position: usize, parts: &SavedParts) {
+        let backend = &self.workspace.backend;
+        self.decoder.load_snapshot::<B>(backend, downcast_mut(state), position, parts);
+    }
+
     fn state_values(&self, state: &State) -> Vec<LayerValues> {
-        let state: &SequenceState<B> = state.downcast_ref().expect(OWN_STATE);
+        let state = downcast::<B>(state);
         let backend = &self.workspace.backend;
         let values = state.layers.iter().map(|layer| match layer {
             LayerState::Attention(cache) => {
@@ -105,6 +137,10 @@ where
 }
 
 const OWN_STATE: &str = "sessions are made by the engine that they are used with";
+
+fn downcast<B: Backend + 'static>(state: &State) -> &SequenceState<B> {
+    state.downcast_ref().expect(OWN_STATE)
+}
 
 fn downcast_mut<B: Backend + 'static>(state: &mut State) -> &mut SequenceState<B> {
     state.downcast_mut().expect(OWN_STATE)

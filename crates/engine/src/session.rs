@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::prefix_cache::trail::Trail;
 use crate::runner::State;
 
 /// A sequence of tokens and the model's state after them. Made by [`crate::Engine::session`]; dropping
@@ -13,12 +14,20 @@ pub struct Session {
     pub(crate) context: usize,
     /// A failed pass leaves the state between two tokens.
     pub(crate) broken: bool,
+    pub(crate) trail: Trail,
     _permit: Permit,
 }
 
 impl Session {
     pub(crate) fn new(state: State, context: usize, permit: Permit) -> Self {
-        Self { tokens: Vec::with_capacity(context), state, context, broken: false, _permit: permit }
+        Self {
+            tokens: Vec::with_capacity(context),
+            state,
+            context,
+            broken: false,
+            trail: Trail::default(),
+            _permit: permit,
+        }
     }
 
     /// The tokens computed so far.

@@ -26,17 +26,21 @@ pub(crate) fn resident_bytes(inventory: &Inventory) -> u64 {
     bytes.sum()
 }
 
-/// Reads the trunk and builds the model from it.
+/// Bytes of each tensor that tell two checkpoints of the same shapes apart.
+const SAMPLE_BYTES: usize = 4096;
+
+/// Reads the trunk and builds the model from it; gives also a hash of samples of its tensors.
 pub(crate) fn load_trunk<B: Backend>(
     inventory: &Inventory,
     files: &DataFiles,
     backend: &B,
     io_threads: usize,
-) -> Result<Decoder<Matrix, B::Vector>, Error> {
+) -> Result<(Decoder<Matrix, B::Vector>, blake3::Hash), Error> {
     let reads = read_ahead(&inventory.trunk, files, io_threads)?;
     let tensors = inventory.trunk.iter().zip(reads).collect();
-    let mut source = LoadedSource { backend, files, tensors };
-    model::load(inventory.checkpoint.config(), &mut source)
+    let mut source = LoadedSource { backend, files, tensors, samples: blake3::Hasher::new() };
+    let decoder = model::load(inventory.checkpoint.config(), &mut source)?;
+    Ok((decoder, source.samples.finalize()))
 }
 
 /// A tensor on its way into memory.
@@ -98,20 +102,28 @@ struct LoadedSource<'a, B> {
     backend: &'a B,
     files: &'a DataFiles,
     tensors: VecDeque<(&'a TrunkTensor, Option<Read>)>,
+    samples: blake3::Hasher,
 }
 
 impl<'a, B> LoadedSource<'a, B> {
     fn next(&mut self, name: &str) -> Result<(&'a TrunkTensor, Read), Error> {
         let (tensor, read) = self.tensors.pop_front().expect("the model asks as it did before");
         assert_eq!(tensor.name, name, "the model asks in the same order");
-        if let Some(read) = read {
-            return Ok((tensor, read));
+        let read = match read {
+            Some(read) => read,
+            None => {
+                let plan = ReadPlan::new(tensor.extents());
+                let block = arena(plan.bytes())?.take(plan.bytes());
+                let mut block = block.expect("the arena was sized for the plan");
+                self.files.read(&plan, block.bytes_mut())?;
+                Read { plan, block }
+            }
+        };
+        for (part, extent) in tensor.extents().iter().enumerate() {
+            let stored = &read.block.bytes()[read.plan.offset(part)..];
+            self.samples.update(&stored[..SAMPLE_BYTES.min(extent.len as usize)]);
         }
-        let plan = ReadPlan::new(tensor.extents());
-        let mut block =
-            arena(plan.bytes())?.take(plan.bytes()).expect("the arena was sized for the plan");
-        self.files.read(&plan, block.bytes_mut())?;
-        Ok((tensor, Read { plan, block }))
+        Ok((tensor, read))
     }
 }
 

@@ -15,11 +15,13 @@ mod blocks;
 mod decoder;
 mod qwen35_moe;
 mod qwen3_moe;
+mod saved;
 mod source;
 mod timeline;
 
 pub use batch::Batch;
 pub use decoder::{Decoder, ForwardLog, LayerState, SequenceState, Workspace};
+pub use saved::{SavedParts, SavedShape};
 pub use source::{ExpertSource, SourceError, WeightSource};
 pub use timeline::{Phase, Timeline};
 

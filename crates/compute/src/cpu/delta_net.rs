@@ -23,10 +23,12 @@ use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::pool::{Parts, Pool};
 use crate::host::{HostBuffer, delta_gates};
+use crate::snapshots::{STATE_BLOCK, Snapshots, read_floats};
 
 /// Tokens of a block. The work inside a block grows with it, the share of the update at its end falls;
 /// 32 balances them for heads of 128.
 pub(crate) const BLOCK: usize = 32;
+const _: () = assert!(STATE_BLOCK.is_multiple_of(BLOCK), "a saved state has no pending rows");
 /// Added to the sum of squares when queries and keys are normalised.
 const L2_EPS: f32 = 1e-6;
 /// Channels of a task of the convolution.
@@ -55,12 +57,13 @@ pub struct DeltaState {
     values: Vec<f32>,
     /// (n_value_heads, BLOCK): sums of log-decays.
     decays: Vec<f32>,
+    snapshots: Snapshots,
 }
 
 impl DeltaState {
     pub(crate) fn new(spec: &DeltaNetSpec) -> Self {
         let [conv, recurrent, keys, values, decays] = Self::sizes(spec).map(|len| vec![0.0; len]);
-        Self { len: 0, conv, recurrent, keys, values, decays }
+        Self { len: 0, conv, recurrent, keys, values, decays, snapshots: Snapshots::default() }
     }
 
     pub(crate) fn bytes(spec: &DeltaNetSpec) -> u64 {
@@ -77,6 +80,26 @@ impl DeltaState {
             n_value_heads * BLOCK * value_dim,
             n_value_heads * BLOCK,
         ]
+    }
+
+    /// Bytes of a snapshot: at the end of a block no rows are pending.
+    pub(crate) fn snapshot_bytes(spec: &DeltaNetSpec) -> usize {
+        let [conv, recurrent, ..] = Self::sizes(spec);
+        size_of::<f32>() * (conv + recurrent)
+    }
+
+    /// See [`crate::Backend::mark_snapshot`] and [`crate::Backend::take_snapshot`].
+    pub(crate) fn snapshots(&mut self) -> &mut Snapshots {
+        &mut self.snapshots
+    }
+
+    /// See [`crate::Backend::load_snapshot`].
+    pub(crate) fn load_snapshot(&mut self, position: usize, bytes: &[u8]) {
+        assert!(position.is_multiple_of(BLOCK), "no rows are pending");
+        let rest = read_floats(bytes, &mut self.conv);
+        let rest = read_floats(rest, &mut self.recurrent);
+        assert!(rest.is_empty(), "the bytes are those of a snapshot");
+        self.len = position;
     }
 
     /// The state after the last token, as the plain recurrence has it.
@@ -181,6 +204,10 @@ pub(crate) fn gated_delta_net(
             part.apply_rule(&scratch.mixed, out);
             state.len += n;
             row += n;
+            if state.len.is_multiple_of(BLOCK) {
+                let DeltaState { len, conv, recurrent, snapshots, .. } = &mut **state;
+                snapshots.reached(*len, [conv, recurrent]);
+            }
         }
     }
 }

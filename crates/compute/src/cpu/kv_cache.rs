@@ -7,9 +7,11 @@ use half::f16;
 
 use crate::backend::{AttentionSpec, KvValues};
 use crate::cpu::kernels::Kernels;
+use crate::snapshots::{STATE_BLOCK, read_floats, write_floats};
 
 /// Positions of a page, and of a block of the softmax.
 pub(crate) const PAGE: usize = 64;
+const _: () = assert!(PAGE == STATE_BLOCK, "a block of a saved state is a page");
 
 /// The largest 16-bit float.
 const LARGEST: f32 = 65_504.0;
@@ -55,6 +57,26 @@ impl Values {
                     // chunk, where its weight is zero. NaN stays what it is.
                     *place = f16::from_f32(value.clamp(-LARGEST, LARGEST)).to_le_bytes();
                 }
+            }
+        }
+    }
+
+    /// All of it, as it is stored.
+    fn save(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Single(all) => write_floats(all, out),
+            Self::Half(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+
+    /// Takes what was saved, and gives the bytes that follow.
+    fn load<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Single(all) => read_floats(bytes, all),
+            Self::Half(ours) => {
+                let (stored, rest) = bytes.split_at(ours.len());
+                ours.copy_from_slice(stored);
+                rest
             }
         }
     }
@@ -106,11 +128,10 @@ impl KvCache {
 
     /// Appends a position: keys and values of all heads.
     pub(crate) fn push(&mut self, spec: &AttentionSpec, keys: &[f32], values: &[f32]) {
-        let AttentionSpec { n_kv_heads, head_dim, .. } = *spec;
+        let head_dim = spec.head_dim;
         assert!(self.len < self.max_positions, "the position fits the cache");
         if self.len.is_multiple_of(PAGE) {
-            let empty = || Values::new(n_kv_heads * PAGE * head_dim, self.precise);
-            self.pages.push(Page { keys: empty(), values: empty() });
+            self.add_page(spec);
         }
         let page = self.pages.last_mut().expect("there is a page for the position");
         let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
@@ -120,6 +141,33 @@ impl KvCache {
             page.values.write(at, value);
         }
         self.len += 1;
+    }
+
+    fn add_page(&mut self, spec: &AttentionSpec) -> &mut Page {
+        let empty = || Values::new(spec.n_kv_heads * PAGE * spec.head_dim, self.precise);
+        self.pages.push(Page { keys: empty(), values: empty() });
+        self.pages.last_mut().expect("it was just added")
+    }
+
+    /// Keys and then values of a page that is full.
+    pub(crate) fn save_page(&self, index: usize) -> Vec<u8> {
+        assert!((index + 1) * PAGE <= self.len, "the page is full");
+        let Page { keys, values } = &self.pages[index];
+        let mut out = Vec::new();
+        keys.save(&mut out);
+        values.save(&mut out);
+        out
+    }
+
+    /// Appends a page that was saved.
+    pub(crate) fn load_page(&mut self, spec: &AttentionSpec, bytes: &[u8]) {
+        assert!(self.len.is_multiple_of(PAGE), "all pages are full");
+        assert!(self.len + PAGE <= self.max_positions, "the page fits the cache");
+        let Page { keys, values } = self.add_page(spec);
+        let rest = keys.load(bytes);
+        let rest = values.load(rest);
+        assert!(rest.is_empty(), "the bytes are those of a page");
+        self.len += PAGE;
     }
 
     /// Keys of the first `n` positions of a page.

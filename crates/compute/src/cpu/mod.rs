@@ -27,6 +27,7 @@ use crate::backend::{
 };
 use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
+use crate::snapshots::STATE_BLOCK;
 use crate::uses::ExpertUses;
 use integer::QuantizedRows;
 use kernels::Kernels;
@@ -265,6 +266,45 @@ impl Backend for Cpu {
     fn download(&mut self, buffer: &HostBuffer, out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(buffer.values());
+    }
+
+    fn numerics(&self) -> String {
+        let precise = if self.machine.precise { ", precise" } else { "" };
+        format!("cpu {}{precise}", self.machine.kernels.isa.name())
+    }
+
+    fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {
+        KvCache::bytes(spec, STATE_BLOCK, self.machine.precise) as usize
+    }
+
+    fn save_kv_block(&self, _: &AttentionSpec, cache: &KvCache, block: usize) -> Vec<u8> {
+        cache.save_page(block)
+    }
+
+    fn load_kv_block(&self, spec: &AttentionSpec, cache: &mut KvCache, bytes: &[u8]) {
+        cache.load_page(spec, bytes);
+    }
+
+    fn snapshot_bytes(&self, spec: &DeltaNetSpec) -> usize {
+        DeltaState::snapshot_bytes(spec)
+    }
+
+    fn mark_snapshot(&self, state: &mut DeltaState, position: usize) {
+        state.snapshots().mark(position);
+    }
+
+    fn take_snapshot(&self, state: &mut DeltaState, position: usize) -> Option<Vec<u8>> {
+        state.snapshots().take(position)
+    }
+
+    fn load_snapshot(
+        &self,
+        _: &DeltaNetSpec,
+        state: &mut DeltaState,
+        position: usize,
+        bytes: &[u8],
+    ) {
+        state.load_snapshot(position, bytes);
     }
 
     fn kv_values(&self, spec: &AttentionSpec, cache: &KvCache) -> KvValues {

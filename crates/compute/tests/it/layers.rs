@@ -2,7 +2,7 @@
 
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    KvValues, Reference, Span,
+    KvValues, Reference, STATE_BLOCK, Span,
 };
 
 use crate::support::{Random, assert_close, cpus, download, fast_cpus, upload};
@@ -148,6 +148,31 @@ fn sequences_of_a_batch_do_not_touch() {
     }
 }
 
+/// Two blocks are read into a second cache, which goes on as the first does.
+fn resume_attention<B: Backend>(case: &AttentionCase, backend: &mut B) {
+    let begin = 2 * STATE_BLOCK;
+    let mut cache = backend.kv_cache(&case.spec, LEN);
+    case.call(backend, &[(0, begin)], &mut [&mut cache]);
+    let mut copy = backend.kv_cache(&case.spec, LEN);
+    for block in 0..2 {
+        let bytes = backend.save_kv_block(&case.spec, &cache, block);
+        assert_eq!(bytes.len(), backend.kv_block_bytes(&case.spec));
+        backend.load_kv_block(&case.spec, &mut copy, &bytes);
+    }
+    let ranges = [(begin, LEN - begin)];
+    let expected = case.call(backend, &ranges, &mut [&mut cache]);
+    assert!(case.call(backend, &ranges, &mut [&mut copy]) == expected, "{}", backend.name());
+    let [cache, copy] = [cache, copy].map(|cache| backend.kv_values(&case.spec, &cache));
+    assert!(cache == copy, "{}", backend.name());
+}
+
+#[test]
+fn attention_goes_on_from_saved_blocks_with_the_same_bits() {
+    let case = AttentionCase::new([4, 2, 32, 8], true);
+    resume_attention(&case, &mut Reference::new());
+    cpus().iter_mut().chain(&mut fast_cpus()).for_each(|cpu| resume_attention(&case, cpu));
+}
+
 /// Inputs of a gated delta net for a whole sequence.
 struct DeltaCase {
     spec: DeltaNetSpec,
@@ -188,29 +213,38 @@ impl DeltaCase {
     }
 
     fn run<B: Backend>(&self, backend: &mut B, cut: &[usize]) -> (Vec<f32>, DeltaStateValues) {
-        let spec = &self.spec;
-        let mut state = backend.delta_state(spec);
-        let vectors =
-            [&self.conv, &self.a_log, &self.dt_bias, &self.norm].map(|v| backend.vector(v));
+        let mut state = backend.delta_state(&self.spec);
         let mut outputs = Vec::new();
         for (begin, len) in calls(cut) {
-            let rows = |all: &[f32]| {
-                let width = all.len() / LEN;
-                (all[begin * width..(begin + len) * width].to_vec(), width)
-            };
-            let [qkv, z, b, a] = [&self.qkv, &self.z, &self.b, &self.a].map(|all| {
-                let (rows, width) = rows(all);
-                upload(backend, &rows, width)
-            });
-            let mut out = backend.buffer(LEN, spec.n_value_heads * spec.value_dim);
-            let [conv, a_log, dt_bias, norm] = &vectors;
-            let inputs =
-                DeltaNetInputs { qkv: &qkv, z: &z, b: &b, a: &a, conv, a_log, dt_bias, norm };
-            let spans = [Span { row: 0, len, position: begin }];
-            backend.gated_delta_net(spec, inputs, &spans, &mut [&mut state], &mut out);
-            outputs.extend(download(backend, &out));
+            outputs.extend(self.call(backend, (begin, len), &mut state));
         }
-        (outputs, backend.delta_values(spec, &state))
+        (outputs, backend.delta_values(&self.spec, &state))
+    }
+
+    /// One call with tokens `begin..begin + len`.
+    fn call<B: Backend>(
+        &self,
+        backend: &mut B,
+        (begin, len): (usize, usize),
+        state: &mut B::DeltaState,
+    ) -> Vec<f32> {
+        let spec = &self.spec;
+        let vectors =
+            [&self.conv, &self.a_log, &self.dt_bias, &self.norm].map(|v| backend.vector(v));
+        let rows = |all: &[f32]| {
+            let width = all.len() / LEN;
+            (all[begin * width..(begin + len) * width].to_vec(), width)
+        };
+        let [qkv, z, b, a] = [&self.qkv, &self.z, &self.b, &self.a].map(|all| {
+            let (rows, width) = rows(all);
+            upload(backend, &rows, width)
+        });
+        let mut out = backend.buffer(LEN, spec.n_value_heads * spec.value_dim);
+        let [conv, a_log, dt_bias, norm] = &vectors;
+        let inputs = DeltaNetInputs { qkv: &qkv, z: &z, b: &b, a: &a, conv, a_log, dt_bias, norm };
+        let spans = [Span { row: 0, len, position: begin }];
+        backend.gated_delta_net(spec, inputs, &spans, &mut [state], &mut out);
+        download(backend, &out)
     }
 }
 
@@ -232,6 +266,41 @@ fn the_blocked_delta_rule_is_the_recurrence_and_does_not_depend_on_cuts() {
             for cut in CUTS {
                 assert!(case.run(cpu, cut) == (whole.clone(), state.clone()), "{}", cpu.name());
             }
+        }
+    }
+}
+
+/// A snapshot made in the midst of calls makes a second state, which goes on as the first does.
+fn resume_delta_net<B: Backend>(case: &DeltaCase, backend: &mut B, cut: &[usize]) {
+    let spec = &case.spec;
+    let marks = [3 * STATE_BLOCK, 7 * STATE_BLOCK];
+    let mut state = backend.delta_state(spec);
+    marks.iter().for_each(|&mark| backend.mark_snapshot(&mut state, mark));
+    let mut outputs = Vec::new();
+    for range in calls(cut) {
+        outputs.extend(case.call(backend, range, &mut state));
+    }
+    for mark in marks {
+        let bytes = backend.take_snapshot(&mut state, mark).expect("it was marked and passed");
+        assert_eq!(bytes.len(), backend.snapshot_bytes(spec));
+        assert!(backend.take_snapshot(&mut state, mark).is_none(), "it is taken once");
+        let mut copy = backend.delta_state(spec);
+        backend.load_snapshot(spec, &mut copy, mark, &bytes);
+        let rest = case.call(backend, (mark, LEN - mark), &mut copy);
+        let width = outputs.len() / LEN;
+        assert!(rest == outputs[mark * width..], "{}", backend.name());
+        let [copy, state] = [&copy, &state].map(|state| backend.delta_values(spec, state));
+        assert!(copy == state, "{}", backend.name());
+    }
+}
+
+#[test]
+fn a_delta_net_goes_on_from_a_snapshot_with_the_same_bits() {
+    for shape in [[2, 4, 32, 32, 4], [1, 3, 8, 20, 2]] {
+        let case = DeltaCase::new(shape, false);
+        for cut in CUTS {
+            resume_delta_net(&case, &mut Reference::new(), cut);
+            cpus().iter_mut().for_each(|cpu| resume_delta_net(&case, cpu, cut));
         }
     }
 }

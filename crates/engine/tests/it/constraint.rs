@@ -51,7 +51,12 @@ impl Constraint for Script {
     }
 }
 
-fn script(allowed: &[u32], run: &[u32], rounds: usize) -> (Box<dyn Constraint>, Arc<AtomicUsize>) {
+/// A constraint of so many rounds, and the number of its masks.
+pub(crate) fn script(
+    allowed: &[u32],
+    run: &[u32],
+    rounds: usize,
+) -> (Box<dyn Constraint>, Arc<AtomicUsize>) {
     let n_masks = Arc::default();
     let (allowed, run) = (allowed.to_vec(), run.to_vec());
     let script = Script { allowed, run, rounds, due: false, n_masks: Arc::clone(&n_masks) };

@@ -2,7 +2,7 @@
 
 use engine::{Engine, EngineOptions, Error, Part};
 
-use crate::{demo, repository, streaming, tokens};
+use crate::{demo, streaming, tiny_copy, tokens};
 
 const FIRST: &str = "Once upon a time, there was a little girl who had a red ball.";
 const SECOND: &str = "The cat sat on the mat and looked at the moon. It was cold.";
@@ -63,14 +63,8 @@ fn there_are_as_many_sessions_as_memory_was_kept_for() {
 
 #[test]
 fn a_failed_request_ends_its_session_and_not_the_engine() {
-    // A copy of the model whose file is cut while the engine has it open.
-    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("engine-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory");
-    let source = repository("tests/fixtures/qwen35moe-tiny");
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(source.join(name), directory.join(name)).expect("a copy");
-    }
+    // The file is cut while the engine has it open.
+    let directory = tiny_copy("cut");
     let options = EngineOptions { expert_cache: Some(1), sessions: 2, ..EngineOptions::default() };
     let mut engine = Engine::open(&directory, &options).expect("the copy opens");
     let mut session = engine.session().expect("a session");
