@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
+use crate::chat::ChatArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
 #[derive(Debug, Parser)]
@@ -17,6 +18,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Talk with a model.
+    Chat(ChatArgs),
     /// Answer a prompt.
     Run(RunArgs),
     /// Measure speeds under several memory budgets, beside the machine's limits.
@@ -241,9 +244,9 @@ pub struct SamplingArgs {
     /// Subtract from logits as often as the token was generated before; 0 is off.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub frequency_penalty: Option<f32>,
-    /// Seed of the random numbers: the same seed gives the same answer.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the random numbers: the same seed gives the same answer; default: 0.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 impl SamplingArgs {
@@ -261,7 +264,7 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-            seed: self.seed,
+            seed: self.seed.unwrap_or(default.seed),
         }
     }
 }
@@ -452,7 +455,7 @@ pub enum QuantArg {
     Q8_0,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     engine::parse_size(text).map_err(|error| error.to_string())
 }
 

@@ -126,7 +126,7 @@ fn model_and_prompt(
 }
 
 /// Where the heat map is kept: where the user says, else where the system wants such files.
-fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
+pub fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
     match asked {
         Some(path) if path == Path::new("off") => HeatMapPlace::Off,
         Some(path) => HeatMapPlace::File(path.to_owned()),

@@ -42,7 +42,7 @@ pub struct Config {
     pub model: Option<String>,
     /// A server to talk with instead of loading a model.
     pub url: Option<String>,
-    /// The environment variable that holds the server's key.
+    /// The environment variable that holds the server's key; default: `FLASH_MOE_API_KEY`.
     pub api_key_variable: Option<String>,
     /// What the model is told to be.
     pub system: Option<String>,
@@ -100,6 +100,10 @@ pub struct EngineConfig {
     pub prompt_chunk: Option<usize>,
     /// Threads that compute.
     pub threads: Option<usize>,
+    /// Memory for the beginnings of talks, or `"off"`.
+    pub prefix_cache: Option<String>,
+    /// Where beginnings of talks are kept for later runs.
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// What the model may call.
@@ -209,8 +213,10 @@ impl Config {
         for (key, size) in [
             ("engine.memory", &config.engine.memory),
             ("engine.expert_cache", &config.engine.expert_cache),
+            ("engine.prefix_cache", &config.engine.prefix_cache),
         ] {
-            if let Some(Err(reason)) = size.as_deref().map(engine::parse_size) {
+            let size = size.as_deref().filter(|&size| key != "engine.prefix_cache" || size != "off");
+            if let Some(Err(reason)) = size.map(engine::parse_size) {
                 return Err(malformed(format!("{key}: {reason}")));
             }
         }

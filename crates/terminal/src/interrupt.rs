@@ -40,7 +40,7 @@ impl Quiet {
         if let Some(mut quiet) = before.clone() {
             quiet.local_modes.remove(LocalModes::ECHO);
             // Where it cannot be had, what is typed shows.
-            drop(tcsetattr(&stdin, OptionalActions::Now, &quiet));
+            let _ = tcsetattr(&stdin, OptionalActions::Now, &quiet);
         }
         Self { before }
     }
@@ -57,7 +57,7 @@ impl Drop for Quiet {
         #[cfg(unix)]
         if let Some(before) = &self.before {
             use rustix::termios::{OptionalActions, tcsetattr};
-            drop(tcsetattr(std::io::stdin(), OptionalActions::Now, before));
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
         }
     }
 }

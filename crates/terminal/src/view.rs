@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::markdown::{Look, MarkdownStream};
 use crate::screen::Screen;
-use crate::text::{Line, Span, Style, clean, wrap};
+use crate::text::{Line, Span, Style, clean, one_line, wrap};
 
 /// The screen is rewritten at most so often.
 const FRAME: Duration = Duration::from_millis(30);
@@ -91,6 +91,21 @@ impl View {
             self.ready.extend(lines);
         }
         self.draw(screen, false)
+    }
+
+    /// A call of a tool has begun; its arguments are shown when they are whole.
+    pub fn call(&mut self, screen: &mut Screen, name: &str) -> io::Result<()> {
+        self.end_part();
+        self.draw(screen, true)?;
+        screen.progress(&format!("calling {} ...", one_line(name)))
+    }
+
+    /// Shows what waits for the next frame.
+    pub fn tick(&mut self, screen: &mut Screen) -> io::Result<()> {
+        match self.part {
+            Part::None => Ok(()),
+            _ => self.draw(screen, true),
+        }
     }
 
     /// Ends what is being written, so that something else can be: a question, or the output of a tool.

@@ -44,7 +44,7 @@ impl Local {
             |session: &Session| session.tokens().len() < tokens.len() && tokens.starts_with(session.tokens());
         match self.session.take().filter(extends) {
             Some(session) => Ok(session),
-            None => Ok(self.engine.session()?),
+            None => Ok(self.engine.session_for(tokens)?.0),
         }
     }
 }
@@ -95,6 +95,8 @@ impl Partner for Local {
             reading.time = begin.elapsed();
             on(Event::Reading(reading));
         }
+        // The next prompt often differs from here on: templates leave out what was thought before.
+        self.engine.remember(&session);
         if cancel.load(Ordering::Relaxed) {
             self.session = Some(session);
             outcome.end = End::Stopped;
@@ -102,7 +104,10 @@ impl Partner for Local {
         }
 
         let options = GenerateOptions {
-            sampling: self.sampling.clone(),
+            sampling: Sampling {
+                seed: self.sampling.seed.wrapping_add(turn.attempt),
+                ..self.sampling.clone()
+            },
             max_tokens: self.max_tokens,
             stop_tokens: self.engine.stop_tokens().to_vec(),
             show_special: true,
@@ -120,7 +125,7 @@ impl Partner for Local {
                 on(Event::Reply(event));
             }
         };
-        for step in self.engine.generate(&mut session, last, options, constraint)? {
+        for step in self.engine.generate_constrained(&mut session, last, options, constraint)? {
             let step = step?;
             if first.is_none() {
                 first = Some(Instant::now());
@@ -144,6 +149,7 @@ impl Partner for Local {
             Some(FinishReason::Length) => End::Limit,
             Some(FinishReason::Stop) | None => End::Whole,
         };
+        self.engine.remember(&session);
         self.session = Some(session);
         Ok(outcome)
     }

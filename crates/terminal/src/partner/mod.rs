@@ -24,6 +24,8 @@ pub struct Turn {
     pub tools: Vec<Value>,
     /// Whether the model thinks first; `None` leaves it to the model's template.
     pub thinking: Option<bool>,
+    /// Added to the seed, so that the same talk can be answered anew.
+    pub attempt: u64,
 }
 
 /// What happens during a turn.

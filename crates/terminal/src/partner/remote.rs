@@ -79,7 +79,7 @@ impl Remote {
             ("repetition_penalty", json!(repetition_penalty)),
             ("presence_penalty", json!(presence_penalty)),
             ("frequency_penalty", json!(frequency_penalty)),
-            ("seed", json!(seed)),
+            ("seed", json!(seed.or((turn.attempt > 0).then_some(0)).map(|seed| seed.wrapping_add(turn.attempt)))),
             ("max_tokens", json!(max_tokens)),
         ] {
             if !value.is_null() {

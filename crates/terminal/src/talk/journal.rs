@@ -1,0 +1,115 @@
+//! The talk as it stands, written down as it changes.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use chat::Message;
+
+use crate::sessions::{Record, SessionError, SessionFile, Store, Talk};
+
+/// A talk with its file, which begins with the first message.
+pub struct Journal {
+    talk: Talk,
+    /// Where sessions are kept, if this talk shall be.
+    store: Option<Arc<Store>>,
+    file: Option<SessionFile>,
+}
+
+impl Journal {
+    /// An empty talk.
+    pub fn new(store: Option<Arc<Store>>) -> Self {
+        Self { talk: Talk::default(), store, file: None }
+    }
+
+    /// The talk.
+    pub fn talk(&self) -> &Talk {
+        &self.talk
+    }
+
+    /// The talk's file, once there is one.
+    pub fn file(&self) -> Option<&SessionFile> {
+        self.file.as_ref()
+    }
+
+    /// Goes on with a talk of the store; the one before stays as it is.
+    pub fn resume(&mut self, store: Option<&Store>, key: &str) -> anyhow::Result<()> {
+        let store = store.context("this system has no directory for sessions")?;
+        // A talk that is open is not resumed but kept.
+        if self.file.as_ref().is_some_and(|file| file.id() == key) {
+            return Ok(());
+        }
+        let before = self.file.take();
+        match store.resume(key) {
+            Ok((file, talk)) => {
+                self.talk = talk;
+                self.file = self.store.is_some().then_some(file);
+                Ok(())
+            }
+            Err(error) => {
+                self.file = before;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Begins a talk anew, with the same model and system message.
+    pub fn restart(&mut self) {
+        let Talk { model, system, .. } = std::mem::take(&mut self.talk);
+        self.talk = Talk { model, system, ..Talk::default() };
+        self.file = None;
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, message: Message) -> Result<(), SessionError> {
+        if self.file.is_none() && let Some(store) = &self.store {
+            let mut file = store.create()?;
+            let Talk { model, system, messages, name } = &self.talk;
+            let before = model.iter().map(|name| Record::Model { name: name.clone() });
+            let before = before.chain([Record::System { text: system.clone() }]);
+            let before = before.chain(messages.iter().cloned().map(|message| Record::Message { message }));
+            let before = before.chain(name.iter().map(|name| Record::Name { name: name.clone() }));
+            before.into_iter().try_for_each(|record| file.append(&record))?;
+            self.file = Some(file);
+        }
+        self.note(Record::Message { message })
+    }
+
+    /// Takes back all messages but the first ones.
+    pub fn keep(&mut self, messages: usize) -> Result<(), SessionError> {
+        self.note(Record::Keep { messages })
+    }
+
+    /// Sets who answers.
+    pub fn set_model(&mut self, name: &str) -> Result<(), SessionError> {
+        if self.talk.model.as_deref() == Some(name) {
+            return Ok(());
+        }
+        self.note(Record::Model { name: name.to_owned() })
+    }
+
+    /// Sets what the model is told to be.
+    pub fn set_system(&mut self, text: Option<String>) -> Result<(), SessionError> {
+        self.note(Record::System { text: text.filter(|text| !text.is_empty()) })
+    }
+
+    /// Names the talk.
+    pub fn set_name(&mut self, name: &str) -> Result<(), SessionError> {
+        crate::sessions::check_name(name)?;
+        self.note(Record::Name { name: name.to_owned() })
+    }
+
+    fn note(&mut self, record: Record) -> Result<(), SessionError> {
+        if let Some(file) = &mut self.file {
+            file.append(&record)?;
+        }
+        // The program's own records make sense; what does not is not taken.
+        drop(self.talk.apply(record));
+        Ok(())
+    }
+
+    /// The messages for the model.
+    pub fn messages(&self) -> Vec<Message> {
+        let system = self.talk.system.as_deref().map(Message::system);
+        system.into_iter().chain(self.talk.messages.iter().cloned()).collect()
+    }
+}
