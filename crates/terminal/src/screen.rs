@@ -109,10 +109,10 @@ impl Screen {
         let mut out = String::new();
         if same < n_shown {
             let up = n_shown - 1 - same;
-            if up > 0 {
-                out += &format!("\u{1b}[{up}A");
-            }
-            out += "\r\u{1b}[J";
+            out += &match up {
+                0 => "\r\u{1b}[K".to_owned(),
+                _ => format!("\u{1b}[{up}A\r\u{1b}[J"),
+            };
         } else if n_shown > 0 && (same < lines.len() || live.is_empty()) {
             out.push('\n');
         }

@@ -14,7 +14,9 @@ use crate::interrupt::{Interrupt, Quiet};
 use crate::screen::Screen;
 use crate::talk::directory_of;
 use crate::text::{Colour, Line, Style, clean, one_line, wrap_hard};
-use crate::tools::{Consent, Limits, SHELL, matches, run, shell_command, shell_definition};
+use crate::tools::{
+    Consent, Limits, McpServer, McpTool, SHELL, matches, run, shell_command, shell_definition, shortened,
+};
 
 /// Lines of a command's output that are shown.
 const SHOWN_LINES: usize = 40;
@@ -25,6 +27,8 @@ pub struct Toolbox {
     consent: Consent,
     limits: Limits,
     directory: PathBuf,
+    /// Servers with whether their tools are offered.
+    servers: Vec<(McpServer, bool)>,
 }
 
 /// What came of a call.
@@ -56,7 +60,10 @@ impl Toolbox {
             time: Duration::from_secs(tools.timeout_seconds),
             output_bytes: tools.output_bytes,
         };
+        let servers = config.mcp.iter().map(|(name, server)| McpServer::start(name, server));
+        let servers = servers.map(|server| server.map(|server| (server, true)));
         Ok(Self {
+            servers: servers.collect::<anyhow::Result<_>>()?,
             shell: tools.shell,
             consent: Consent::new(tools.yes.clone()),
             limits,
@@ -66,7 +73,10 @@ impl Toolbox {
 
     /// What the model is offered.
     pub fn definitions(&self) -> Vec<Value> {
-        self.shell.then(shell_definition).into_iter().collect()
+        let offered = self.servers.iter().filter(|(_, on)| *on);
+        let served = offered.flat_map(|(server, _)| server.tools());
+        let shell = self.shell.then(shell_definition);
+        shell.into_iter().chain(served.map(|tool| tool.definition.clone())).collect()
     }
 
     /// Every tool with whether it is offered, in lines.
@@ -77,6 +87,11 @@ impl Toolbox {
             one_line(&self.directory.display().to_string()),
             self.limits.time.as_secs(),
         )];
+        for (server, on) in &self.servers {
+            let names: Vec<&str> = server.tools().iter().map(|tool| tool.name.as_str()).collect();
+            let state = if *on { "on" } else { "off" };
+            lines.push(format!("{}: {state}; {}", one_line(server.name()), names.join(", ")));
+        }
         for pattern in self.consent.patterns() {
             lines.push(format!("  without asking: {}", one_line(pattern)));
         }
@@ -87,8 +102,10 @@ impl Toolbox {
     pub fn switch(&mut self, name: &str, on: bool) -> bool {
         if name == SHELL {
             self.shell = on;
+            return true;
         }
-        name == SHELL
+        let server = self.servers.iter_mut().find(|(server, _)| server.name() == name);
+        server.map(|(_, state)| *state = on).is_some()
     }
 
     /// Makes a call, if the user lets it.
@@ -108,6 +125,12 @@ impl Toolbox {
                 }
             };
         }
+        let tool = self.servers.iter().enumerate().filter(|(_, (_, on))| *on).find_map(|(at, (server, _))| {
+            server.tools().iter().find(|tool| tool.name == call.name).map(|tool| (at, tool.clone()))
+        });
+        if let Some((at, tool)) = tool {
+            return self.ask_server(at, &tool, &call.arguments, screen, input, interrupt);
+        }
         screen.warn(&format!("[the model called {}, which is not offered]", one_line(&call.name)))?;
         Ok(Called::told(format!("There is no tool named {}.", call.name)))
     }
@@ -119,26 +142,9 @@ impl Toolbox {
         input: &mut Input,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Called> {
-        let style = Style { bold: true, ..Style::colour(Colour::Yellow) };
-        let lines = wrap_hard(&clean(command), style, screen.width().saturating_sub(2));
-        let mark = |(index, line): (usize, Line)| line.after(if index == 0 { "$ " } else { "  " }, style);
-        screen.update(&lines.into_iter().enumerate().map(mark).collect::<Vec<_>>(), &[])?;
-        if !self.consent.covers(command) {
-            if !input.is_person() {
-                screen.warn(&format!(
-                    "[not run: nobody can be asked, and no --yes pattern allows it: {}]",
-                    one_line(command)
-                ))?;
-                return Ok(Called::told("The command was not run: the user has not allowed it."));
-            }
-            match self.ask(command, screen, input)? {
-                Answer::Yes => {}
-                Answer::No => return Ok(Called::told("The user did not allow this command.")),
-                Answer::Stop => {
-                    let text = "The user did not allow this command.".to_owned();
-                    return Ok(Called { text, stopped: true });
-                }
-            }
+        announce(screen, "$ ", command)?;
+        if let Some(refused) = self.consent(command, screen, input)? {
+            return Ok(refused);
         }
         let quiet = input.is_person().then(Quiet::new);
         interrupt.take();
@@ -177,6 +183,67 @@ impl Toolbox {
         Ok(Called { text: ran.for_model(), stopped })
     }
 
+    /// Has a server do what the model calls for.
+    fn ask_server(
+        &mut self,
+        at: usize,
+        tool: &McpTool,
+        arguments: &str,
+        screen: &mut Screen,
+        input: &mut Input,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Called> {
+        announce(screen, "> ", &format!("{} {arguments}", tool.name))?;
+        if let Some(refused) = self.consent(&tool.name, screen, input)? {
+            return Ok(refused);
+        }
+        let quiet = input.is_person().then(Quiet::new);
+        interrupt.take();
+        let mut stopped = false;
+        let mut stop = || {
+            stopped |= interrupt.take();
+            stopped
+        };
+        let (server, _) = &mut self.servers[at];
+        let result = server.call(tool, arguments, self.limits.time, &mut stop);
+        drop(quiet);
+        let text = match result {
+            Ok(text) => shortened(&text, self.limits.output_bytes),
+            Err(error) => {
+                shortened(&format!("The call failed: {error:#}"), self.limits.output_bytes)
+            }
+        };
+        let mut output = Shown::default();
+        output.add(text.as_bytes(), screen)?;
+        output.finish(screen)?;
+        Ok(Called { text, stopped })
+    }
+
+    /// Asks for consent where there is none yet; gives what is told to the model if it is refused.
+    fn consent(
+        &mut self,
+        what: &str,
+        screen: &mut Screen,
+        input: &mut Input,
+    ) -> anyhow::Result<Option<Called>> {
+        if self.consent.covers(what) {
+            return Ok(None);
+        }
+        if !input.is_person() {
+            screen.warn(&format!(
+                "[not run: nobody can be asked, and no --yes pattern allows it: {}]",
+                one_line(what)
+            ))?;
+            return Ok(Some(Called::told("This was not run: the user has not allowed it.")));
+        }
+        let stopped = match self.ask(what, screen, input)? {
+            Answer::Yes => return Ok(None),
+            Answer::No => false,
+            Answer::Stop => true,
+        };
+        Ok(Some(Called { text: "The user did not allow this.".to_owned(), stopped }))
+    }
+
     fn ask(
         &mut self,
         command: &str,
@@ -204,6 +271,14 @@ impl Toolbox {
             }
         }
     }
+}
+
+/// Shows what the model wants to be done.
+fn announce(screen: &mut Screen, mark: &str, what: &str) -> io::Result<()> {
+    let style = Style { bold: true, ..Style::colour(Colour::Yellow) };
+    let lines = wrap_hard(&clean(what), style, screen.width().saturating_sub(2));
+    let before = |(index, line): (usize, Line)| line.after(if index == 0 { mark } else { "  " }, style);
+    screen.update(&lines.into_iter().enumerate().map(before).collect::<Vec<_>>(), &[])
 }
 
 /// The output of a command on the screen.

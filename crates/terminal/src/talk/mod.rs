@@ -47,8 +47,12 @@ pub trait Models {
 
 /// Talks until the user has had enough.
 pub fn talk(options: Options, models: &mut dyn Models) -> anyhow::Result<()> {
+    let resumed = options.resume.is_some();
     let mut talk = Talk::begin(options, models)?;
     talk.greet()?;
+    if resumed {
+        talk.show_resumed()?;
+    }
     while talk.line()? {}
     Ok(())
 }
@@ -107,9 +111,6 @@ impl<'a> Talk<'a> {
             attempt: 0,
         };
         talk.open(model.as_deref())?;
-        if resume.is_some() {
-            talk.show_resumed()?;
-        }
         Ok(talk)
     }
 

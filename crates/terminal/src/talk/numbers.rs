@@ -74,6 +74,8 @@ impl Numbers {
             Some(context) => format!("{used} of {} tokens", grouped(context)),
             None => format!("{used} tokens"),
         });
+        // A line ends between two numbers, not inside one.
+        let parts: Vec<String> = parts.iter().map(|part| part.replace(' ', "\u{a0}")).collect();
         parts.join(" \u{b7} ")
     }
 

@@ -32,13 +32,13 @@ impl Talk<'_> {
                 }
             };
             self.numbers.add(outcome.cost);
-            let said = outcome.cost.tokens > 0 || outcome.reply != chat::Reply::default();
-            if !said {
+            let whole = outcome.end == End::Whole;
+            if !whole && outcome.reply.content.trim().is_empty() {
+                // Thoughts that were cut off, or nothing at all, are no answer.
                 self.take_back_question()?;
                 return self.explain(&outcome);
             }
             let mut message = outcome.reply.to_message();
-            let whole = outcome.end == End::Whole;
             if !whole {
                 // Calls in a reply that was cut off are not made, so that nothing answers them.
                 message.other.shift_remove("tool_calls");

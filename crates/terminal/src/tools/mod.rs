@@ -1,9 +1,11 @@
 //! What the model may call: the shell, with the user's consent, and the tools of configured servers.
 
 mod consent;
+mod mcp;
 mod shell;
 
 pub use consent::{Consent, matches};
+pub use mcp::{McpServer, McpTool, shortened};
 pub use shell::{Limits, Ran, run};
 
 use serde_json::{Value, json};

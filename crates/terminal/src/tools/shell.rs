@@ -139,16 +139,17 @@ fn ending(status: ExitStatus) -> String {
 /// Puts the command into a group of its own, so that all that it starts can be ended with it, and Ctrl-C
 /// reaches it through the program alone.
 #[cfg(unix)]
-fn own_group(command: &mut Command) {
+pub(crate) fn own_group(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     command.process_group(0);
 }
 
 #[cfg(not(unix))]
-fn own_group(_: &mut Command) {}
+pub(crate) fn own_group(_: &mut Command) {}
 
+/// Ends a command and all that it started, as far as the system knows it.
 #[cfg(unix)]
-fn kill(child: &mut Child) {
+pub(crate) fn kill(child: &mut Child) {
     use rustix::process::{Pid, Signal, kill_process_group};
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         // A group that has ended already needs no signal.
@@ -157,8 +158,9 @@ fn kill(child: &mut Child) {
     drop(child.kill());
 }
 
+/// Ends a command.
 #[cfg(not(unix))]
-fn kill(child: &mut Child) {
+pub(crate) fn kill(child: &mut Child) {
     // One that has ended already cannot be killed.
     drop(child.kill());
 }

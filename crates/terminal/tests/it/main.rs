@@ -3,6 +3,7 @@
 mod command;
 mod config;
 mod markdown;
+mod mcp;
 mod sessions;
 mod support;
 mod tools;
