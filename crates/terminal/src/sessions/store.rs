@@ -54,13 +54,14 @@ impl Store {
         Ok(listed.collect())
     }
 
-    /// Opens the session that a key means: `last`, a number in the list, a name, an id or its beginning.
+    /// Opens the session that a key means.
     pub fn resume(&self, key: &str) -> Result<(SessionFile, Talk), SessionError> {
         let id = self.find(key)?;
         SessionFile::resume(&self.path(&id), &id)
     }
 
-    fn find(&self, key: &str) -> Result<String, SessionError> {
+    /// The id of the session that a key means: `last`, a number in the list, a name, an id or its beginning.
+    pub fn find(&self, key: &str) -> Result<String, SessionError> {
         let ids: Vec<String> = self.ids()?.into_iter().map(|(_, id)| id).collect();
         let not_found = || SessionError::NotFound { key: key.to_owned() };
         if key == "last" {

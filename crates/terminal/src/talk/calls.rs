@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::input::Input;
-use crate::interrupt::{Interrupt, Quiet};
+use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 use crate::talk::directory_of;
 use crate::text::{Colour, Line, Style, clean, one_line, wrap_hard};
@@ -146,8 +146,7 @@ impl Toolbox {
         if let Some(refused) = self.consent(command, screen, input)? {
             return Ok(refused);
         }
-        let quiet = input.is_person().then(Quiet::new);
-        interrupt.take();
+        let busy = interrupt.busy(input.is_person());
         let mut output = Shown::default();
         let mut trouble: Option<io::Error> = None;
         let mut stopped = false;
@@ -165,7 +164,7 @@ impl Toolbox {
                 stopped
             },
         );
-        drop(quiet);
+        drop(busy);
         if let Some(error) = trouble {
             return Err(error.into());
         }
@@ -197,8 +196,7 @@ impl Toolbox {
         if let Some(refused) = self.consent(&tool.name, screen, input)? {
             return Ok(refused);
         }
-        let quiet = input.is_person().then(Quiet::new);
-        interrupt.take();
+        let busy = interrupt.busy(input.is_person());
         let mut stopped = false;
         let mut stop = || {
             stopped |= interrupt.take();
@@ -206,7 +204,7 @@ impl Toolbox {
         };
         let (server, _) = &mut self.servers[at];
         let result = server.call(tool, arguments, self.limits.time, &mut stop);
-        drop(quiet);
+        drop(busy);
         let text = match result {
             Ok(text) => shortened(&text, self.limits.output_bytes),
             Err(error) => {

@@ -31,25 +31,17 @@ impl Journal {
         self.file.as_ref()
     }
 
-    /// Goes on with a talk of the store; the one before stays as it is.
+    /// Goes on with a talk of the store, unless it is this one; the one before stays as it is.
     pub fn resume(&mut self, store: Option<&Store>, key: &str) -> anyhow::Result<()> {
         let store = store.context("this system has no directory for sessions")?;
-        // A talk that is open is not resumed but kept.
-        if self.file.as_ref().is_some_and(|file| file.id() == key) {
+        let id = store.find(key)?;
+        if self.file.as_ref().is_some_and(|file| file.id() == id) {
             return Ok(());
         }
-        let before = self.file.take();
-        match store.resume(key) {
-            Ok((file, talk)) => {
-                self.talk = talk;
-                self.file = self.store.is_some().then_some(file);
-                Ok(())
-            }
-            Err(error) => {
-                self.file = before;
-                Err(error.into())
-            }
-        }
+        let (file, talk) = store.resume(&id)?;
+        self.talk = talk;
+        self.file = self.store.is_some().then_some(file);
+        Ok(())
     }
 
     /// Begins a talk anew, with the same model and system message.

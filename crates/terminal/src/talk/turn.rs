@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use chat::{Message, ReplyEvent};
 
-use crate::interrupt::Quiet;
+use crate::interrupt::INTERRUPTED;
 use crate::partner::{End, Event, Outcome, Reading, Turn};
 use crate::talk::Talk;
 use crate::talk::numbers::Numbers;
@@ -88,6 +88,8 @@ impl Talk<'_> {
     fn explain(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
         match outcome.end {
             End::Whole => {}
+            // Who stops a pipe's reply means the whole of it.
+            End::Stopped if !self.input.is_person() => return Err(anyhow!("stopped by the user")),
             End::Stopped => self.screen.aside("[stopped]")?,
             End::Limit => self.screen.warn("[the reply reached the limit of tokens]")?,
             End::ContextFull => {
@@ -119,8 +121,7 @@ impl Talk<'_> {
         let partner = self.partner.as_mut().ok_or_else(|| anyhow!("there is no model; /model NAME loads one"))?;
         let cancel = Arc::new(AtomicBool::new(false));
         let (sender, events) = mpsc::channel();
-        let mut quiet = self.input.is_person().then(Quiet::new);
-        self.interrupt.take();
+        let mut busy = Some(self.interrupt.busy(self.input.is_person()));
         let mut shown = Shown {
             view: View::new(&self.screen, self.show_thinking),
             reading: None,
@@ -141,8 +142,8 @@ impl Talk<'_> {
                     shown.presses += 1;
                     if shown.presses > 2 {
                         // Whoever insists gets out at once; the talk is written down.
-                        quiet.take();
-                        std::process::exit(130);
+                        busy.take();
+                        std::process::exit(INTERRUPTED);
                     }
                 }
                 let result = match event {
@@ -164,7 +165,7 @@ impl Talk<'_> {
         }
         shown.view.pause(&mut self.screen)?;
         self.screen.progress("")?;
-        drop(quiet);
+        drop(busy);
         outcome.unwrap_or_else(|_| Err(anyhow!("the thread of the model has ended; this is a bug")))
     }
 }

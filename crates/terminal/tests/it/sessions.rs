@@ -103,7 +103,7 @@ fn damage_is_named_with_its_line() {
             2,
             "content",
         ),
-        (&format!("{head}\n{}\n", "[".repeat(100_000)), 2, "recursion"),
+        (&format!("{head}\n{{\"type\":\"message\",\"message\":{}\n", "[".repeat(100_000)), 2, "recursion"),
     ] {
         fs::write(&path, format!("{text}\n")).expect("it can be written");
         match SessionFile::read(&path) {
@@ -125,6 +125,8 @@ fn names_are_not_taken_for_something_else() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), at: prop::sample::Index) {
         let directory = TempDir::new();
