@@ -33,12 +33,7 @@ enum State {
 
 impl JsonCall {
     /// Reads on in `text` from `at`.
-    pub(crate) fn read(
-        &mut self,
-        text: &str,
-        at: &mut usize,
-        pieces: &mut Vec<Piece>,
-    ) -> Progress {
+    pub(crate) fn read(&mut self, text: &str, at: &mut usize, pieces: &mut Vec<Piece>) -> Progress {
         loop {
             let step = match self.state {
                 State::Open => symbol(text, at, &['{']).map(|_| self.state = State::Key),

@@ -83,7 +83,8 @@ impl ReplyFormat {
 fn stop_tokens(tokenizer: &Tokenizer, after: &str) -> Vec<u32> {
     let first = tokenizer.encode_trusted(after).ok().and_then(|tokens| tokens.first().copied());
     let turn = first.filter(|&token| tokenizer.is_special(token));
-    let mut tokens: Vec<u32> = turn.into_iter().chain(tokenizer.token_id("<|endoftext|>")).collect();
+    let mut tokens: Vec<u32> =
+        turn.into_iter().chain(tokenizer.token_id("<|endoftext|>")).collect();
     tokens.dedup();
     tokens
 }

@@ -11,9 +11,7 @@ use tokenizer::Tokenizer;
 
 use crate::constraint::{Mark, Marks, ReplyConstraint, first_line};
 use crate::error::Error;
-use crate::format::{
-    AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END,
-};
+use crate::format::{AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END};
 use crate::grammar::{CallRules, GrammarText, grammar};
 use crate::message::Message;
 use crate::parser::{Opening, ReplyParser};
@@ -194,7 +192,8 @@ impl ChatModel {
         let end = prompt.trim_end();
         if end.ends_with(THINK) {
             Opening::Thinking
-        } else if end.ends_with(THINK_END) || !self.format.thinks || enable_thinking == Some(false) {
+        } else if end.ends_with(THINK_END) || !self.format.thinks || enable_thinking == Some(false)
+        {
             Opening::Plain
         } else {
             Opening::MayThink
@@ -214,7 +213,8 @@ impl ChatModel {
             return Err(Error::request("response_format", reason));
         }
         if !request.constrain_tools && (must || !tools.is_empty() && !plain) {
-            let reason = "only with constraints can a call be asked for, or another form beside calls";
+            let reason =
+                "only with constraints can a call be asked for, or another form beside calls";
             return Err(Error::request("tool_choice", reason));
         }
         let called: Vec<Tool> = match &request.tool_choice {
@@ -236,7 +236,8 @@ impl ChatModel {
         let opens = plain && !must;
         let marks = self.marks();
         if opens && marks.call.is_none() {
-            let reason = format!("{CALL} is no token of this model, so calls cannot be held to schemas");
+            let reason =
+                format!("{CALL} is no token of this model, so calls cannot be held to schemas");
             return Err(Error::request("tools", reason));
         }
         let text = grammar(&self.tokenizer, rules, opens, &request.format)?;
@@ -268,7 +269,8 @@ impl ChatModel {
         let factory = factory.as_ref().map_err(|reason| refused(reason.clone()))?;
         let grammar = TopLevelGrammar::from_lark(text.lark.clone());
         let mut matcher = Matcher::new(factory.create_parser(grammar));
-        let refused = |error: &str| refused(format!("no grammar can be made: {}", first_line(error)));
+        let refused =
+            |error: &str| refused(format!("no grammar can be made: {}", first_line(error)));
         if let Some(error) = matcher.get_error() {
             return Err(refused(&error));
         }

@@ -39,15 +39,24 @@ enum State {
     /// A thought may begin.
     Start,
     /// Space and a mark at the beginning of a thought are not part of it.
-    ThoughtStart { marked: bool },
+    ThoughtStart {
+        marked: bool,
+    },
     Thought,
     /// Space after a thought is no content.
     ThoughtEnd,
     /// Space right after a call is no content, if nothing else follows.
-    Content { after_call: bool },
-    Call { call: Call, at: usize },
+    Content {
+        after_call: bool,
+    },
+    Call {
+        call: Call,
+        at: usize,
+    },
     /// What was begun as a call, up to its closing mark.
-    Broken { at: usize },
+    Broken {
+        at: usize,
+    },
 }
 
 /// A call that is being read.
@@ -104,12 +113,10 @@ impl ReplyParser {
             State::ThoughtEnd => self.say(ReplyEvent::Content, text.trim_start()),
             State::Content { after_call: true } if text.trim().is_empty() => {}
             State::Start | State::Content { .. } => self.say(ReplyEvent::Content, &text),
-            State::Call { mut call, mut at } => {
-                match self.read_call(&mut call, &text, &mut at) {
-                    Progress::Closing => self.end_call(),
-                    Progress::More | Progress::Broken => self.malformed(text),
-                }
-            }
+            State::Call { mut call, mut at } => match self.read_call(&mut call, &text, &mut at) {
+                Progress::Closing => self.end_call(),
+                Progress::More | Progress::Broken => self.malformed(text),
+            },
             State::Broken { .. } => self.malformed(text),
         }
         std::mem::take(&mut self.events)

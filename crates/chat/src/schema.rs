@@ -141,9 +141,9 @@ pub(crate) fn resolve<'a>(mut schema: &'a Value, root: &'a Value) -> &'a Value {
     const ANNOTATIONS: [&str; 6] =
         ["$ref", "$defs", "definitions", "title", "description", "default"];
     for _ in 0..MAX_REFERENCES {
-        let only = schema.as_object().is_some_and(|map| {
-            map.keys().all(|key| ANNOTATIONS.contains(&key.as_str()))
-        });
+        let only = schema
+            .as_object()
+            .is_some_and(|map| map.keys().all(|key| ANNOTATIONS.contains(&key.as_str())));
         match referenced(schema, root) {
             Some(target) if only => schema = target,
             _ => break,
@@ -237,11 +237,12 @@ fn check_keyword(field: &str, key: &str, value: &Value) -> Result<(), Error> {
             Some(_) => Ok(()),
             None => refuse("must be a text".to_owned()),
         },
-        "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties"
-        | "maxProperties" => match value.as_u64() {
-            Some(count) if count <= MAX_COUNT => Ok(()),
-            _ => refuse(format!("must be an integer from 0 to {MAX_COUNT}")),
-        },
+        "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
+            match value.as_u64() {
+                Some(count) if count <= MAX_COUNT => Ok(()),
+                _ => refuse(format!("must be an integer from 0 to {MAX_COUNT}")),
+            }
+        }
         "$ref" => match value.as_str() {
             Some(target) if target.starts_with('#') => Ok(()),
             _ => refuse("must point into the same schema, as in #/$defs/NAME".to_owned()),

@@ -233,7 +233,8 @@ fn anywhere(field: &str, pattern: &str) -> Result<String, Error> {
         Some(rest) => (true, rest),
         None => (false, pattern),
     };
-    let escaped = |at: usize| rest[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1;
+    let escaped =
+        |at: usize| rest[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1;
     let (tied_end, rest) = match rest.strip_suffix('$') {
         Some(before) if !escaped(rest.len() - 1) => (true, before),
         _ => (false, rest),
@@ -260,8 +261,7 @@ fn anywhere(field: &str, pattern: &str) -> Result<String, Error> {
         }
     }
     let any = "(?s:.*)";
-    let (before, after) =
-        (if tied_begin { "" } else { any }, if tied_end { "" } else { any });
+    let (before, after) = (if tied_begin { "" } else { any }, if tied_end { "" } else { any });
     Ok(format!("/{before}(?:{}){after}/", llguidance::regex_to_lark(rest, "dw")))
 }
 
@@ -284,9 +284,15 @@ fn format_regex(format: &str) -> Option<&'static str> {
         "time" => time!(),
         "date-time" => concat!(date!(), "T", time!()),
         "uuid" => "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-        "email" => "[a-zA-Z0-9_+-]+(\\.[a-zA-Z0-9_+-]+)*@[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)+",
-        "ipv4" => "((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])",
-        "hostname" => "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*",
+        "email" => {
+            "[a-zA-Z0-9_+-]+(\\.[a-zA-Z0-9_+-]+)*@[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)+"
+        }
+        "ipv4" => {
+            "((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+        }
+        "hostname" => {
+            "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*"
+        }
         "uri" => "[a-zA-Z][a-zA-Z0-9+.-]*:[a-zA-Z0-9._~:/?#\\[\\]@!$&'()*+,;=%-]+",
         _ => return None,
     })

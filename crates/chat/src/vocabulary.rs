@@ -33,10 +33,7 @@ impl TokenizerEnv for Vocabulary {
 }
 
 /// What compiles grammars for a tokenizer. Building it walks the whole vocabulary.
-pub(crate) fn factory(
-    tokenizer: &Tokenizer,
-    stop_tokens: &[u32],
-) -> Result<ParserFactory, String> {
+pub(crate) fn factory(tokenizer: &Tokenizer, stop_tokens: &[u32]) -> Result<ParserFactory, String> {
     let words: Vec<Vec<u8>> = (0..tokenizer.vocab_size() as u32)
         .map(|id| {
             let bytes = tokenizer.token_bytes(id);

@@ -202,8 +202,11 @@ impl Models for Checkpoints {
         };
         let engine = self.open_engine(name, &directory, options)?;
         if let [first, rest @ ..] = engine.unknown_tensors() {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
+            let more =
+                if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            eprintln!(
+                "warning: the checkpoint holds unknown tensors that are not used: {first}{more}"
+            );
         }
         let chat = ChatModel::open(&directory, engine.chat_template(), engine.tokenizer()?)?;
         Ok((engine, chat))
@@ -225,7 +228,9 @@ impl Checkpoints {
         };
         let asked = match self.prefix_cache.as_deref() {
             Some("off") => Some(None),
-            Some(text) => Some(Some(size(text).map_err(|error| anyhow::anyhow!("--prefix-cache: {error}"))?)),
+            Some(text) => {
+                Some(Some(size(text).map_err(|error| anyhow::anyhow!("--prefix-cache: {error}"))?))
+            }
             None => None,
         };
         let default = if name == demo::NAME { DEMO_PREFIX_CACHE_BYTES } else { PREFIX_CACHE_BYTES };

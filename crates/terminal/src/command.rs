@@ -92,7 +92,9 @@ pub fn parse(line: &str) -> Result<Typed, String> {
     let command = match name {
         "help" | "?" => Command::Help,
         "new" => Command::New,
-        "system" => Command::System(text.map(|text| if text == "off" { String::new() } else { text })),
+        "system" => {
+            Command::System(text.map(|text| if text == "off" { String::new() } else { text }))
+        }
         "model" => Command::Model(text),
         "save" => Command::Save(text),
         "load" => Command::Load(text),
@@ -131,7 +133,8 @@ fn think(argument: &str) -> Result<Think, String> {
 }
 
 fn unknown(name: &str) -> String {
-    let begins = |known: &str| !name.is_empty() && (known.starts_with(name) || name.starts_with(known));
+    let begins =
+        |known: &str| !name.is_empty() && (known.starts_with(name) || name.starts_with(known));
     let near = COMMANDS.iter().find(|(known, ..)| begins(known) || distance(known, name) <= 2);
     let hint = match near {
         Some((known, ..)) => format!("did you mean /{known}?"),

@@ -196,8 +196,8 @@ impl Config {
     /// The configuration that a text gives; `path` is for errors.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let malformed = |reason: String| ConfigError::Malformed { path: path.to_owned(), reason };
-        let config: Self =
-            toml::from_str(text).map_err(|error| malformed(error.to_string().trim_end().to_owned()))?;
+        let config: Self = toml::from_str(text)
+            .map_err(|error| malformed(error.to_string().trim_end().to_owned()))?;
         let positive = [
             ("tools.timeout_seconds", config.tools.timeout_seconds),
             ("tools.output_bytes", config.tools.output_bytes as u64),
@@ -215,7 +215,8 @@ impl Config {
             ("engine.expert_cache", &config.engine.expert_cache),
             ("engine.prefix_cache", &config.engine.prefix_cache),
         ] {
-            let size = size.as_deref().filter(|&size| key != "engine.prefix_cache" || size != "off");
+            let size =
+                size.as_deref().filter(|&size| key != "engine.prefix_cache" || size != "off");
             if let Some(Err(reason)) = size.map(engine::parse_size) {
                 return Err(malformed(format!("{key}: {reason}")));
             }

@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::text::{Colour, Line, Style, clean, wrap, Span};
+use crate::text::{Colour, Line, Span, Style, clean, wrap};
 
 /// Columns where nobody tells them.
 const DEFAULT_WIDTH: usize = 80;
@@ -92,6 +92,7 @@ impl Screen {
 
     /// Writes lines that are final, and shows lines that may still change.
     pub fn update(&mut self, fixed: &[Line], live: &[Line]) -> io::Result<()> {
+        self.clear_progress();
         let text = |line: &Line| line.to_text(self.colour);
         if !self.live {
             let mut out = String::new();
@@ -131,7 +132,7 @@ impl Screen {
 
     /// Writes text as it is, but for control characters.
     pub fn source(&mut self, text: &str) -> io::Result<()> {
-        self.clear_progress();
+        self.update(&[], &[])?;
         write(&clean(text))
     }
 
@@ -150,8 +151,8 @@ impl Screen {
         Ok(())
     }
 
-    /// Removes what was shown of progress.
-    pub fn clear_progress(&mut self) {
+    /// Removes what was shown of progress on standard error.
+    fn clear_progress(&mut self) {
         if self.progress {
             eprint!("\r\u{1b}[K");
             self.progress = false;
@@ -165,17 +166,18 @@ impl Screen {
 
     /// The same in a style.
     pub fn say_in(&mut self, text: &str, style: Style) -> io::Result<()> {
-        self.clear_progress();
-        let lines = wrap(&[Span::new(clean(text), style)], self.width());
+        // What is not for a screen stays as it is, so that it can be searched.
+        let width = if self.rendered { self.width() } else { usize::MAX };
+        let lines = wrap(&[Span::new(clean(text), style)], width);
         self.update(&lines, &[])
     }
 
     /// Tells a person who watches something that is no part of the talk.
     pub fn aside(&mut self, text: &str) -> io::Result<()> {
-        self.clear_progress();
         if self.live {
             self.say_in(text, Style::DIM)
         } else {
+            self.clear_progress();
             if io::stderr().is_terminal() {
                 eprintln!("{}", clean(text));
             }
@@ -185,10 +187,10 @@ impl Screen {
 
     /// Warns or tells of a failure.
     pub fn warn(&mut self, text: &str) -> io::Result<()> {
-        self.clear_progress();
         if self.live {
             return self.say_in(text, Style::colour(Colour::Yellow));
         }
+        self.clear_progress();
         eprintln!("{}", clean(text));
         Ok(())
     }

@@ -75,7 +75,11 @@ impl View {
         if !screen.rendered() {
             self.end_part();
             screen.update(&std::mem::take(&mut self.ready), &[])?;
-            let text = if matches!(self.part, Part::None) && !self.begun { text.trim_start() } else { text };
+            let text = if matches!(self.part, Part::None) && !self.begun {
+                text.trim_start()
+            } else {
+                text
+            };
             self.begun |= !text.is_empty();
             return screen.source(text);
         }
@@ -125,7 +129,11 @@ impl View {
         };
         self.ready.extend(lines);
         // Thinking that ends in empty lines is set off by one like any other.
-        while self.ready.last().is_some_and(|line| line.to_text(false).trim() == THINKING_MARK.trim()) {
+        while self
+            .ready
+            .last()
+            .is_some_and(|line| line.to_text(false).trim() == THINKING_MARK.trim())
+        {
             self.ready.pop();
         }
         self.ready.push(Line::default());

@@ -61,8 +61,9 @@ fn stream(deltas: &[Value], finish: &str) -> String {
     }
     body += "data: [DONE]\n\n";
     let mut answer = String::from("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-    for piece in body.as_bytes().chunks(7) {
-        answer += &format!("{:x};x=y\r\n{}\r\n", piece.len(), String::from_utf8_lossy(piece));
+    for piece in body.chars().collect::<Vec<_>>().chunks(7) {
+        let piece = String::from_iter(piece);
+        answer += &format!("{:x};x=y\r\n{piece}\r\n", piece.len());
     }
     answer + "0\r\n\r\n"
 }
@@ -78,14 +79,20 @@ fn call(command: &str) -> String {
 #[test]
 fn a_server_answers_and_is_told_the_talk() {
     let data = TempDir::new();
-    let deltas =
-        [json!({ "reasoning_content": "hm" }), json!({ "content": "Hel" }), json!({ "content": "lo!" })];
+    let deltas = [
+        json!({ "reasoning_content": "hm" }),
+        json!({ "content": "Hel" }),
+        json!({ "content": "lo!" }),
+    ];
     let (url, bodies) = server(vec![stream(&deltas, "stop"), stream(&deltas[1..], "length")]);
     let args = ["--url", &url, "--system", "Be kind.", "--temperature", "0.5", "--think", "on"];
     let output = piped(chat(&data, &args), "Hi\nAgain\n/stats\n");
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(out.starts_with("Hello!\nHello!\n"), "{out}");
-    assert!(out.contains("model: parrot at") && out.contains("last prompt: 40 tokens, 32 known"), "{out}");
+    assert!(
+        out.contains("model: parrot at") && out.contains("last prompt: 40 tokens, 32 known"),
+        "{out}"
+    );
     assert!(String::from_utf8_lossy(&output.stderr).contains("limit of tokens"));
     let first = bodies.recv().expect("a request came");
     assert_eq!(first["model"], "parrot");
@@ -101,7 +108,8 @@ fn a_server_answers_and_is_told_the_talk() {
 #[test]
 fn control_characters_of_a_model_do_not_reach_the_terminal() {
     let data = TempDir::new();
-    let hostile = "a\u{1b}]0;owned\u{7}\u{1b}[2J `x\u{9b}5n` &#27;[2J\r\n```\u{1b}c\ny\u{8}\u{1b}c\n```\n";
+    let hostile =
+        "a\u{1b}]0;owned\u{7}\u{1b}[2J `x\u{9b}5n` &#27;[2J\r\n```\u{1b}c\ny\u{8}\u{1b}c\n```\n";
     for markdown in ["always", "never"] {
         let deltas = [json!({ "reasoning_content": hostile }), json!({ "content": hostile })];
         let (url, _bodies) = server(vec![stream(&deltas, "stop")]);
@@ -131,7 +139,10 @@ fn a_command_runs_only_with_consent() {
     let second = bodies.recv().expect("another came");
     let messages = second["messages"].as_array().expect("there are messages");
     assert_eq!(messages.len(), 3);
-    assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"], json!({ "command": touch }).to_string());
+    assert_eq!(
+        messages[1]["tool_calls"][0]["function"]["arguments"],
+        json!({ "command": touch }).to_string()
+    );
     assert_eq!(messages[2]["role"], "tool");
     assert_eq!(messages[2]["tool_call_id"], messages[1]["tool_calls"][0]["id"]);
     assert!(messages[2]["content"].as_str().is_some_and(|text| text.contains("not allowed")));
@@ -153,7 +164,8 @@ fn a_command_runs_only_with_consent() {
 fn calls_without_end_end() {
     let data = TempDir::new();
     let config = data.path().join("c.toml");
-    std::fs::write(&config, "[tools]\nshell = true\nyes = [\"true\"]\nrounds = 3\n").expect("it can be written");
+    std::fs::write(&config, "[tools]\nshell = true\nyes = [\"true\"]\nrounds = 3\n")
+        .expect("it can be written");
     let (url, bodies) = server((0..3).map(|_| call("true")).collect());
     let args = ["--url", &url, "--config", config.to_str().expect("it is UTF-8")];
     let output = piped(chat(&data, &args), "Go.\n");
@@ -173,7 +185,10 @@ fn what_a_server_does_wrong_is_told() {
         ("HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[]}\n\n".into(), "broke off"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(), "chunks"),
         ("HTTP/1.1 200 OK\r\n\r\ndata: nonsense\n\n".into(), "event of the server"),
-        ("HTTP/1.1 200 OK\r\n\r\ndata: {\"error\":{\"message\":\"overheated\"}}\n\n".into(), "overheated"),
+        (
+            "HTTP/1.1 200 OK\r\n\r\ndata: {\"error\":{\"message\":\"overheated\"}}\n\n".into(),
+            "overheated",
+        ),
         ("SMTP\r\n\r\n".into(), "not HTTP"),
         (String::new(), "broke off"),
     ] {
@@ -187,4 +202,64 @@ fn what_a_server_does_wrong_is_told() {
     let output = piped(chat(&data, &["owl", "--url", &url]), "Hi\n");
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.contains("owl") && message.contains("parrot"), "{message}");
+}
+
+/// Sends Ctrl-C's signal to a child.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("there is a kill command").success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_pipes_talk_and_keeps_what_was_said() {
+    use std::process::Stdio;
+    let data = TempDir::new();
+    // A server that begins and never goes on.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = format!("http://{}", listener.local_addr().expect("it has an address"));
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a client comes");
+            let (head, _) = request(&mut stream);
+            let delta = json!({ "choices": [{ "delta": { "content": "Begun\n" } }] });
+            let answer = if head.starts_with("GET") {
+                "HTTP/1.1 200 OK\r\n\r\n{\"data\":[{\"id\":\"parrot\"}]}".to_owned()
+            } else {
+                format!("HTTP/1.1 200 OK\r\n\r\ndata: {delta}\n\n")
+            };
+            stream.write_all(answer.as_bytes()).expect("the client reads");
+            if head.starts_with("POST") {
+                open.push(stream);
+            }
+        }
+    });
+    let mut command = chat(&data, &["--url", &url]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    stdin.write_all(b"Hi\nMore\n").expect("the program reads");
+    let mut first = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+    stdout.read_line(&mut first).expect("a reply begins");
+    assert_eq!(first, "Begun\n");
+    interrupt(&child);
+    let output = child.wait_with_output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by the user"));
+    let resumed = piped(chat(&data, &["--url", &url, "--resume"]), "/stats\n");
+    let out = String::from_utf8_lossy(&resumed.stdout).into_owned();
+    assert!(out.contains("talk: 2 messages"), "{out}");
+    // While it waits for a line, the signal ends it.
+    let mut command = chat(&data, &["--url", &url]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    stdin.write_all(b"/think\n").expect("the program reads");
+    let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+    stdout.read_line(&mut first).expect("a command is answered");
+    interrupt(&child);
+    assert_eq!(child.wait().expect("the program ends").code(), Some(130));
 }

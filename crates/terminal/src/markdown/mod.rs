@@ -61,9 +61,10 @@ impl MarkdownStream {
         let mut lines = self.render(&self.tail, &starts);
         let is_table = starts.last().is_some_and(|&at| {
             let parser = Parser::new_ext(&self.tail[at..], OPTIONS);
-            parser.into_iter().next().is_some_and(|event| {
-                matches!(event, Event::Start(pulldown_cmark::Tag::Table(_)))
-            })
+            parser
+                .into_iter()
+                .next()
+                .is_some_and(|event| matches!(event, Event::Start(pulldown_cmark::Tag::Table(_))))
         });
         if is_table && lines.len() > rows {
             lines.drain(..lines.len() - rows);
@@ -105,9 +106,8 @@ pub fn render(text: &str, look: Look) -> Vec<Line> {
     lines
 }
 
-const OPTIONS: Options = Options::ENABLE_TABLES
-    .union(Options::ENABLE_STRIKETHROUGH)
-    .union(Options::ENABLE_TASKLISTS);
+const OPTIONS: Options =
+    Options::ENABLE_TABLES.union(Options::ENABLE_STRIKETHROUGH).union(Options::ENABLE_TASKLISTS);
 
 /// Where the lines begin with which the top-level blocks begin.
 fn block_starts(text: &str) -> Vec<usize> {

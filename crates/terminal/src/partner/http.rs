@@ -32,7 +32,9 @@ impl Address {
     /// The address in a URL such as `http://127.0.0.1:8080`.
     pub fn parse(url: &str) -> anyhow::Result<Self> {
         let Some(rest) = url.strip_prefix("http://") else {
-            bail!("{url:?} must begin with http://\nhint: there is no TLS here; use a tunnel or a local proxy");
+            bail!(
+                "{url:?} must begin with http://\nhint: there is no TLS here; use a tunnel or a local proxy"
+            );
         };
         let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let unsound = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '@' | '?' | '#');
@@ -43,7 +45,8 @@ impl Address {
         let colon = authority.rfind(':').filter(|&at| !authority[at..].contains(']'));
         let (host, port) = match colon {
             Some(at) => {
-                let port = authority[at + 1..].parse().with_context(|| format!("the port in {url:?}"))?;
+                let port =
+                    authority[at + 1..].parse().with_context(|| format!("the port in {url:?}"))?;
                 (&authority[..at], port)
             }
             None => (authority, 80),
@@ -76,8 +79,9 @@ pub fn send(
         .to_socket_addrs()
         .with_context(|| format!("finding {server}"))?;
     let socket = sockets.next().with_context(|| format!("finding {server}"))?;
-    let mut stream = TcpStream::connect_timeout(&socket, CONNECT)
-        .with_context(|| format!("connecting to {server}\nhint: is it running? flash-moe serve starts one"))?;
+    let mut stream = TcpStream::connect_timeout(&socket, CONNECT).with_context(|| {
+        format!("connecting to {server}\nhint: is it running? flash-moe serve starts one")
+    })?;
     stream.set_read_timeout(Some(TICK))?;
     stream.set_nodelay(true)?;
     let mut head = format!(
@@ -95,9 +99,12 @@ pub fn send(
         head += "Content-Type: application/json\r\n";
     }
     head += &format!("Content-Length: {}\r\n\r\n", json.len());
-    stream.write_all(&[head.as_bytes(), json.as_bytes()].concat()).with_context(|| format!("asking {server}"))?;
+    stream
+        .write_all(&[head.as_bytes(), json.as_bytes()].concat())
+        .with_context(|| format!("asking {server}"))?;
     let mut wire = Wire { stream, buf: Vec::new(), cancel: Arc::clone(cancel) };
-    let (status, framing) = read_head(&mut wire).with_context(|| format!("the answer of {server}"))?;
+    let (status, framing) =
+        read_head(&mut wire).with_context(|| format!("the answer of {server}"))?;
     Ok(Response { status, body: Body { wire, framing } })
 }
 
@@ -121,7 +128,9 @@ fn read_head(wire: &mut Wire) -> anyhow::Result<(u16, Framing)> {
     }
     let mut framing = Framing::UntilClose;
     for line in head.lines().skip(1) {
-        let Some((name, value)) = line.split_once(':') else { bail!("a line of its head is unsound") };
+        let Some((name, value)) = line.split_once(':') else {
+            bail!("a line of its head is unsound")
+        };
         let value = value.trim();
         if name.eq_ignore_ascii_case("transfer-encoding") {
             if !value.eq_ignore_ascii_case("chunked") {
@@ -166,7 +175,8 @@ impl Read for Body {
             let line = self.wire.line(1024)?;
             let size = line.split(';').next().unwrap_or_default().trim();
             let left = u64::from_str_radix(size, 16).map_err(|_| unsound())?;
-            self.framing = if left == 0 { Framing::Ended } else { Framing::Chunk { left, begun: true } };
+            self.framing =
+                if left == 0 { Framing::Ended } else { Framing::Chunk { left, begun: true } };
         }
         let left = match self.framing {
             Framing::Ended | Framing::Length(0) => return Ok(0),
@@ -224,7 +234,10 @@ impl Wire {
             }
             line.append(&mut self.buf);
             if line.len() > limit {
-                return Err(io::Error::new(ErrorKind::InvalidData, "a line of the answer is too long"));
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "a line of the answer is too long",
+                ));
             }
             let mut more = [0; 4096];
             let n = self.read(&mut more)?;

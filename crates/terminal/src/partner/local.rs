@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use chat::{ChatModel, ChatRequest, Prompt};
-use engine::{
-    Engine, FinishReason, GenerateOptions, Sampling, Session, Usage, format_bytes,
-};
+use engine::{Engine, FinishReason, GenerateOptions, Sampling, Session, Usage, format_bytes};
 
 use crate::partner::{Cost, End, Event, Outcome, Partner, Reading, Turn};
 
@@ -40,8 +38,9 @@ impl Local {
     /// A session that holds a beginning of the prompt, as long as there is one.
     fn session_for(&mut self, tokens: &[u32]) -> anyhow::Result<Session> {
         // The last token is always read: the reply begins after it.
-        let extends =
-            |session: &Session| session.tokens().len() < tokens.len() && tokens.starts_with(session.tokens());
+        let extends = |session: &Session| {
+            session.tokens().len() < tokens.len() && tokens.starts_with(session.tokens())
+        };
         match self.session.take().filter(extends) {
             Some(session) => Ok(session),
             None => Ok(self.engine.session_for(tokens)?.0),
@@ -70,7 +69,8 @@ impl Partner for Local {
             self.chat.prompt(self.engine.tokenizer()?, &request)?;
         let context = self.engine.plan().context;
         let mut outcome = Outcome::default();
-        outcome.cost = Cost { prompt_tokens: tokens.len(), context: Some(context), ..Cost::default() };
+        outcome.cost =
+            Cost { prompt_tokens: tokens.len(), context: Some(context), ..Cost::default() };
         if tokens.len() > context {
             outcome.end = End::ContextFull;
             return Ok(outcome);

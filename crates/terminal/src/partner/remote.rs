@@ -79,7 +79,13 @@ impl Remote {
             ("repetition_penalty", json!(repetition_penalty)),
             ("presence_penalty", json!(presence_penalty)),
             ("frequency_penalty", json!(frequency_penalty)),
-            ("seed", json!(seed.or((turn.attempt > 0).then_some(0)).map(|seed| seed.wrapping_add(turn.attempt)))),
+            (
+                "seed",
+                json!(
+                    seed.or((turn.attempt > 0).then_some(0))
+                        .map(|seed| seed.wrapping_add(turn.attempt))
+                ),
+            ),
             ("max_tokens", json!(max_tokens)),
         ] {
             if !value.is_null() {
@@ -148,7 +154,11 @@ fn models(address: &Address, key: Option<&str>) -> anyhow::Result<Vec<String>> {
         bail!("{}", refusal(response.status, response.body));
     }
     let mut text = String::new();
-    response.body.take(MAX_JSON).read_to_string(&mut text).context("the server's list of models")?;
+    response
+        .body
+        .take(MAX_JSON)
+        .read_to_string(&mut text)
+        .context("the server's list of models")?;
     let list: Value = serde_json::from_str(&text).context("the server's list of models")?;
     let names = list["data"].as_array().into_iter().flatten();
     Ok(names.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
@@ -210,7 +220,8 @@ impl Stream {
     }
 
     fn call(&mut self, call: &Value, on: &mut dyn FnMut(Event)) {
-        let index = call["index"].as_u64().and_then(|index| usize::try_from(index).ok()).unwrap_or(0);
+        let index =
+            call["index"].as_u64().and_then(|index| usize::try_from(index).ok()).unwrap_or(0);
         if self.call != Some(index) {
             // Calls come one after the other.
             self.end_call(on);
@@ -237,7 +248,8 @@ impl Stream {
     }
 
     fn usage(&mut self, usage: &Value) {
-        let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let number =
+            |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let cost = &mut self.outcome.cost;
         cost.prompt_tokens = number(&usage["prompt_tokens"]);
         cost.reused_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]);

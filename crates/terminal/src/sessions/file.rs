@@ -87,8 +87,10 @@ fn read(file: &mut File, path: &Path) -> Result<(Talk, u64), SessionError> {
     let io = |source| SessionError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    let malformed = |line: usize, reason: String| {
-        SessionError::Malformed { path: path.to_owned(), line: line + 1, reason }
+    let malformed = |line: usize, reason: String| SessionError::Malformed {
+        path: path.to_owned(),
+        line: line + 1,
+        reason,
     };
     if bytes.len() as u64 > MAX_BYTES {
         return Err(malformed(0, format!("the file is longer than {MAX_BYTES} bytes")));
@@ -102,10 +104,13 @@ fn read(file: &mut File, path: &Path) -> Result<(Talk, u64), SessionError> {
         match record {
             Record::Session { version: VERSION, .. } if !begun => begun = true,
             Record::Session { version, .. } if !begun => {
-                let reason = format!("version {version} of the format is not known, only {VERSION}");
+                let reason =
+                    format!("version {version} of the format is not known, only {VERSION}");
                 return Err(malformed(index, reason));
             }
-            _ if !begun => return Err(malformed(index, "the file does not begin a session".into())),
+            _ if !begun => {
+                return Err(malformed(index, "the file does not begin a session".into()));
+            }
             record => talk.apply(record).map_err(|reason| malformed(index, reason))?,
         }
     }

@@ -67,7 +67,9 @@ impl Store {
         if key == "last" {
             return ids.into_iter().next().ok_or_else(not_found);
         }
-        if key.len() <= 3 && let Ok(number) = key.parse::<usize>() {
+        if key.len() <= 3
+            && let Ok(number) = key.parse::<usize>()
+        {
             return ids.into_iter().nth(number.wrapping_sub(1)).ok_or_else(not_found);
         }
         let named = |id: &&String| {
@@ -123,7 +125,8 @@ pub fn check_name(name: &str) -> Result<(), SessionError> {
         "a name has 1 to 64 characters"
     } else if name.chars().any(|c| c.is_control() || c == '/' || c == '\\') {
         "a name has no control characters and no slashes"
-    } else if name == "last" || (name.len() <= 3 && name.bytes().all(|byte| byte.is_ascii_digit())) {
+    } else if name == "last" || (name.len() <= 3 && name.bytes().all(|byte| byte.is_ascii_digit()))
+    {
         "that word has a meaning of its own"
     } else {
         return Ok(());

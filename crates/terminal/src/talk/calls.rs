@@ -15,7 +15,8 @@ use crate::screen::Screen;
 use crate::talk::directory_of;
 use crate::text::{Colour, Line, Style, clean, one_line, wrap_hard};
 use crate::tools::{
-    Consent, Limits, McpServer, McpTool, SHELL, matches, run, shell_command, shell_definition, shortened,
+    Consent, Limits, McpServer, McpTool, SHELL, matches, run, shell_command, shell_definition,
+    shortened,
 };
 
 /// Lines of a command's output that are shown.
@@ -125,13 +126,20 @@ impl Toolbox {
                 }
             };
         }
-        let tool = self.servers.iter().enumerate().filter(|(_, (_, on))| *on).find_map(|(at, (server, _))| {
-            server.tools().iter().find(|tool| tool.name == call.name).map(|tool| (at, tool.clone()))
-        });
+        let tool = self.servers.iter().enumerate().filter(|(_, (_, on))| *on).find_map(
+            |(at, (server, _))| {
+                server
+                    .tools()
+                    .iter()
+                    .find(|tool| tool.name == call.name)
+                    .map(|tool| (at, tool.clone()))
+            },
+        );
         if let Some((at, tool)) = tool {
             return self.ask_server(at, &tool, &call.arguments, screen, input, interrupt);
         }
-        screen.warn(&format!("[the model called {}, which is not offered]", one_line(&call.name)))?;
+        screen
+            .warn(&format!("[the model called {}, which is not offered]", one_line(&call.name)))?;
         Ok(Called::told(format!("There is no tool named {}.", call.name)))
     }
 
@@ -259,13 +267,16 @@ impl Toolbox {
                     let pattern = input.ask("always (* stands for words): ", command.trim())?;
                     let Some(pattern) = pattern else { continue };
                     if !matches(&pattern, command) {
-                        screen.warn("that does not match this command, so it would not allow it")?;
+                        screen
+                            .warn("that does not match this command, so it would not allow it")?;
                         continue;
                     }
                     self.consent.add(&pattern);
                     return Ok(Answer::Yes);
                 }
-                _ => screen.aside("y runs it once, n does not, a runs it and what is like it from now on")?,
+                _ => screen.aside(
+                    "y runs it once, n does not, a runs it and what is like it from now on",
+                )?,
             }
         }
     }
@@ -275,7 +286,8 @@ impl Toolbox {
 fn announce(screen: &mut Screen, mark: &str, what: &str) -> io::Result<()> {
     let style = Style { bold: true, ..Style::colour(Colour::Yellow) };
     let lines = wrap_hard(&clean(what), style, screen.width().saturating_sub(2));
-    let before = |(index, line): (usize, Line)| line.after(if index == 0 { mark } else { "  " }, style);
+    let before =
+        |(index, line): (usize, Line)| line.after(if index == 0 { mark } else { "  " }, style);
     screen.update(&lines.into_iter().enumerate().map(before).collect::<Vec<_>>(), &[])
 }
 
@@ -309,7 +321,10 @@ impl Shown {
         let text = String::from_utf8_lossy(line);
         let mut lines = wrap_hard(&clean(&text), Style::DIM, screen.width().saturating_sub(2));
         lines.truncate(4);
-        screen.update(&lines.into_iter().map(|line| line.after("  ", Style::DIM)).collect::<Vec<_>>(), &[])
+        screen.update(
+            &lines.into_iter().map(|line| line.after("  ", Style::DIM)).collect::<Vec<_>>(),
+            &[],
+        )
     }
 
     fn finish(mut self, screen: &mut Screen) -> anyhow::Result<()> {

@@ -50,7 +50,8 @@ impl Talk<'_> {
 
     fn help(&mut self) -> anyhow::Result<()> {
         let usage = |name: &str, takes: &str| format!("/{name} {takes}").trim_end().to_owned();
-        let column = COMMANDS.iter().map(|(name, takes, _)| usage(name, takes).len()).max().unwrap_or(0);
+        let column =
+            COMMANDS.iter().map(|(name, takes, _)| usage(name, takes).len()).max().unwrap_or(0);
         let narrow = self.screen.width() < 2 * column + 10;
         let mut lines = Vec::new();
         for (name, takes, help) in COMMANDS {
@@ -60,8 +61,14 @@ impl Talk<'_> {
                 false => format!("{usage:column$}  {help}"),
             });
         }
-        lines.push("Enter sends, Alt-Enter or Ctrl-J begins a line, Ctrl-R searches the history.".to_owned());
-        lines.push("Ctrl-C stops a reply, Ctrl-D ends. A message that begins with / is written with //.".to_owned());
+        lines.push(
+            "Enter sends, Alt-Enter or Ctrl-J begins a line, Ctrl-R searches the history."
+                .to_owned(),
+        );
+        lines.push(
+            "Ctrl-C stops a reply, Ctrl-D ends. A message that begins with / is written with //."
+                .to_owned(),
+        );
         self.say_lines(&lines)
     }
 
@@ -95,8 +102,12 @@ impl Talk<'_> {
         }
         let text = match self.journal.file() {
             Some(file) => format!("The talk is kept as {} in {}.", file.id(), shown(file.path())),
-            None if self.config.save == Some(false) => "Talks are not kept: that is switched off.".to_owned(),
-            None if self.store.is_none() => "Talks are not kept: this system has no place for them.".to_owned(),
+            None if self.config.save == Some(false) => {
+                "Talks are not kept: that is switched off.".to_owned()
+            }
+            None if self.store.is_none() => {
+                "Talks are not kept: this system has no place for them.".to_owned()
+            }
             None => "The talk will be kept from its first message on.".to_owned(),
         };
         Ok(self.screen.say(&text)?)
@@ -121,8 +132,11 @@ impl Talk<'_> {
         if listed.is_empty() {
             return Ok(self.screen.say("There are no earlier talks.")?);
         }
-        let lines: Vec<String> =
-            listed.iter().enumerate().map(|(index, summary)| summary_line(index + 1, summary)).collect();
+        let lines: Vec<String> = listed
+            .iter()
+            .enumerate()
+            .map(|(index, summary)| summary_line(index + 1, summary))
+            .collect();
         self.say_lines(&lines)?;
         Ok(self.screen.aside("/load and a number, id or name goes on with one.")?)
     }

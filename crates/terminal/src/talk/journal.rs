@@ -53,12 +53,15 @@ impl Journal {
 
     /// Adds a message.
     pub fn push(&mut self, message: Message) -> Result<(), SessionError> {
-        if self.file.is_none() && let Some(store) = &self.store {
+        if self.file.is_none()
+            && let Some(store) = &self.store
+        {
             let mut file = store.create()?;
             let Talk { model, system, messages, name } = &self.talk;
             let before = model.iter().map(|name| Record::Model { name: name.clone() });
             let before = before.chain([Record::System { text: system.clone() }]);
-            let before = before.chain(messages.iter().cloned().map(|message| Record::Message { message }));
+            let before =
+                before.chain(messages.iter().cloned().map(|message| Record::Message { message }));
             let before = before.chain(name.iter().map(|name| Record::Name { name: name.clone() }));
             before.into_iter().try_for_each(|record| file.append(&record))?;
             self.file = Some(file);

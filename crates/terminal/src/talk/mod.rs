@@ -143,7 +143,8 @@ impl<'a> Talk<'a> {
         if !self.input.is_person() {
             return Ok(());
         }
-        let name = self.partner.as_ref().map(|partner| one_line(partner.name())).unwrap_or_default();
+        let name =
+            self.partner.as_ref().map(|partner| one_line(partner.name())).unwrap_or_default();
         self.screen.aside(&format!(
             "Talking with {name}. Enter sends, Alt-Enter begins a line, Ctrl-C stops a reply, Ctrl-D ends. /help lists commands."
         ))?;
@@ -220,9 +221,10 @@ impl<'a> Talk<'a> {
 
 /// Whether nobody reads what is written any more.
 fn is_output_gone(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
-        error.kind() == std::io::ErrorKind::BrokenPipe
-    })
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// The key that a server asks for, from the environment, where other users do not see it.

@@ -97,7 +97,7 @@ impl Numbers {
             grouped(read),
             cost.prompt_time.as_secs_f64(),
         ));
-        lines.push(format!("last reply: {}", Self::footer(cost)));
+        lines.push(format!("last reply: {}", Self::footer(cost).replace('\u{a0}', " ")));
         if let Some(bytes) = cost.bytes_per_token {
             let all = bytes * cost.tokens as f64;
             lines.push(format!("last reply read {} from the drive", format_bytes(all as u64)));

@@ -54,8 +54,12 @@ impl Talk<'_> {
                 let result = if stopped {
                     "The user stopped before this call.".to_owned()
                 } else {
-                    let called =
-                        self.tools.call(call, &mut self.screen, &mut self.input, &self.interrupt)?;
+                    let called = self.tools.call(
+                        call,
+                        &mut self.screen,
+                        &mut self.input,
+                        &self.interrupt,
+                    )?;
                     stopped = called.stopped;
                     called.text
                 };
@@ -118,7 +122,10 @@ impl Talk<'_> {
             thinking: self.think,
             attempt,
         };
-        let partner = self.partner.as_mut().ok_or_else(|| anyhow!("there is no model; /model NAME loads one"))?;
+        let partner = self
+            .partner
+            .as_mut()
+            .ok_or_else(|| anyhow!("there is no model; /model NAME loads one"))?;
         let cancel = Arc::new(AtomicBool::new(false));
         let (sender, events) = mpsc::channel();
         let mut busy = Some(self.interrupt.busy(self.input.is_person()));

@@ -80,7 +80,8 @@ impl McpServer {
         let name = name.to_owned();
         let mut server = Self { name, child, stdin, messages, next_id: 0, tools: Vec::new() };
         let client = json!({ "name": "flash-moe", "version": env!("CARGO_PKG_VERSION") });
-        let hello = json!({ "protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": client });
+        let hello =
+            json!({ "protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": client });
         server.request("initialize", hello, START, &mut || false)?;
         server.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }))?;
         server.list()?;
@@ -103,7 +104,8 @@ impl McpServer {
                     _ => json!({ "type": "object", "properties": {} }),
                 };
                 let description = tool["description"].as_str().unwrap_or_default();
-                let function = json!({ "name": name, "description": description, "parameters": parameters });
+                let function =
+                    json!({ "name": name, "description": description, "parameters": parameters });
                 let definition = json!({ "type": "function", "function": function });
                 self.tools.push(McpTool { name, own_name, definition });
             }
@@ -145,7 +147,9 @@ impl McpServer {
             }
             match (part["type"].as_str(), part["text"].as_str()) {
                 (_, Some(piece)) => text.push_str(piece),
-                (kind, None) => text += &format!("[{} left out]", one_line(kind.unwrap_or("something"))),
+                (kind, None) => {
+                    text += &format!("[{} left out]", one_line(kind.unwrap_or("something")))
+                }
             }
         }
         if result["isError"] == Value::Bool(true) {
@@ -178,7 +182,9 @@ impl McpServer {
                 Ok(message) if message["id"] == json!(id) => {
                     if let Some(error) = message.get("error") {
                         let reason = error["message"].as_str().unwrap_or("no reason given");
-                        return Err(anyhow!("{}", one_line(reason)).context(format!("{method} failed")));
+                        return Err(
+                            anyhow!("{}", one_line(reason)).context(format!("{method} failed"))
+                        );
                     }
                     return Ok(message["result"].clone());
                 }
@@ -190,10 +196,13 @@ impl McpServer {
             if stopped || begin.elapsed() >= time {
                 let gone = json!({ "requestId": id, "reason": "not wanted any more" });
                 self.send(&json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": gone }))?;
-                bail!("{}", match stopped {
-                    true => "stopped by the user".to_owned(),
-                    false => format!("no answer within {} seconds", time.as_secs()),
-                });
+                bail!(
+                    "{}",
+                    match stopped {
+                        true => "stopped by the user".to_owned(),
+                        false => format!("no answer within {} seconds", time.as_secs()),
+                    }
+                );
             }
         }
     }

@@ -96,10 +96,13 @@ fn a_table_gives_way_to_a_narrow_terminal() {
     let text = "| item | what it is for |\n|---|---|\n| hammer | to drive nails into wood |\n";
     let grid = plain(text, 24);
     assert!(grid.contains("hammer \u{2502} to drive nails\n       \u{2502} into wood"), "{grid}");
-    let wide = "| a1 | b2 | c3 | d4 |\n|--|--|--|--|\n| some words | more words | others | last ones |\n";
+    let wide =
+        "| a1 | b2 | c3 | d4 |\n|--|--|--|--|\n| some words | more words | others | last ones |\n";
     let records = plain(wide, 24);
-    assert_eq!(records, "**a1**: some words\n".replace("**", "")
-        + "b2: more words\nc3: others\nd4: last ones\n");
+    assert_eq!(
+        records,
+        "**a1**: some words\n".replace("**", "") + "b2: more words\nc3: others\nd4: last ones\n"
+    );
 }
 
 #[test]
@@ -146,10 +149,52 @@ fn in_pieces(pieces: &[&str], look: Look) -> Vec<Line> {
 /// What Markdown is made of, so that random texts are full of it.
 fn fragment() -> impl Strategy<Value = String> {
     let marks = [
-        "# ", "## t\n", "- ", "* ", "+ a\n", "1. ", "2) b\n", "> ", "```", "```rs\n", "~~~\n", "    ", "\t", "\n",
-        "\n\n", "---\n", "===\n", "--", "=", "| a | b |\n", "|---|:-:|\n", "| c |\n", "**", "*", "_", "`", "[x]",
-        "[x]: /u\n", "(http://a)", "<div>\n", "</div>\n", "<!--", "-->", "\\", "&amp;", "word ", "two words", "\u{e9}",
-        "\u{4f60}", "\u{1f600}", "\r\n", "  \n", "- [ ] ", "<?", "?>", "<script>\n",
+        "# ",
+        "## t\n",
+        "- ",
+        "* ",
+        "+ a\n",
+        "1. ",
+        "2) b\n",
+        "> ",
+        "```",
+        "```rs\n",
+        "~~~\n",
+        "    ",
+        "\t",
+        "\n",
+        "\n\n",
+        "---\n",
+        "===\n",
+        "--",
+        "=",
+        "| a | b |\n",
+        "|---|:-:|\n",
+        "| c |\n",
+        "**",
+        "*",
+        "_",
+        "`",
+        "[x]",
+        "[x]: /u\n",
+        "(http://a)",
+        "<div>\n",
+        "</div>\n",
+        "<!--",
+        "-->",
+        "\\",
+        "&amp;",
+        "word ",
+        "two words",
+        "\u{e9}",
+        "\u{4f60}",
+        "\u{1f600}",
+        "\r\n",
+        "  \n",
+        "- [ ] ",
+        "<?",
+        "?>",
+        "<script>\n",
     ];
     prop::sample::select(marks.to_vec()).prop_map(str::to_owned)
 }

@@ -60,9 +60,20 @@ fn tools_are_listed_and_called() {
 fn servers_that_do_not_work_are_named() {
     for (config, words) in [
         (config("exit 0"), "ended"),
-        (config(r#"read -r x; echo '{"id":1,"error":{"message":"no \u001b[2J"}}'"#), "no \u{241b}[2J"),
-        (config(r#"read -r x; echo '{"id":1,"result":{}}'; read -r x; read -r x; echo '{"id":2,"result":{}}'"#), "list"),
-        (McpConfig { command: "/missing/program".into(), args: vec![], env: Default::default() }, "/missing/program"),
+        (
+            config(r#"read -r x; echo '{"id":1,"error":{"message":"no \u001b[2J"}}'"#),
+            "no \u{241b}[2J",
+        ),
+        (
+            config(
+                r#"read -r x; echo '{"id":1,"result":{}}'; read -r x; read -r x; echo '{"id":2,"result":{}}'"#,
+            ),
+            "list",
+        ),
+        (
+            McpConfig { command: "/missing/program".into(), args: vec![], env: Default::default() },
+            "/missing/program",
+        ),
     ] {
         let error = McpServer::start("bad", &config).err().expect("it does not work");
         let error = format!("{error:#}");

@@ -94,16 +94,24 @@ fn damage_is_named_with_its_line() {
         (&format!("{head}\n{{\"type\":\"spell\"}}\n"), 2, "spell"),
         (&format!("{head}\n{{\"type\":\"name\",\"name\":\"x\",\"y\":1}}\n"), 2, "y"),
         (
-            &format!("{head}\n{{\"type\":\"message\",\"message\":{{\"role\":\"root\",\"content\":\"\"}}}}\n"),
+            &format!(
+                "{head}\n{{\"type\":\"message\",\"message\":{{\"role\":\"root\",\"content\":\"\"}}}}\n"
+            ),
             2,
             "root",
         ),
         (
-            &format!("{head}\n{{\"type\":\"message\",\"message\":{{\"role\":\"user\",\"content\":[1]}}}}\n"),
+            &format!(
+                "{head}\n{{\"type\":\"message\",\"message\":{{\"role\":\"user\",\"content\":[1]}}}}\n"
+            ),
             2,
             "content",
         ),
-        (&format!("{head}\n{{\"type\":\"message\",\"message\":{}\n", "[".repeat(100_000)), 2, "recursion"),
+        (
+            &format!("{head}\n{{\"type\":\"message\",\"message\":{}\n", "[".repeat(100_000)),
+            2,
+            "recursion",
+        ),
     ] {
         fs::write(&path, format!("{text}\n")).expect("it can be written");
         match SessionFile::read(&path) {

@@ -8,7 +8,8 @@ use terminal::tools::{Consent, Limits, Ran, matches, run, shell_command};
 const LIMITS: Limits = Limits { time: Duration::from_secs(20), output_bytes: 1000 };
 
 fn sh(command: &str, limits: Limits) -> Ran {
-    run(command, Path::new("/"), limits, &mut |_| {}, &mut || false).expect("a shell can be started")
+    run(command, Path::new("/"), limits, &mut |_| {}, &mut || false)
+        .expect("a shell can be started")
 }
 
 #[test]
@@ -93,7 +94,9 @@ fn the_user_stops_a_command() {
 #[test]
 fn calls_without_a_command_are_refused() {
     assert_eq!(shell_command(r#"{"command":"ls"}"#).as_deref(), Ok("ls"));
-    for arguments in ["", "[]", "{}", r#"{"command":3}"#, r#"{"command":" "}"#, r#"{"command":"a\u0000b"}"#] {
+    for arguments in
+        ["", "[]", "{}", r#"{"command":3}"#, r#"{"command":" "}"#, r#"{"command":"a\u0000b"}"#]
+    {
         assert!(shell_command(arguments).is_err(), "{arguments}");
     }
 }
