@@ -33,8 +33,8 @@ pub(crate) struct GrammarText {
 pub(crate) struct CallRules<'a> {
     pub(crate) format: CallFormat,
     pub(crate) tools: &'a [Tool],
-    /// Whether several calls may follow each other.
-    pub(crate) parallel: bool,
+    /// How many calls may follow each other; `None` if any number may.
+    pub(crate) max_calls: Option<usize>,
 }
 
 /// The grammar of a whole reply, or, `after_mark`, of what follows the mark that opens the first call.
@@ -48,7 +48,14 @@ pub(crate) fn grammar(
     let mut options = Vec::new();
     if let Some(rules) = calls {
         let open = mark(tokenizer, CALL);
-        let more = if rules.parallel { format!(" (\"\\n\" {open} call)*") } else { String::new() };
+        let times = match rules.max_calls {
+            Some(max) => format!("{{0,{}}}", max - 1),
+            None => "*".to_owned(),
+        };
+        let more = match rules.max_calls {
+            Some(1) => String::new(),
+            _ => format!(" (\"\\n\" {open} call){times}"),
+        };
         let first = if after_mark { String::new() } else { format!("{open} ") };
         options.push(format!("{first}call{more}"));
     }
@@ -93,7 +100,6 @@ fn call_rules(
     let (before, after) = (literal(&before), literal(&after));
     writeln!(lark, "call: {before} ({}) {after} {close}", names.join(" | ")).expect("as above");
     for (name, tool) in names.iter().zip(rules.tools) {
-        tool.check_schema()?;
         match rules.format {
             CallFormat::Xml => xml_tool(name, tool, lark)?,
             CallFormat::Json | CallFormat::None => {

@@ -1,8 +1,44 @@
-//! Messages to the tokens of a prompt, through the model's own chat template.
+//! Messages to the tokens of a prompt, through the model's own chat template, and what comes back to
+//! messages.
 //!
 //! A template is a program that comes with the checkpoint, so it is run with bounds, and in a way that
 //! gives the same text as the original's renderer, Python's Jinja2. Messages may hold anything: a
 //! control token written in one stays text ([`encode`]).
+//!
+//! ```no_run
+//! use chat::{ChatModel, ChatRequest, Message, Reply};
+//! use engine::{Engine, EngineOptions, GenerateOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let directory = "models/qwen3.5-35b-a3b".as_ref();
+//! let mut engine = Engine::open(directory, &EngineOptions::default())?;
+//! let tokenizer = engine.tokenizer()?.clone();
+//! let model = ChatModel::open(directory, engine.chat_template(), &tokenizer)?;
+//! let mut request = ChatRequest {
+//!     messages: vec![Message::user("What is the weather in Oslo?")],
+//!     tools: vec![serde_json::from_str(r#"{"name": "get_weather"}"#)?],
+//!     ..ChatRequest::default()
+//! };
+//! let mut prompt = model.prompt(&tokenizer, &request)?;
+//! let options = GenerateOptions {
+//!     stop_tokens: engine.stop_tokens().to_vec(),
+//!     show_special: true,
+//!     ..GenerateOptions::default()
+//! };
+//! let mut session = engine.session()?;
+//! let mut reply = Reply::default();
+//! let constraint = prompt.constraint;
+//! for step in engine.generate_constrained(&mut session, &prompt.tokens, options, constraint)? {
+//!     let step = step?;
+//!     for event in prompt.parser.push(step.token, &step.text) {
+//!         reply.add(&event);
+//!     }
+//! }
+//! prompt.parser.finish().iter().for_each(|event| reply.add(event));
+//! request.messages.push(reply.to_message());
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +65,7 @@ pub use message::Message;
 pub use model::{ChatModel, ChatRequest, Prompt, ResponseFormat, ToolChoice};
 pub use parser::ReplyParser;
 pub use reply::{Reply, ReplyEvent, ToolCall};
+pub use schema::ArgumentBounds;
 pub use template::{ChatTemplate, RenderOptions};
 
 use serde_json::Value;

@@ -2,7 +2,7 @@
 //! form.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
@@ -15,6 +15,7 @@ use crate::format::{AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_
 use crate::grammar::{CallRules, GrammarText, grammar};
 use crate::message::Message;
 use crate::parser::{Opening, ReplyParser};
+use crate::schema::{self, ArgumentBounds};
 use crate::template::{ChatTemplate, RenderOptions};
 use crate::tools::Tool;
 use crate::vocabulary;
@@ -46,6 +47,12 @@ pub struct ChatRequest {
     pub enable_thinking: Option<bool>,
     /// Whether calls are held to the schemas of the tools.
     pub constrain_tools: bool,
+    /// Bounds of arguments whose schemas have none; without, they are as long as the model likes.
+    pub argument_bounds: Option<ArgumentBounds>,
+    /// Tokens of the model's earlier replies, as they were generated and in order. Where the prompt has the
+    /// text of one, it has it in these tokens: a model may say a text in other tokens than an encoder, and
+    /// what was computed for them can then be used again.
+    pub said: Vec<Vec<u32>>,
     /// More variables of the template.
     pub variables: Map<String, Value>,
 }
@@ -60,6 +67,8 @@ impl Default for ChatRequest {
             format: ResponseFormat::Text,
             enable_thinking: None,
             constrain_tools: true,
+            argument_bounds: None,
+            said: Vec::new(),
             variables: Map::new(),
         }
     }
@@ -158,10 +167,34 @@ impl ChatModel {
         let calls = if tools.is_empty() { CallFormat::None } else { self.format.calls };
         let constraint = self.constraint(request, &tools, opening)?;
         Ok(Prompt {
-            tokens: tokenizer.encode_prompt(&text)?,
+            tokens: self.encode(tokenizer, &text, &request.said)?,
             constraint,
             parser: ReplyParser::new(calls, Tool::types(&tools), opening),
         })
+    }
+
+    /// The tokens of a rendered conversation.
+    fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        said: &[Vec<u32>],
+    ) -> Result<Vec<u32>, Error> {
+        let turn: Vec<u32> = self.format.stop_tokens.first().copied().into_iter().collect();
+        let end = tokenizer.decode(&turn, false);
+        let (mut tokens, mut rest) = (Vec::new(), text);
+        for reply in said {
+            let stops =
+                reply.iter().rev().take_while(|&&token| tokenizer.is_special(token)).count();
+            let reply = &reply[..reply.len() - stops];
+            let words = tokenizer.decode(reply, false);
+            let Some(begin) = rest.find(&format!("{words}{end}")) else { continue };
+            tokens.extend(tokenizer.encode_prompt(&rest[..begin])?);
+            tokens.extend_from_slice(reply);
+            rest = &rest[begin + words.len()..];
+        }
+        tokens.extend(tokenizer.encode_prompt(rest)?);
+        Ok(tokens)
     }
 
     /// The tools that may be called.
@@ -217,16 +250,25 @@ impl ChatModel {
                 "only with constraints can a call be asked for, or another form beside calls";
             return Err(Error::request("tool_choice", reason));
         }
-        let called: Vec<Tool> = match &request.tool_choice {
+        let mut called: Vec<Tool> = match &request.tool_choice {
             ToolChoice::Named(name) => {
                 tools.iter().filter(|tool| &tool.name == name).cloned().collect()
             }
             _ => tools.to_vec(),
         };
+        for tool in &mut called {
+            tool.check_schema()?;
+            if let Some(bounds) = request.argument_bounds {
+                schema::add_bounds(&mut tool.parameters, bounds);
+            }
+        }
         let rules = CallRules {
             format: self.format.calls,
             tools: &called,
-            parallel: request.parallel_tool_calls,
+            max_calls: match (request.parallel_tool_calls, request.argument_bounds) {
+                (false, _) => Some(1),
+                (true, bounds) => bounds.map(|bounds| bounds.items.max(1)),
+            },
         };
         let rules = (!called.is_empty() && request.constrain_tools).then_some(&rules);
         if rules.is_none() && plain {
@@ -241,16 +283,32 @@ impl ChatModel {
             return Err(Error::request("tools", reason));
         }
         let text = grammar(&self.tokenizer, rules, opens, &request.format)?;
+        let matcher = self.matcher(&text).map_err(|error| match rules {
+            Some(rules) => self.blame(rules, error),
+            None => error,
+        })?;
         let lead = self.tokenizer.encode(AFTER_THINKING)?;
         Ok(Some(Box::new(ReplyConstraint::new(
             &self.tokenizer,
             marks.clone(),
             self.format.stop_tokens.clone(),
-            self.matcher(&text)?,
+            matcher,
             opening,
             opens,
             lead,
         ))))
+    }
+
+    /// The tool whose schema is at fault when no grammar of all of them can be made.
+    fn blame(&self, rules: &CallRules<'_>, error: Error) -> Error {
+        for tool in rules.tools {
+            let alone = CallRules { tools: std::slice::from_ref(tool), ..rules.clone() };
+            let text = grammar(&self.tokenizer, Some(&alone), true, &ResponseFormat::Text);
+            if let Err(Error::Request { reason, .. }) = text.and_then(|text| self.matcher(&text)) {
+                return Error::request(&tool.field, reason);
+            }
+        }
+        error
     }
 
     fn marks(&self) -> &Marks {
@@ -281,9 +339,4 @@ impl ChatModel {
         }
         Ok(matcher)
     }
-}
-
-#[expect(dead_code, reason = "it is compiled, not called")]
-fn models_are_shared_between_threads(model: Arc<ChatModel>) -> impl Send + Sync {
-    model
 }

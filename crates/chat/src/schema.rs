@@ -17,6 +17,8 @@ pub(crate) const MAX_PATTERN: usize = 4_096;
 const MAX_COUNT: u64 = 10_000;
 /// References followed in a row.
 const MAX_REFERENCES: usize = 16;
+/// Schemas looked at to find the types of one: references may lead in circles.
+const MAX_STEPS: usize = 2_000;
 
 /// Keywords that say something about values and that no grammar here expresses.
 const UNSUPPORTED: [&str; 16] = [
@@ -64,6 +66,10 @@ impl Types {
         Self(self.0 & other.0)
     }
 
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     fn named(name: &str) -> Self {
         match name {
             "null" => Self::NULL,
@@ -90,18 +96,19 @@ impl Types {
 
     /// The types that a schema allows; `root` is what its references point into.
     pub(crate) fn of_schema(schema: &Value, root: &Value) -> Self {
-        Self::of_nested(schema, root, 0)
+        Self::of_nested(schema, root, 0, &mut { MAX_STEPS })
     }
 
-    fn of_nested(schema: &Value, root: &Value, depth: usize) -> Self {
+    fn of_nested(schema: &Value, root: &Value, depth: usize, steps: &mut usize) -> Self {
         let Some(map) = schema.as_object() else {
             return if schema == &Value::Bool(false) { Self::NONE } else { Self::ALL };
         };
-        if depth > MAX_DEPTH {
+        if depth > MAX_DEPTH || *steps == 0 {
             return Self::ALL;
         }
+        *steps -= 1;
         let list = |key: &str| map.get(key).and_then(Value::as_array);
-        let of = |schema: &Value| Self::of_nested(schema, root, depth + 1);
+        let mut of = |schema: &Value| Self::of_nested(schema, root, depth + 1, steps);
         let mut types = match map.get("type") {
             Some(Value::String(name)) => Self::named(name),
             Some(Value::Array(names)) => {
@@ -118,7 +125,7 @@ impl Types {
         }
         for key in ["anyOf", "oneOf"] {
             if let Some(options) = list(key) {
-                types = types.and(options.iter().map(of).fold(Self::NONE, Self::or));
+                types = types.and(options.iter().map(&mut of).fold(Self::NONE, Self::or));
             }
         }
         for part in list("allOf").into_iter().flatten() {
@@ -248,6 +255,53 @@ fn check_keyword(field: &str, key: &str, value: &Value) -> Result<(), Error> {
             _ => refuse("must point into the same schema, as in #/$defs/NAME".to_owned()),
         },
         _ => Ok(()),
+    }
+}
+
+/// Bounds of arguments, where their schemas have none. A model that runs in circles inside a text, a list
+/// or a series of calls then comes to the end of its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArgumentBounds {
+    /// Most characters of a text.
+    pub text: usize,
+    /// Most items of a list, and most calls of a reply.
+    pub items: usize,
+}
+
+/// Adds bounds to a schema, wherever it describes texts or lists and has none.
+pub(crate) fn add_bounds(schema: &mut Value, bounds: ArgumentBounds) {
+    const ELSEWHERE: [&str; 6] = ["$ref", "anyOf", "oneOf", "allOf", "enum", "const"];
+    let Some(map) = schema.as_object_mut() else { return };
+    let names = |name: &str| match map.get("type") {
+        Some(Value::String(only)) => only == name,
+        Some(Value::Array(names)) => names.iter().any(|other| other == name),
+        _ => false,
+    };
+    let (text, list) = (names("string"), names("array"));
+    if !ELSEWHERE.iter().any(|key| map.contains_key(*key)) {
+        let bound = |max: usize, min: Option<&Value>| {
+            max.max(min.and_then(Value::as_u64).unwrap_or(0) as usize)
+        };
+        if text && !map.contains_key("maxLength") {
+            map.insert("maxLength".to_owned(), bound(bounds.text, map.get("minLength")).into());
+        }
+        if list && !map.contains_key("maxItems") {
+            map.insert("maxItems".to_owned(), bound(bounds.items, map.get("minItems")).into());
+        }
+    }
+    for (key, value) in map.iter_mut() {
+        match (key.as_str(), value) {
+            ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(map)) => {
+                map.values_mut().for_each(|schema| add_bounds(schema, bounds));
+            }
+            ("anyOf" | "oneOf" | "allOf" | "prefixItems", Value::Array(schemas)) => {
+                schemas.iter_mut().for_each(|schema| add_bounds(schema, bounds));
+            }
+            ("additionalProperties" | "items" | "additionalItems", value) => {
+                add_bounds(value, bounds);
+            }
+            _ => {}
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! for `true`, `false` and `null`, and everything else as JSON. What reads back, by the rule in
 //! `call_xml.rs`, is always of a type that the schema allows.
 
+use std::cell::Cell;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -12,10 +13,17 @@ use crate::grammar::{as_templates_write, literal};
 use crate::schema::{self, Types};
 
 /// Digits of a number that has no bounds: what a JSON reader surely keeps.
-const INTEGER: &str = "/-?(0|[1-9][0-9]{0,17})/";
-const NUMBER: &str = "/-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?/";
-/// Texts with the end of a value within them.
-const WITH_END: &str = "/(?s:.*)\\n<\\/parameter>(?s:.*)/";
+const INTEGER: &str = "-?(0|[1-9][0-9]{0,17})";
+const NUMBER: &str = "-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?";
+/// The end of a value, as a regular expression.
+const END: &str = "\\n<\\/parameter>";
+
+/// Schemas of a tool that are looked at for booleans: references may lead in circles.
+const MAX_STEPS: usize = 2_000;
+/// Options of one value, those of enumerations counted.
+const MAX_OPTIONS: usize = 4_000;
+/// Options within options, where texts are among them.
+const MAX_NESTED: usize = 4;
 
 /// Rules for the values of one tool.
 pub(crate) struct ValueRules<'a> {
@@ -25,12 +33,14 @@ pub(crate) struct ValueRules<'a> {
     /// Rules that were needed, in Lark's notation.
     pub(crate) rules: String,
     n_rules: usize,
+    /// How many more schemas are looked at to find out which booleans they allow.
+    steps: Cell<usize>,
 }
 
 impl<'a> ValueRules<'a> {
     pub(crate) fn new(root: &'a Value) -> Self {
         let definitions = schema::definitions(root);
-        Self { root, definitions, rules: String::new(), n_rules: 0 }
+        Self { root, definitions, rules: String::new(), n_rules: 0, steps: Cell::new(MAX_STEPS) }
     }
 
     /// What a value and its end may be. `name` begins the names of its rules, `field` is for errors.
@@ -48,10 +58,21 @@ impl<'a> ValueRules<'a> {
         if types.has(Types::STRING) {
             self.texts(name, field, schema, types, 0, &mut options)?;
         }
-        if types != Types::STRING {
-            self.others(schema, types, &mut options);
+        let mut others = types.without(Types::STRING);
+        if types.has(Types::STRING) && types.has(Types::NUMBER) {
+            // A text may begin like a number, so each is read to its end as one.
+            self.numbers(field, schema, 0, &mut options)?;
+            others = others.without(Types::NUMBER);
         }
-        Ok(options.join(" | "))
+        self.others(schema, others, &mut options);
+        match options.len() {
+            0 => Err(Error::request(field, "no value can match this schema")),
+            1..=MAX_OPTIONS => Ok(options.join(" | ")),
+            n => {
+                let reason = format!("has {n} options; {MAX_OPTIONS} are supported");
+                Err(Error::request(field, reason))
+            }
+        }
     }
 
     /// Values that are no texts.
@@ -68,13 +89,13 @@ impl<'a> ValueRules<'a> {
         let number = schema.get("type").and_then(Value::as_str);
         if let (Some(name), Types::NUMBER, true) = (number, types, plain(&["type"])) {
             let digits = if name == "integer" { INTEGER } else { NUMBER };
-            options.push(format!("{digits} {end}"));
+            options.push(format!("/{digits}/ {end}"));
             return;
         }
-        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(true)) {
+        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(true), 0) {
             options.push(literal(&format!("True{VALUE_END}")));
         }
-        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(false)) {
+        if types.has(Types::BOOLEAN) && self.allows(schema, &Value::Bool(false), 0) {
             options.push(literal(&format!("False{VALUE_END}")));
         }
         if types.has(Types::NULL) {
@@ -97,21 +118,69 @@ impl<'a> ValueRules<'a> {
         }
     }
 
-    /// Whether a schema that allows booleans allows this one.
-    fn allows(&self, schema: &Value, value: &Value) -> bool {
+    /// Values that are numbers and stand beside texts.
+    fn numbers(
+        &self,
+        field: &str,
+        schema: &Value,
+        depth: usize,
+        options: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        const BOUNDS: [&str; 5] =
+            ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
         let schema = schema::resolve(schema, self.root);
-        let list = |key: &str| schema.get(key).and_then(Value::as_array);
-        list("enum").is_none_or(|values| values.contains(value))
-            && schema.get("const").is_none_or(|only| only == value)
-            && ["anyOf", "oneOf"].iter().all(|key| {
-                list(key).is_none_or(|options| options.iter().any(|it| self.allows_type(it, value)))
-            })
-            && list("allOf").is_none_or(|parts| parts.iter().all(|it| self.allows_type(it, value)))
+        let get = |key: &str| schema.get(key);
+        let list = |key: &str| get(key).and_then(Value::as_array);
+        if let Some(key) = BOUNDS.into_iter().find(|key| get(key).is_some()) {
+            let reason = "is not supported beside texts\nhint: allow either texts or numbers";
+            return Err(Error::request(format!("{field}.{key}"), reason));
+        }
+        if let Some(values) =
+            get("const").map(std::slice::from_ref).or(list("enum").map(Vec::as_slice))
+        {
+            let numbers = values.iter().filter(|value| value.is_number());
+            options.extend(numbers.map(|value| literal(&format!("{value}{VALUE_END}"))));
+            return Ok(());
+        }
+        let parts = ["anyOf", "oneOf", "allOf"].into_iter().find_map(list);
+        if depth > MAX_NESTED {
+            return Err(Error::request(field, "is nested too deep for numbers beside texts"));
+        }
+        if let Some(parts) = parts {
+            let has = |part: &&Value| Types::of_schema(part, self.root).has(Types::NUMBER);
+            return parts
+                .iter()
+                .filter(has)
+                .try_for_each(|part| self.numbers(field, part, depth + 1, options));
+        }
+        let named = |name: &str| match get("type") {
+            Some(Value::String(only)) => only == name,
+            Some(Value::Array(names)) => names.iter().any(|other| other == name),
+            _ => true,
+        };
+        let digits = if named("number") { NUMBER } else { INTEGER };
+        options.push(format!("/{digits}{END}/"));
+        Ok(())
     }
 
-    fn allows_type(&self, schema: &Value, value: &Value) -> bool {
-        Types::of_schema(schema, self.root).has(Types::of_value(value))
-            && self.allows(schema, value)
+    /// Whether a schema that allows booleans allows this one. What lies too deep is not allowed.
+    fn allows(&self, schema: &Value, value: &Value, depth: usize) -> bool {
+        let schema = schema::resolve(schema, self.root);
+        let list = |key: &str| schema.get(key).and_then(Value::as_array);
+        let nested = |schema: &Value| {
+            Types::of_schema(schema, self.root).has(Types::of_value(value))
+                && self.allows(schema, value, depth + 1)
+        };
+        let steps = self.steps.get();
+        self.steps.set(steps.saturating_sub(1));
+        depth <= MAX_NESTED
+            && steps > 0
+            && list("enum").is_none_or(|values| values.contains(value))
+            && schema.get("const").is_none_or(|only| only == value)
+            && ["anyOf", "oneOf"]
+                .iter()
+                .all(|key| list(key).is_none_or(|options| options.iter().any(nested)))
+            && list("allOf").is_none_or(|parts| parts.iter().all(nested))
     }
 
     /// Values that are texts.
@@ -157,7 +226,7 @@ impl<'a> ValueRules<'a> {
             "oneOf" => texts.len() > 1,
             _ => parts.len() > 1,
         };
-        if several || depth > 8 || beside.iter().any(|key| map.contains_key(*key)) {
+        if several || depth > MAX_NESTED || beside.iter().any(|key| map.contains_key(*key)) {
             let reason = "is not supported in this place for values that are texts";
             return Err(Error::request(format!("{field}.{key}"), reason));
         }
@@ -194,6 +263,10 @@ impl<'a> ValueRules<'a> {
             let max = max.map(|max| max.to_string()).unwrap_or_default();
             parts.push(format!("/(?s:.{{{min},{max}}})/"));
         }
+        if parts.is_empty() && types != Types::STRING {
+            // What is taken away needs something to be taken from.
+            parts.push("/(?s:.*)/".to_owned());
+        }
         parts.extend(no_text(types));
         let index = self.n_rules;
         self.n_rules += 1;
@@ -202,7 +275,7 @@ impl<'a> ValueRules<'a> {
         if parts.is_empty() {
             writeln!(self.rules, "{rule}[suffix={end}]: /(?s:.*)/").expect("a String takes all");
         } else {
-            parts.push(format!("~{WITH_END}"));
+            parts.push(format!("~/(?s:.*){END}(?s:.*)/"));
             let terminal = rule.to_uppercase();
             let parts = parts.join(" & ");
             writeln!(self.rules, "{rule}[suffix={end}]: {terminal}\n{terminal}: {parts}")
@@ -218,7 +291,7 @@ fn no_text(types: Types) -> Option<String> {
     let reads = [
         (Types::NULL, "null|None"),
         (Types::BOOLEAN, "true|false|True|False"),
-        (Types::NUMBER, "-?[0-9]+(\\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+        (Types::NUMBER, "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]+)?"),
         (Types::ARRAY, "\\[.*"),
         (Types::OBJECT, "\\{.*"),
     ];

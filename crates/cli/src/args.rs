@@ -188,6 +188,8 @@ pub struct RunArgs {
     pub tokens: Option<usize>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub form: FormArgs,
     /// End the answer at this text; can be repeated.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
@@ -215,6 +217,27 @@ pub struct RunArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// What the answer has to be.
+#[derive(Args, Debug)]
+pub struct FormArgs {
+    /// Tools that the model may call: a JSON list, in the form of the OpenAI API. Calls match their schemas
+    /// and are printed as lines of JSON.
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub tools: Option<PathBuf>,
+    /// The answer is JSON that matches this schema.
+    #[arg(long, value_name = "FILE|JSON", conflicts_with = "raw", group = "answer_form")]
+    pub json_schema: Option<String>,
+    /// The answer as a whole matches this regular expression.
+    #[arg(long, value_name = "REGEX", conflicts_with = "raw", group = "answer_form")]
+    pub regex: Option<String>,
+    /// The answer is a text of this grammar, in Lark's notation.
+    #[arg(long, value_name = "FILE", conflicts_with = "raw", group = "answer_form")]
+    pub grammar: Option<PathBuf>,
+    /// The answer is this text; repeated, one of these.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", group = "answer_form")]
+    pub choice: Vec<String>,
 }
 
 /// How tokens are chosen; defaults are the model's own.

@@ -10,6 +10,7 @@ mod cache;
 mod cache_sim;
 mod chat;
 mod demo;
+mod form;
 mod inspect;
 mod output;
 mod run;

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use chat::{ChatTemplate, Message, RenderOptions};
+use chat::{ChatModel, ChatRequest, Message, ReplyParser};
 use engine::{
-    Engine, FinishReason, GenerateOptions, HeatMapPlace, Sampling, Step, Usage, format_bytes,
+    Constraint, Engine, FinishReason, GenerateOptions, HeatMapPlace, Sampling, Step, Usage,
+    format_bytes,
 };
 use serde_json::{Value, json};
 
 use crate::args::{RunArgs, Switch};
 use crate::cache;
 use crate::demo;
+use crate::form::{self, ReplyPrinter};
 use crate::output::{self, Progress};
 use crate::timing;
 use crate::trace::Trace;
@@ -48,7 +50,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         eprintln!("warning: the checkpoint holds unknown tensors that are not used: {first}{more}");
     }
-    let tokens = prompt_tokens(&args, &engine, &directory, &prompt)?;
+    let Asked { tokens, constraint, mut parser } = ask(&args, &engine, &directory, &prompt)?;
     let sampling = args.sampling.apply(engine.default_sampling());
     let generate = GenerateOptions {
         sampling: sampling.clone(),
@@ -56,7 +58,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         stop: args.stop.clone(),
         stop_tokens: if args.ignore_eos { Vec::new() } else { engine.stop_tokens().to_vec() },
         logprobs: args.logprobs,
-        show_special: args.raw,
+        show_special: args.raw || parser.is_some(),
         cancel: Some(Arc::new(AtomicBool::new(false))),
     };
 
@@ -67,13 +69,19 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut session = engine.session()?;
     let mut answer = Answer::default();
     progress.show(&format!("reading {} prompt tokens ...", tokens.len()));
-    for step in engine.generate(&mut session, &tokens, generate)? {
+    let mut reply = ReplyPrinter::new();
+    for step in engine.generate_constrained(&mut session, &tokens, generate, constraint)? {
         let step = step?;
         progress.clear();
-        if !args.json {
-            output::stream(&step.text)?;
+        match &mut parser {
+            Some(parser) => reply.add(&parser.push(step.token, &step.text), !args.json)?,
+            None if args.json => {}
+            None => output::stream(&step.text)?,
         }
         answer.add(step);
+    }
+    if let Some(parser) = &mut parser {
+        reply.add(&parser.finish(), !args.json)?;
     }
     if let Some(path) = &args.trace_routing {
         engine.finish_trace().with_context(|| format!("writing {}", path.display()))?;
@@ -82,7 +90,13 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         eprintln!("warning: {error}");
     }
     if args.json {
-        output::json(&answer.to_json(&args, &engine, &model, &tokens, &sampling))?;
+        let mut object = answer.to_json(&args, &engine, &model, &tokens, &sampling);
+        if parser.is_some() {
+            object["calls"] = reply.calls().into();
+        }
+        output::json(&object)?;
+    } else if parser.is_some() {
+        reply.line_break()?;
     } else if !answer.text.ends_with('\n') {
         output::stream("\n")?;
     }
@@ -154,29 +168,33 @@ fn prompt_from_stdin() -> anyhow::Result<String> {
     Ok(prompt)
 }
 
-/// The tokens of the prompt: in the model's chat template, or as they are.
-fn prompt_tokens(
-    args: &RunArgs,
-    engine: &Engine,
-    directory: &Path,
-    prompt: &str,
-) -> anyhow::Result<Vec<u32>> {
+/// A prompt, and what its answer needs.
+struct Asked {
+    tokens: Vec<u32>,
+    constraint: Option<Box<dyn Constraint>>,
+    /// Reads the answer, where it may hold calls.
+    parser: Option<ReplyParser>,
+}
+
+/// The prompt: in the model's chat template, or as it is.
+fn ask(args: &RunArgs, engine: &Engine, directory: &Path, prompt: &str) -> anyhow::Result<Asked> {
     let tokenizer = engine.tokenizer()?;
     if args.raw {
-        return Ok(tokenizer.encode_trusted(prompt)?);
+        let tokens = tokenizer.encode_trusted(prompt)?;
+        return Ok(Asked { tokens, constraint: None, parser: None });
     }
-    let template = match engine.chat_template() {
-        Some(source) => ChatTemplate::new(directory, source)?,
-        None => ChatTemplate::open(directory)?,
-    };
+    let model = ChatModel::open(directory, engine.chat_template(), tokenizer)?;
     let system = args.system.as_deref().map(Message::system);
-    let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
-    let render = RenderOptions {
-        add_generation_prompt: true,
+    let request = ChatRequest {
+        messages: system.into_iter().chain([Message::user(prompt)]).collect(),
+        tools: form::tools(&args.form)?,
+        format: form::format(&args.form)?,
         enable_thinking: args.think.map(|think| think == Switch::On),
-        ..RenderOptions::default()
+        ..ChatRequest::default()
     };
-    Ok(chat::encode(&template, tokenizer, &messages, &render)?)
+    let prompt = model.prompt(tokenizer, &request)?;
+    let parser = args.form.tools.is_some().then_some(prompt.parser);
+    Ok(Asked { tokens: prompt.tokens, constraint: prompt.constraint, parser })
 }
 
 /// What was generated.
@@ -194,7 +212,8 @@ struct Answer {
 
 impl Answer {
     fn add(&mut self, step: Step) {
-        let usage = if self.steps.is_empty() { &mut self.prompt } else { &mut self.decode };
+        // Tokens that follow by themselves may come before anything is computed.
+        let usage = if self.prompt.tokens == 0 { &mut self.prompt } else { &mut self.decode };
         *usage += &step.usage;
         self.steps.push(step.usage);
         self.text.push_str(&step.text);

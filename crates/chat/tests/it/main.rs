@@ -1,4 +1,9 @@
-//! Integration tests of chat templates against recorded renderings of the original.
+//! Integration tests: chat templates against recorded renderings of the original, replies, grammars.
+
+mod grammars;
+mod replies;
+mod tool_calls;
+mod two_bit;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,6 +15,10 @@ use tokenizer::Tokenizer;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn demo_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
 }
 
 fn qwen_tokenizer() -> Tokenizer {
@@ -113,8 +122,7 @@ fn control_tokens_in_messages_stay_text() {
 
 #[test]
 fn the_demo_models_template_renders_the_same_conversations() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let template = ChatTemplate::open(&demo).expect("the template is sound");
+    let template = ChatTemplate::open(&demo_directory()).expect("the template is sound");
     let mut rendered = 0;
     for Case { name, messages, options, expected } in cases() {
         // It is made for text: no images.

@@ -177,3 +177,36 @@ fn senseless_requests_are_refused_by_name() {
         }
     }
 }
+
+#[test]
+fn answers_have_the_form_that_is_asked_for() {
+    let base = ["run", "Say yes or no.", "--think", "off", "--greedy"];
+    let with = |more: &[&str]| stdout(&[&base[..], more].concat());
+    let choice = with(&["--choice", "maybe", "--choice", "perhaps"]);
+    assert!(["maybe\n", "perhaps\n"].contains(&choice.as_str()), "{choice}");
+    assert_eq!(with(&["--regex", "[x]{3}-7"]), "xxx-7\n");
+    let schema = r#"{"type": "object", "properties": {"n": {"enum": [4]}}, "required": ["n"],
+        "additionalProperties": false}"#;
+    let answer: serde_json::Value =
+        serde_json::from_str(&with(&["--json-schema", schema])).expect("it is JSON");
+    assert_eq!(answer, serde_json::json!({ "n": 4 }));
+    let message = error(&[&base[..], &["--regex", "("]].concat());
+    assert!(message.contains("regex: no grammar can be made"), "{message}");
+}
+
+#[test]
+fn calls_of_tools_are_printed_as_lines_of_json() {
+    let dir = TempDir::new();
+    let tools = dir.path().join("tools.json");
+    let weather = r#"[{"type": "function", "function": {"name": "get_weather", "description":
+        "Get the current weather.", "parameters": {"type": "object", "properties": {"city":
+        {"type": "string", "description": "Name of the city"}}, "required": ["city"]}}}]"#;
+    std::fs::write(&tools, weather).expect("it can be written");
+    let tools = tools.to_str().expect("a path of text");
+    let args =
+        ["run", "What is the weather in Oslo?", "--think", "off", "--greedy", "--tools", tools];
+    let call: serde_json::Value = serde_json::from_str(&stdout(&args)).expect("a line of JSON");
+    assert_eq!(call["name"], "get_weather");
+    assert_eq!(call["arguments"]["city"], "Oslo");
+    assert_eq!(json(&args)["calls"], serde_json::json!([call]));
+}
