@@ -64,6 +64,8 @@ pub struct Generation<'a> {
     writer: Writer,
     /// Logits of the last token; their memory is used again.
     logits: Vec<f32>,
+    /// Whether the prompt is still to be computed.
+    is_reading: bool,
     done: bool,
 }
 
@@ -77,7 +79,7 @@ impl<'a> Generation<'a> {
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<Self, Error> {
         let writer = Writer::new(engine, session, prompt, options, constraint)?;
-        Ok(Self { engine, session, writer, logits: Vec::new(), done: false })
+        Ok(Self { engine, session, writer, logits: Vec::new(), is_reading: true, done: false })
     }
 
     fn step(&mut self) -> Result<Step, Error> {
@@ -88,7 +90,7 @@ impl<'a> Generation<'a> {
         if let Some(step) = self.writer.free_step() {
             return Ok(step);
         }
-        let Self { engine, session, writer, logits, .. } = self;
+        let Self { engine, session, writer, logits, is_reading, .. } = self;
         logits.clear();
         let n_pending = writer.pending().len();
         let mut n_done = 0;
@@ -104,6 +106,10 @@ impl<'a> Generation<'a> {
                 |_, row| logits.extend_from_slice(row),
             )?;
             usage += &chunk_usage;
+        }
+        if std::mem::take(is_reading) {
+            // What is said may come back otherwise in the next prompt, and this prompt as it is.
+            engine.keep(session, false);
         }
         writer.choose(session.tokens(), logits, usage)
     }

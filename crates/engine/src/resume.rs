@@ -4,7 +4,7 @@ use compute::STATE_BLOCK;
 
 use crate::engine::{Engine, Part};
 use crate::error::Error;
-use crate::prefix_cache::PrefixCacheStats;
+use crate::prefix_cache::stats::PrefixCacheStats;
 use crate::prefix_cache::trail::Trail;
 use crate::session::Session;
 
@@ -54,9 +54,17 @@ impl Engine {
         };
         let marks = &mut self.marks;
         marks.clear();
-        for (index, part) in parts.iter().enumerate() {
-            let blocks = part.session.trail.marks(part.session.tokens.len(), part.tokens.len());
+        for (index, part) in parts.iter_mut().enumerate() {
+            let Session { tokens, trail, .. } = &mut *part.session;
+            let n_before = marks.len();
+            let blocks = trail.marks(tokens.len(), part.tokens.len());
             marks.extend(blocks.map(|block| (index, block)));
+            // The next snapshot takes the room of the one that it replaces.
+            if marks.len() > n_before
+                && let Some(old) = trail.passing.take()
+            {
+                cache.remove_passing(old);
+            }
         }
         while !marks.is_empty() && !cache.make_room_for_snapshots(marks.len()) {
             marks.pop();
@@ -79,9 +87,8 @@ impl Engine {
             let Some(snapshot) = snapshot.filter(|_| !*broken) else { continue };
             let key = trail.keys[block - 1];
             let is_passing = !trail.is_kept(block);
-            let is_new = cache.add_snapshot(key, snapshot, is_passing);
-            if is_passing && let Some(old) = trail.replace_passing(is_new.then_some(key)) {
-                cache.remove_passing(old);
+            if cache.add_snapshot(key, snapshot, is_passing) && is_passing {
+                trail.passing = Some(key);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Part};
 use crate::error::Error;
 use crate::generate::{FinishReason, GenerateOptions, Step};
 use crate::pace::Pace;
-use crate::prefix_cache::PrefixCacheStats;
+use crate::prefix_cache::stats::PrefixCacheStats;
 use crate::session::Session;
 use crate::usage::Usage;
 use crate::writer::Writer;

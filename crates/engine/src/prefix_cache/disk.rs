@@ -15,7 +15,8 @@ use model::SavedParts;
 
 use crate::prefix_cache::file::{self, FileError};
 use crate::prefix_cache::key::Key;
-use crate::prefix_cache::{EntryId, Ignored, Kind, Shapes};
+use crate::prefix_cache::stats::Ignored;
+use crate::prefix_cache::{EntryId, Kind, Shapes};
 
 /// The file whose lock writers hold.
 const LOCK: &str = "lock";

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use compute::STATE_BLOCK;
@@ -58,7 +59,7 @@ pub(crate) fn identity(
     add(&VERSION.to_le_bytes());
     add(env!("CARGO_PKG_VERSION").as_bytes());
     if is_shared {
-        add(&program());
+        add(program());
     }
     add(numerics.as_bytes());
     let checkpoint = &inventory.checkpoint;
@@ -85,14 +86,15 @@ pub(crate) fn identity(
 }
 
 /// A hash of the running program, or something that no other process has.
-fn program() -> Vec<u8> {
+fn program() -> &'static [u8] {
+    static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     let hash = || -> io::Result<Vec<u8>> {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(File::open(std::env::current_exe()?)?)?;
         Ok(hasher.finalize().as_bytes().to_vec())
     };
     let unique = |_| format!("{} {:?}", std::process::id(), SystemTime::now()).into_bytes();
-    hash().unwrap_or_else(unique)
+    PROGRAM.get_or_init(|| hash().unwrap_or_else(unique))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod disk;
 mod file;
 pub(crate) mod key;
 mod memory;
+pub(crate) mod stats;
 pub(crate) mod trail;
 
 use std::borrow::Cow;
@@ -23,9 +24,9 @@ use model::{Decoder, SavedParts, SavedShape};
 
 use crate::error::Error;
 use crate::prefix_cache::disk::Disk;
-use crate::prefix_cache::file::FileError;
 use crate::prefix_cache::key::Key;
 use crate::prefix_cache::memory::Memory;
+use crate::prefix_cache::stats::PrefixCacheStats;
 use crate::runner::{Runner, State};
 
 /// What the prefix cache may take.
@@ -37,75 +38,6 @@ pub struct PrefixCacheOptions {
     pub directory: Option<PathBuf>,
     /// Bytes of the files in the directory, of all models together.
     pub disk_bytes: u64,
-}
-
-/// What the prefix cache holds, and what it was worth.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PrefixCacheStats {
-    /// Sequences that were looked for.
-    pub lookups: u64,
-    /// Those of which a part was found.
-    pub hits: u64,
-    /// Tokens that were looked for.
-    pub tokens: u64,
-    /// Those that were found.
-    pub cached_tokens: u64,
-    /// Bytes in memory.
-    pub memory_bytes: u64,
-    /// Entries in memory.
-    pub entries: usize,
-    /// Entries that left memory because it was full.
-    pub evictions: u64,
-    /// Bytes of files in the directory, of all models and processes, when it was last written to.
-    pub disk_bytes: u64,
-    /// Files read.
-    pub disk_reads: u64,
-    /// Files written.
-    pub disk_writes: u64,
-    /// Times that nothing was written because another process was writing, or the system refused.
-    pub disk_skips: u64,
-    /// Files that were not used, and deleted.
-    pub ignored: Ignored,
-}
-
-/// Numbers of files that were not used, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ignored {
-    /// The system could not read them.
-    pub unreadable: u64,
-    /// They are no entries of a prefix cache.
-    pub not_one: u64,
-    /// They have another version.
-    pub version: u64,
-    /// They are of another model or build.
-    pub other_model: u64,
-    /// They are other entries than their names say.
-    pub misnamed: u64,
-    /// They have the wrong length.
-    pub length: u64,
-    /// Their checksums are wrong.
-    pub damaged: u64,
-}
-
-impl Ignored {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        let Self { unreadable, not_one, version, other_model, misnamed, length, damaged } = *self;
-        unreadable + not_one + version + other_model + misnamed + length + damaged
-    }
-
-    fn count(&mut self, error: &FileError) {
-        let count = match error {
-            FileError::Io(_) => &mut self.unreadable,
-            FileError::NotOne => &mut self.not_one,
-            FileError::Version => &mut self.version,
-            FileError::OtherModel => &mut self.other_model,
-            FileError::Misnamed => &mut self.misnamed,
-            FileError::Length => &mut self.length,
-            FileError::Damaged => &mut self.damaged,
-        };
-        *count += 1;
-    }
 }
 
 /// What an entry holds.
@@ -166,6 +98,10 @@ impl Shapes {
         Memory::cost(self.keys_and_values.bytes()) + Memory::cost(self.recurrent.bytes())
     }
 }
+
+/// Recurrent states of a sequence that its keys and values leave room for: that at the end of its prompt,
+/// and that at its end.
+const LATEST_STATES: usize = 2;
 
 /// The prefix cache of an engine.
 #[derive(Debug)]
@@ -325,23 +261,33 @@ impl PrefixCache {
         keys: &[Key],
         on_disk: bool,
     ) {
-        let block_cost = Memory::cost(self.shapes.keys_and_values.bytes());
-        // From the last to the first, so that the beginning is used last.
-        let n_fitting = usize::try_from(self.memory.limit() / block_cost).unwrap_or(usize::MAX);
-        for (block, key) in keys.iter().enumerate().take(n_fitting).rev() {
-            self.memory.keep(recurrent(*key));
-            self.memory.touch(recurrent(*key));
-            let id = keys_and_values(*key);
-            match self.memory.contains(id) {
-                true => self.memory.touch(id),
-                false => {
-                    self.memory.make_room(block_cost);
-                    self.memory.insert(id, runner.save_kv_block(state, block), false);
-                }
-            }
-        }
+        // First, while all states are in memory: keys and values may push them out.
         if on_disk {
             self.write(runner, state, keys);
+        }
+        let block_cost = Memory::cost(self.shapes.keys_and_values.bytes());
+        let state_cost = Memory::cost(self.shapes.recurrent.bytes());
+        let has_state = |key: &&Key| self.memory.contains(recurrent(**key));
+        let n_latest = keys.iter().filter(has_state).count().min(LATEST_STATES);
+        let room = self.memory.limit().saturating_sub(n_latest as u64 * state_cost);
+        let n_fitting = usize::try_from(room / block_cost).unwrap_or(usize::MAX);
+        // From the last to the first, so that the beginning is used last.
+        let mut n_states = 0;
+        for (block, key) in keys.iter().enumerate().rev() {
+            if self.memory.contains(recurrent(*key)) {
+                self.memory.keep(recurrent(*key));
+                n_states += 1;
+                if n_states <= LATEST_STATES {
+                    self.memory.touch(recurrent(*key));
+                }
+            }
+            let id = keys_and_values(*key);
+            if self.memory.contains(id) {
+                self.memory.touch(id);
+            } else if block < n_fitting {
+                self.memory.make_room(block_cost);
+                self.memory.insert(id, runner.save_kv_block(state, block), false);
+            }
         }
     }
 

@@ -15,8 +15,8 @@ pub(crate) struct Trail {
     pub(crate) keys: Vec<Key>,
     /// Where another sequence went on differently: a third may do so, too.
     branch: Option<usize>,
-    /// The last snapshot that was made and is to be replaced by the next.
-    passing: Option<Key>,
+    /// The last snapshot, if it is to be replaced by the next.
+    pub(crate) passing: Option<Key>,
 }
 
 impl Trail {
@@ -38,11 +38,6 @@ impl Trail {
     /// Whether a snapshot is kept in any case.
     pub(crate) fn is_kept(&self, block: usize) -> bool {
         block.is_multiple_of(KEPT_BLOCKS) || self.branch == Some(block)
-    }
-
-    /// Tells of a snapshot that is to be replaced by the next; gives the one that it replaces.
-    pub(crate) fn replace_passing(&mut self, key: Option<Key>) -> Option<Key> {
-        std::mem::replace(&mut self.passing, key)
     }
 }
 

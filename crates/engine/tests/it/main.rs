@@ -4,6 +4,7 @@ mod constraint;
 mod generation;
 mod perplexity;
 mod precision;
+mod prefix_cache;
 mod scheduler;
 mod sessions;
 

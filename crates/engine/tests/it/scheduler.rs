@@ -54,7 +54,7 @@ impl Case {
 
 fn cases(engine: &Engine, random: &mut Random) -> Vec<Case> {
     let cases = (0..14).map(|index| {
-        let n_tokens = [9, 40, 64, 65, 130, 300, 700][index % 7];
+        let n_tokens = [9, 40, 64, 65, 130, 200, 400][index % 7];
         // Some begin alike.
         let begin = [0, 0, 1000][random.below(3)];
         let mut prompt = held_out(engine, begin, n_tokens);
@@ -276,4 +276,52 @@ fn a_failed_constraint_fails_its_request_alone() {
     assert!(matches!(outcomes[&broken], Err(Error::Constraint(_))));
     assert!(outcomes[&sound].is_ok());
     assert_eq!(pass(&mut scheduler).said, [sound]);
+}
+
+#[test]
+fn logits_that_are_no_numbers_fail_their_request_alone() {
+    // The embedding of one token is damaged.
+    let directory = tiny_copy("not-finite");
+    let path = directory.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("it can be read");
+    let (len, rest) = bytes.split_first_chunk().expect("a length");
+    let header_bytes = u64::from_le_bytes(*len) as usize;
+    let header: serde_json::Value =
+        serde_json::from_slice(&rest[..header_bytes]).expect("a header");
+    let tensors = header.as_object().expect("tensors by name");
+    let (_, embedding) =
+        tensors.iter().find(|(name, _)| name.contains("embed_tokens")).expect("it has one");
+    let begin = 8 + header_bytes + embedding["data_offsets"][0].as_u64().expect("it") as usize;
+    let row_bytes = 2 * embedding["shape"][1].as_u64().expect("a width") as usize;
+    assert_eq!(embedding["dtype"], "BF16");
+    bytes[begin + 7 * row_bytes..][..row_bytes].fill(0xff);
+    std::fs::write(&path, bytes).expect("it can be written");
+
+    let options = EngineOptions { sessions: 2, ..EngineOptions::default() };
+    let mut engine = Engine::open(&directory, &options).expect("it opens");
+    let case = Case {
+        prompt: vec![1, 2, 3],
+        options: GenerateOptions { max_tokens: Some(4), ..GenerateOptions::default() },
+        is_constrained: false,
+    };
+    let expected = case.alone(&mut engine).0;
+    let mut scheduler = Scheduler::new(engine);
+    let damaged = scheduler.start(plain(vec![4, 7])).expect("it is sound");
+    let sound = scheduler.start(case.request()).expect("it is sound");
+    let (mut said, mut failed) = (Vec::new(), Vec::new());
+    while scheduler.running() > 0 {
+        scheduler.step(&mut |id, event| match event {
+            Ok(Event::Progress { .. }) => {}
+            Ok(Event::Step(step)) => {
+                assert_eq!(id, sound);
+                said.extend(step.token);
+            }
+            Err(error) => failed.push((id, error.to_string())),
+        });
+    }
+    assert_eq!(said, expected);
+    let [(id, message)] = &failed[..] else { panic!("one fails: {failed:?}") };
+    assert_eq!(*id, damaged);
+    assert!(message.contains("after 2 tokens are not finite"), "{message}");
+    std::fs::remove_dir_all(&directory).expect("it can be removed");
 }
