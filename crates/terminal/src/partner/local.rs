@@ -3,6 +3,7 @@
 //! The session outlives a turn. When the next prompt begins with the tokens that it holds, which is so whenever the
 //! template writes the talk as it went, only the rest is read.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -20,6 +21,9 @@ pub struct Local {
     sampling: Sampling,
     max_tokens: Option<usize>,
     session: Option<Session>,
+    /// The tokens of replies, by the place of their message in the talk: a model may say a text in other tokens
+    /// than an encoder would.
+    said: BTreeMap<usize, Vec<u32>>,
 }
 
 impl Local {
@@ -32,7 +36,7 @@ impl Local {
         max_tokens: Option<usize>,
     ) -> Self {
         let name = name.to_owned();
-        Self { name, engine, chat, sampling, max_tokens, session: None }
+        Self { name, engine, chat, sampling, max_tokens, session: None, said: BTreeMap::new() }
     }
 
     /// A session that holds a beginning of the prompt, as long as there is one.
@@ -59,7 +63,10 @@ impl Partner for Local {
         cancel: &Arc<AtomicBool>,
         on: &mut dyn FnMut(Event),
     ) -> anyhow::Result<Outcome> {
+        // What comes after the talk's end was taken back.
+        self.said.split_off(&turn.messages.len());
         let request = ChatRequest {
+            said: self.said.values().cloned().collect(),
             messages: turn.messages.clone(),
             tools: turn.tools.clone(),
             enable_thinking: turn.thinking,
@@ -117,6 +124,7 @@ impl Partner for Local {
         let mut decode = Usage::default();
         let mut finish = None;
         let mut first = None;
+        let mut said = Vec::new();
         let cost = &mut outcome.cost;
         let reply = &mut outcome.reply;
         let mut take = |events: Vec<chat::ReplyEvent>| {
@@ -134,6 +142,7 @@ impl Partner for Local {
                 decode += &step.usage;
             }
             cost.tokens += usize::from(step.token.is_some());
+            said.extend(step.token);
             take(parser.push(step.token, &step.text));
             finish = step.finish;
         }
@@ -149,6 +158,7 @@ impl Partner for Local {
             Some(FinishReason::Length) => End::Limit,
             Some(FinishReason::Stop) | None => End::Whole,
         };
+        self.said.insert(turn.messages.len(), said);
         self.engine.remember(&session);
         self.session = Some(session);
         Ok(outcome)
