@@ -193,7 +193,7 @@ impl Blocks<'_> {
 }
 
 /// What is left of a width after something is put before each line: nothing is, where too little would be left.
-fn narrowed<'a>(width: usize, before: &'a str) -> (usize, &'a str) {
+fn narrowed(width: usize, before: &str) -> (usize, &str) {
     let columns = before.chars().count();
     if width >= MIN_WIDTH + columns { (width - columns, before) } else { (width, "") }
 }
