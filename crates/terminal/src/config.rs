@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration {} cannot be read: {source}", .path.display())]
+    #[error("the configuration {} cannot be read", .path.display())]
     Io {
         /// The file.
         path: PathBuf,

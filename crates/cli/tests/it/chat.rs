@@ -211,6 +211,19 @@ fn talks_are_listed_named_and_not_kept_when_not_wanted() {
 }
 
 #[test]
+fn a_talk_that_cannot_be_kept_goes_on() {
+    let data = TempDir::new();
+    fs::write(data.path().join("sessions"), "a file").expect("it can be written");
+    let output = piped(chat(&data, &PLAIN), "What is 34 plus 58?\n/stats\n");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && stderr.matches("not kept from here on").count() == 1,
+        "{stderr}"
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("talk: 2 messages"));
+}
+
+#[test]
 fn what_cannot_be_done_is_an_error_that_says_so() {
     let data = TempDir::new();
     for (args, lines, words) in [

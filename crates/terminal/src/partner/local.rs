@@ -75,8 +75,7 @@ impl Partner for Local {
         let Prompt { tokens, constraint, mut parser, .. } =
             self.chat.prompt(self.engine.tokenizer()?, &request)?;
         let context = self.engine.plan().context;
-        let cost =
-            Cost { prompt_tokens: tokens.len(), context: Some(context), ..Cost::default() };
+        let cost = Cost { prompt_tokens: tokens.len(), context: Some(context), ..Cost::default() };
         let mut outcome = Outcome { cost, ..Outcome::default() };
         if tokens.len() > context {
             outcome.end = End::ContextFull;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sessions::record::VERSION;
 use crate::sessions::{Record, SessionError, Talk};
+use crate::text::one_line;
 
 /// A longer file than any talk.
 const MAX_BYTES: u64 = 256 << 20;
@@ -90,7 +91,8 @@ fn read(file: &mut File, path: &Path) -> Result<(Talk, u64), SessionError> {
     let malformed = |line: usize, reason: String| SessionError::Malformed {
         path: path.to_owned(),
         line: line + 1,
-        reason,
+        // It may quote the file.
+        reason: one_line(&reason),
     };
     if bytes.len() as u64 > MAX_BYTES {
         return Err(malformed(0, format!("the file is longer than {MAX_BYTES} bytes")));

@@ -263,6 +263,9 @@ impl Toolbox {
             match answer.trim().to_ascii_lowercase().as_str() {
                 "y" | "yes" => return Ok(Answer::Yes),
                 "n" | "no" => return Ok(Answer::No),
+                "a" | "always" if command.chars().any(|c| c.is_control() && c != '\n') => {
+                    screen.warn("that has control characters, and is asked for every time")?;
+                }
                 "a" | "always" => {
                     let pattern = input.ask("always (* stands for words): ", command.trim())?;
                     let Some(pattern) = pattern else { continue };

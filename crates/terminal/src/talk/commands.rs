@@ -8,7 +8,7 @@ use crate::command::{COMMANDS, Command, Think};
 use crate::input::Entered;
 use crate::sessions::Summary;
 use crate::talk::{Talk, shown};
-use crate::text::one_line;
+use crate::text::{clean, one_line};
 
 /// Sessions that are listed.
 const LISTED: usize = 20;
@@ -74,7 +74,7 @@ impl Talk<'_> {
 
     fn system(&mut self, text: Option<String>) -> anyhow::Result<()> {
         if let Some(text) = text {
-            self.journal.set_system(Some(text))?;
+            self.journal.set_system(Some(text));
         }
         let system = self.journal.talk().system.clone();
         let system = system.unwrap_or_else(|| "There is no system message.".to_owned());
@@ -102,12 +102,7 @@ impl Talk<'_> {
         }
         let text = match self.journal.file() {
             Some(file) => format!("The talk is kept as {} in {}.", file.id(), shown(file.path())),
-            None if self.config.save == Some(false) => {
-                "Talks are not kept: that is switched off.".to_owned()
-            }
-            None if self.store.is_none() => {
-                "Talks are not kept: this system has no place for them.".to_owned()
-            }
+            None if !self.journal.is_kept() => "The talk is not kept.".to_owned(),
             None => "The talk will be kept from its first message on.".to_owned(),
         };
         Ok(self.screen.say(&text)?)
@@ -119,7 +114,7 @@ impl Talk<'_> {
         // Who answers stays; the talk is told.
         let name = self.partner.as_ref().map(|partner| partner.name().to_owned());
         if let Some(name) = name {
-            self.journal.set_model(&name)?;
+            self.journal.set_model(&name);
         }
         self.show_resumed()
     }
@@ -147,7 +142,7 @@ impl Talk<'_> {
         };
         self.attempt += 1;
         let attempt = self.attempt;
-        self.journal.keep(at + 1)?;
+        self.journal.keep(at + 1);
         self.answer(attempt)
     }
 
@@ -159,12 +154,13 @@ impl Talk<'_> {
         let text = match text {
             Some(text) => text,
             None if !self.input.is_person() => return self.refuse("/edit takes the new text here"),
-            None => match self.input.message("> ", &old)? {
+            // An editor shows what it is given as it is.
+            None => match self.input.message("> ", &clean(&old))? {
                 Entered::Line(line) if !line.trim().is_empty() => line.trim().to_owned(),
                 _ => return Ok(self.screen.aside("The message stays as it is.")?),
             },
         };
-        self.journal.keep(at)?;
+        self.journal.keep(at);
         self.message(&text)
     }
 

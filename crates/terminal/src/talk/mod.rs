@@ -88,7 +88,7 @@ impl<'a> Talk<'a> {
         if let Some(key) = &resume {
             journal.resume(store.as_deref(), key)?;
         } else {
-            journal.set_system(config.system.clone())?;
+            journal.set_system(config.system.clone());
         }
         let model = config.model.clone().or_else(|| match config.url {
             Some(_) => None,
@@ -134,7 +134,7 @@ impl<'a> Talk<'a> {
             }
             (None, None) => anyhow::bail!("there is no model"),
         };
-        self.journal.set_model(partner.name())?;
+        self.journal.set_model(partner.name());
         self.partner = Some(partner);
         Ok(())
     }
@@ -168,6 +168,10 @@ impl<'a> Talk<'a> {
             Ok(Typed::Message(message)) => self.message(&message),
             Err(explanation) => self.refuse(&explanation),
         };
+        if let Some(error) = self.journal.take_trouble() {
+            let error = anyhow::Error::from(error);
+            self.screen.warn(&format!("warning: the talk is not kept from here on: {error:#}"))?;
+        }
         match done {
             // A person sees what went wrong and goes on; a pipe's next lines would make no sense.
             Err(error) if self.input.is_person() && !is_output_gone(&error) => {
@@ -189,7 +193,7 @@ impl<'a> Talk<'a> {
     }
 
     fn message(&mut self, text: &str) -> anyhow::Result<()> {
-        self.journal.push(Message::user(text))?;
+        self.journal.push(Message::user(text));
         self.answer(0)
     }
 

@@ -27,7 +27,7 @@ impl Talk<'_> {
             let outcome = match self.turn(attempt) {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    self.take_back_question()?;
+                    self.take_back_question();
                     return Err(error);
                 }
             };
@@ -35,7 +35,7 @@ impl Talk<'_> {
             let whole = outcome.end == End::Whole;
             if !whole && outcome.reply.content.trim().is_empty() {
                 // Thoughts that were cut off, or nothing at all, are no answer.
-                self.take_back_question()?;
+                self.take_back_question();
                 return self.explain(&outcome);
             }
             let mut message = outcome.reply.to_message();
@@ -43,7 +43,7 @@ impl Talk<'_> {
                 // Calls in a reply that was cut off are not made, so that nothing answers them.
                 message.other.shift_remove("tool_calls");
             }
-            self.journal.push(message)?;
+            self.journal.push(message);
             self.screen.aside(&Numbers::footer(&outcome.cost))?;
             self.explain(&outcome)?;
             if !whole || outcome.reply.calls.is_empty() {
@@ -66,7 +66,7 @@ impl Talk<'_> {
                 let mut message = Message::new("tool", &result);
                 message.other.insert("tool_call_id".to_owned(), call.id.clone().into());
                 message.other.insert("name".to_owned(), call.name.clone().into());
-                self.journal.push(message)?;
+                self.journal.push(message);
             }
             if stopped {
                 return Ok(());
@@ -79,13 +79,12 @@ impl Talk<'_> {
     }
 
     /// Removes a message that got no answer, so that the talk can go on otherwise.
-    fn take_back_question(&mut self) -> anyhow::Result<()> {
+    fn take_back_question(&mut self) {
         let messages = &self.journal.talk().messages;
         if messages.last().is_some_and(|message| message.role == "user") {
             let n = messages.len() - 1;
-            self.journal.keep(n)?;
+            self.journal.keep(n);
         }
-        Ok(())
     }
 
     /// Says why a reply is not whole.

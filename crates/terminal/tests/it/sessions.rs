@@ -91,7 +91,7 @@ fn damage_is_named_with_its_line() {
         (&format!("{head}\n{head}\n"), 2, "inside"),
         (&format!("{head}\n{{\"type\":\"keep\",\"messages\":1}}\n"), 2, "1 of 0"),
         (&format!("{head}\n\n{head}\n"), 2, "EOF"),
-        (&format!("{head}\n{{\"type\":\"spell\"}}\n"), 2, "spell"),
+        (&format!("{head}\n{{\"type\":\"spell\\u001b[2J\"}}\n"), 2, "spell\u{241b}[2J"),
         (&format!("{head}\n{{\"type\":\"name\",\"name\":\"x\",\"y\":1}}\n"), 2, "y"),
         (
             &format!(
