@@ -132,6 +132,7 @@ impl Talk<'_> {
             view: View::new(&self.screen, self.show_thinking),
             reading: None,
             begin: Instant::now(),
+            ticked: Instant::now(),
             presses: 0,
         };
         let mut trouble: Option<io::Error> = None;
@@ -152,11 +153,15 @@ impl Talk<'_> {
                         std::process::exit(INTERRUPTED);
                     }
                 }
-                let result = match event {
+                let mut result = match event {
                     Ok(event) => shown.take(&mut self.screen, event),
-                    Err(RecvTimeoutError::Timeout) => shown.tick(&mut self.screen, &self.numbers),
+                    Err(RecvTimeoutError::Timeout) => Ok(()),
                     Err(RecvTimeoutError::Disconnected) => break,
                 };
+                if result.is_ok() && shown.ticked.elapsed() >= TICK {
+                    shown.ticked = Instant::now();
+                    result = shown.tick(&mut self.screen, &self.numbers);
+                }
                 if let Err(error) = result
                     && trouble.is_none()
                 {
@@ -181,6 +186,8 @@ struct Shown {
     view: View,
     reading: Option<Reading>,
     begin: Instant,
+    /// When it was last looked at without an event.
+    ticked: Instant,
     /// How often Ctrl-C was pressed.
     presses: usize,
 }
