@@ -41,24 +41,25 @@ impl Numbers {
         let mut text = if read == 0 {
             format!("reading {} tokens", grouped(total - reused))
         } else {
-            format!("reading: {} of {} tokens", grouped(done), grouped(total))
+            format!("reading {} of {} tokens", grouped(done), grouped(total))
         };
-        if reused > 0 {
-            text += &format!(" ({} known)", grouped(reused));
-        }
-        if bytes_read > 0 {
-            text += &format!(", {:.0} MB", bytes_read as f64 / 1e6);
-        }
         let speed = match time.as_secs_f64() {
             seconds if read > 0 && seconds > 0.0 => Some(read as f64 / seconds),
             _ => self.prompt_speed,
         };
+        // What matters most comes first: a narrow terminal shows no more.
         match speed {
             Some(speed) => {
                 let left = (total - reused) as f64 / speed - waited;
                 text += &format!(", {:.0} s left", left.max(1.0));
             }
             None => text += &format!(", {waited:.0} s"),
+        }
+        if bytes_read > 0 {
+            text += &format!(", {:.0} MB", bytes_read as f64 / 1e6);
+        }
+        if reused > 0 {
+            text += &format!(", {} known", grouped(reused));
         }
         text
     }
