@@ -2,7 +2,7 @@
 //! form.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
@@ -28,7 +28,12 @@ pub struct ChatModel {
     marks: OnceLock<Marks>,
     /// Made when a grammar is asked for the first time.
     factory: OnceLock<Result<ParserFactory, String>>,
+    /// Compiled grammars by their texts, the last used at the end: an agent asks with the same tools again.
+    compiled: Mutex<Vec<(String, Matcher)>>,
 }
+
+/// Compiled grammars that are kept.
+const N_COMPILED: usize = 8;
 
 /// What is asked of the model.
 #[derive(Clone, Debug)]
@@ -140,6 +145,7 @@ impl ChatModel {
             tokenizer: tokenizer.clone(),
             marks: OnceLock::new(),
             factory: OnceLock::new(),
+            compiled: Mutex::default(),
         }
     }
 
@@ -208,10 +214,10 @@ impl ChatModel {
             };
         }
         let tools = Tool::list(&request.tools)?;
-        if let ToolChoice::Named(name) = &request.tool_choice {
-            if tools.iter().all(|tool| &tool.name != name) {
-                return Err(Error::request("tool_choice", format!("there is no tool {name:?}")));
-            }
+        if let ToolChoice::Named(name) = &request.tool_choice
+            && tools.iter().all(|tool| &tool.name != name)
+        {
+            return Err(Error::request("tool_choice", format!("there is no tool {name:?}")));
         }
         match (&request.tool_choice, self.format.calls) {
             (ToolChoice::None, _) => Ok(Vec::new()),
@@ -318,8 +324,31 @@ impl ChatModel {
         })
     }
 
-    /// A grammar, compiled.
+    /// A grammar, compiled now or before.
     fn matcher(&self, text: &GrammarText) -> Result<Matcher, Error> {
+        let compiled = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = {
+            let mut compiled = compiled();
+            compiled.iter().position(|(lark, _)| lark == &text.lark).map(|index| {
+                let entry = compiled.remove(index);
+                let matcher = entry.1.deep_clone();
+                compiled.push(entry);
+                matcher
+            })
+        };
+        if let Some(matcher) = known {
+            return Ok(matcher);
+        }
+        let matcher = self.compile(text)?;
+        let mut compiled = compiled();
+        if compiled.len() == N_COMPILED {
+            compiled.remove(0);
+        }
+        compiled.push((text.lark.clone(), matcher.deep_clone()));
+        Ok(matcher)
+    }
+
+    fn compile(&self, text: &GrammarText) -> Result<Matcher, Error> {
         let factory = self
             .factory
             .get_or_init(|| vocabulary::factory(&self.tokenizer, &self.format.stop_tokens));

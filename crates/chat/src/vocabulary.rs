@@ -59,7 +59,7 @@ pub(crate) fn factory(tokenizer: &Tokenizer, stop_tokens: &[u32]) -> Result<Pars
     limits.step_lexer_fuel = 200_000;
     limits.step_max_items = 20_000;
     limits.max_items_in_row = 1_000;
-    limits.max_lexer_states = 100_000;
+    limits.max_lexer_states = 50_000;
     limits.max_grammar_size = 200_000;
     limits.verbose_errors = false;
     Ok(factory)
