@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
+use crate::chat::ChatArgs;
 use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
@@ -18,6 +19,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Talk with a model.
+    Chat(ChatArgs),
     /// Answer a prompt.
     Run(RunArgs),
     /// Answer over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to talk and to watch.
@@ -267,9 +270,9 @@ pub struct SamplingArgs {
     /// Subtract from logits as often as the token was generated before; 0 is off.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub frequency_penalty: Option<f32>,
-    /// Seed of the random numbers: the same seed gives the same answer.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the random numbers: the same seed gives the same answer; default: 0.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 impl SamplingArgs {
@@ -287,7 +290,7 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-            seed: self.seed,
+            seed: self.seed.unwrap_or(default.seed),
         }
     }
 }

@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod cache;
 mod cache_sim;
+mod chat;
 mod demo;
 mod form;
 mod inspect;
@@ -28,6 +29,7 @@ use crate::args::{Cli, Command};
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
+        Command::Chat(args) => chat::chat(args),
         Command::Run(args) => run::run(args),
         Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),

@@ -3,6 +3,8 @@
 mod bad_input;
 mod bench;
 mod cache_sim;
+mod chat;
+mod chat_server;
 mod gguf;
 mod heat_map;
 mod inspect;
