@@ -111,6 +111,30 @@ fn resize<T: Clone + Default>(values: &mut Vec<T>, len: usize, clear: bool) {
 /// A block without larger magnitudes is zero: the inverse of its scale would not be finite.
 const SMALLEST: f32 = 1e-36;
 
+/// How a block is quantised.
+pub(crate) struct BlockScale {
+    pub(crate) scale: f32,
+    /// What values are multiplied with.
+    pub(crate) inverse: f32,
+    pub(crate) is_finite: bool,
+}
+
+impl BlockScale {
+    /// For a block whose largest magnitude has these bits.
+    #[inline(always)]
+    pub(crate) fn of(bits: u32) -> Self {
+        let largest = f32::from_bits(bits);
+        let is_finite = bits < 0x7f80_0000;
+        let is_large = is_finite && largest >= SMALLEST;
+        let scale = match (is_finite, is_large) {
+            (true, true) => largest / 127.0,
+            (true, false) => 0.0,
+            (false, _) => f32::NAN,
+        };
+        Self { scale, inverse: if is_large { 127.0 / largest } else { 0.0 }, is_finite }
+    }
+}
+
 /// Quantises whole blocks of columns: the largest magnitude of a block becomes 127. A block with a value
 /// that is not finite gets a scale that is not a number, so that it shows in every product.
 #[inline(always)]
@@ -119,15 +143,8 @@ pub(crate) fn quantize_portable(x: &[f32], out: BlocksMut<'_>) {
     let places = out.scales.iter_mut().zip(out.sums.as_chunks_mut::<2>().0);
     for (((x, codes), (scale, sums)), scaled_sum) in blocks.zip(places).zip(out.scaled_sums) {
         let bits = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
-        let largest = f32::from_bits(bits);
-        let is_finite = bits < 0x7f80_0000;
-        let is_large = is_finite && largest >= SMALLEST;
-        *scale = match (is_finite, is_large) {
-            (true, true) => largest / 127.0,
-            (true, false) => 0.0,
-            (false, _) => f32::NAN,
-        };
-        let inverse = if is_large { 127.0 / largest } else { 0.0 };
+        let BlockScale { scale: of_block, inverse, is_finite } = BlockScale::of(bits);
+        *scale = of_block;
         let mut rounded = [0_i32; BLOCK];
         for (rounded, x) in rounded.iter_mut().zip(x) {
             // Infinity times zero is no number.

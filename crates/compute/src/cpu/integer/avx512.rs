@@ -13,12 +13,12 @@ mod order;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use crate::cpu::integer::activations::BlocksMut;
+use crate::cpu::integer::activations::{BlockScale, BlocksMut};
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
 use crate::cpu::integer::portable::{TokenChunk, TokenRow, with_whole_chunk};
 use crate::cpu::integer::prefetch::prefetch;
-use crate::cpu::integer::{Kind, Rows, Tokens, quantize_portable};
+use crate::cpu::integer::{BLOCK, Kind, LANES, Rows, Tokens};
 use load::{Vectors, load_as_it_lies};
 use order::{Order, reorder, sums_of_blocks};
 
@@ -198,8 +198,37 @@ fn load_words_16(values: &[i16; 32]) -> __m512i {
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
 
-/// See [`quantize_portable`], which the compiler turns into vector code here.
+/// See [`crate::cpu::integer::quantize_portable`]: the same arithmetic, a block at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 pub(crate) fn quantize(x: &[f32], out: BlocksMut<'_>) {
-    quantize_portable(x, out);
+    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(out.codes.as_chunks_mut::<BLOCK>().0);
+    let places = out.scales.iter_mut().zip(out.sums.as_chunks_mut::<2>().0);
+    for (((x, codes), (scale, sums)), scaled_sum) in blocks.zip(places).zip(out.scaled_sums) {
+        let halves: [&[f32; LANES]; 2] =
+            [x.first_chunk().expect("half of a block"), x.last_chunk().expect("the other half")];
+        let x = halves.map(|values| load_floats(values));
+        let magnitudes = x.map(|x| _mm512_castps_si512(_mm512_abs_ps(x)));
+        let bits = _mm512_reduce_max_epu32(_mm512_max_epu32(magnitudes[0], magnitudes[1]));
+        let BlockScale { scale: of_block, inverse, is_finite } = BlockScale::of(bits);
+        *scale = of_block;
+        let limit = _mm512_set1_ps(127.0);
+        let present = if is_finite { u16::MAX } else { 0 };
+        let rounded = x.map(|x| {
+            // Infinity times zero is no number.
+            let scaled = _mm512_maskz_mul_ps(present, x, _mm512_set1_ps(inverse));
+            let clamped = _mm512_max_ps(
+                _mm512_min_ps(scaled, limit),
+                _mm512_sub_ps(_mm512_setzero_ps(), limit),
+            );
+            // To the nearest, ties to even.
+            _mm512_cvtps_epi32(clamped)
+        });
+        let [low, high] = rounded.map(|half| _mm512_reduce_add_epi32(half));
+        for (codes, half) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(rounded) {
+            // SAFETY: the array has sixteen bytes; the store needs no alignment.
+            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(half)) };
+        }
+        *sums = [low as i16, high as i16];
+        *scaled_sum = *scale * (low + high) as f32;
+    }
 }
