@@ -13,6 +13,7 @@ mod cpu;
 mod host;
 mod matrix;
 pub mod memory;
+mod prefetch;
 mod reference;
 mod snapshots;
 mod uses;

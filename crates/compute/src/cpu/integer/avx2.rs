@@ -17,8 +17,8 @@ use crate::cpu::integer::activations::BlocksMut;
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
 use crate::cpu::integer::portable::{TokenChunk, TokenRow};
-use crate::cpu::integer::prefetch::prefetch;
 use crate::cpu::integer::{BLOCK, Kind, Padded, Rows, Tokens, quantize_portable};
+use crate::prefetch::prefetch;
 use load::{PART, Vectors, load, part_of};
 
 /// From so many tokens on, weights are unpacked for all of them into a panel.

@@ -17,8 +17,8 @@ use crate::cpu::integer::activations::{BlockScale, BlocksMut};
 use crate::cpu::integer::id::{Id, for_kind};
 use crate::cpu::integer::kind::Bias;
 use crate::cpu::integer::portable::{TokenChunk, TokenRow, with_whole_chunk};
-use crate::cpu::integer::prefetch::prefetch;
 use crate::cpu::integer::{BLOCK, Kind, LANES, Rows, Tokens};
+use crate::prefetch::prefetch;
 use load::{Vectors, load_as_it_lies};
 use order::{Order, reorder, sums_of_blocks};
 

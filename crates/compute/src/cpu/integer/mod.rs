@@ -33,8 +33,6 @@ mod kind;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod portable;
-#[cfg(target_arch = "x86_64")]
-mod prefetch;
 mod unpack;
 
 pub(crate) use activations::{BlocksMut, QuantizedRows, Tokens, quantize_portable};
