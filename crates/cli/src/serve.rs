@@ -37,7 +37,7 @@ pub struct ServeArgs {
     /// repeated.
     #[arg(long, value_name = "NAME")]
     pub allow_host: Vec<String>,
-    /// The origin of web pages that may use the server, such as https://example.org; can be repeated.
+    /// The origin of web pages that may use the server, such as `https://example.org`; can be repeated.
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
     /// A name by which clients ask for the model; can be repeated. Default: the checkpoint's.
