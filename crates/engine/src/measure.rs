@@ -88,19 +88,15 @@ impl Drive {
         &self.paths
     }
 
-    /// Direct random reads of an expert's size, and then the same reads once more: the drive itself, or
-    /// the host of a virtual machine, may still have what was read.
+    /// Direct random reads of an expert's size.
     pub fn measure(
         &self,
         in_flight_bytes: u64,
         duration: Duration,
         seed: u64,
-    ) -> Result<[DriveSpeed; 2], Error> {
-        let read_bytes = self.read_bytes;
-        let probe = DriveProbe { read_bytes, in_flight_bytes, duration, max_reads: u64::MAX, seed };
-        let first = probe.run(&self.files, &self.lens)?;
-        let again = DriveProbe { max_reads: first.reads, ..probe };
-        Ok([first, again.run(&self.files, &self.lens)?])
+    ) -> Result<DriveSpeed, Error> {
+        let probe = DriveProbe { read_bytes: self.read_bytes, in_flight_bytes, duration, seed };
+        Ok(probe.run(&self.files, &self.lens)?)
     }
 
     /// Bytes of each of those reads.

@@ -149,7 +149,7 @@ impl<'a> Bench<'a> {
         let after = self.speeds(repeat)?;
         self.results.budgets[index].speeds.push(Speeds {
             memory: f64::midpoint(before.memory, after.memory),
-            drive: [0, 1].map(|time| f64::midpoint(before.drive[time], after.drive[time])),
+            drive: f64::midpoint(before.drive, after.drive),
         });
         Ok(())
     }
@@ -204,15 +204,13 @@ impl<'a> Bench<'a> {
             .context("measuring the speed of memory")?;
         // Other places each time: the host of a virtual machine may remember.
         let seed = self.settings.seed ^ ((repeat + self.results.speeds.len()) as u64) << 48;
-        let mut best = [0.0; 2];
+        let mut best = 0.0;
         for (depth, bytes) in IN_FLIGHT_BYTES.into_iter().enumerate() {
             let drive =
                 self.drive.measure(bytes, self.settings.probe, seed ^ (depth as u64) << 32)?;
-            for (best, drive) in best.iter_mut().zip(drive) {
-                *best = drive.bytes_per_second.max(*best);
-                self.results.drive_reads.1 = drive.threads.max(self.results.drive_reads.1);
-                self.results.direct = drive.direct;
-            }
+            best = drive.bytes_per_second.max(best);
+            self.results.drive_reads.1 = drive.threads.max(self.results.drive_reads.1);
+            self.results.direct = drive.direct;
         }
         let speeds = Speeds { memory, drive: best };
         self.results.speeds.push(speeds);

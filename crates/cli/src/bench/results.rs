@@ -62,15 +62,8 @@ pub struct Cell {
 pub struct Speeds {
     /// All threads reading memory.
     pub memory: f64,
-    /// Direct random reads of an expert's size, for the first time and again.
-    pub drive: [f64; 2],
-}
-
-impl Speeds {
-    /// The faster of both: the limit of an engine that reads experts again and again.
-    fn fastest_drive(&self) -> f64 {
-        self.drive[0].max(self.drive[1])
-    }
+    /// Direct random reads of an expert's size.
+    pub drive: f64,
 }
 
 /// All measurements under a budget.
@@ -200,7 +193,7 @@ impl Cell {
     pub fn limits(&self, sample: &Sample, speeds: Speeds) -> [f64; 2] {
         let time = |bytes: f64, speed: f64| if speed > 0.0 { bytes / speed } else { 0.0 };
         let touched = self.touched.total() as f64;
-        [time(touched, speeds.memory), time(sample.read_per_token(), speeds.fastest_drive())]
+        [time(touched, speeds.memory), time(sample.read_per_token(), speeds.drive)]
     }
 
     /// Of decoding: the limit in tokens a second, the share of it that was reached, and whether memory
@@ -313,9 +306,7 @@ impl Speeds {
     fn to_json(self) -> Value {
         json!({
             "memory_bytes_per_second": self.memory,
-            "drive_bytes_per_second": self.fastest_drive(),
-            "drive_first_bytes_per_second": self.drive[0],
-            "drive_again_bytes_per_second": self.drive[1],
+            "drive_bytes_per_second": self.drive,
         })
     }
 }
@@ -338,9 +329,9 @@ impl Results {
         Spread::of(self.speeds.iter().map(|speeds| speeds.memory))
     }
 
-    /// Spread of the drive's speed, for the first time and again.
-    pub fn drive(&self) -> [Option<Spread>; 2] {
-        [0, 1].map(|time| Spread::of(self.speeds.iter().map(|speeds| speeds.drive[time])))
+    /// Spread of the drive's speed.
+    pub fn drive(&self) -> Option<Spread> {
+        Spread::of(self.speeds.iter().map(|speeds| speeds.drive))
     }
 
     /// The largest share of the model that the page cache held before a cold measurement, and why that
@@ -377,8 +368,7 @@ impl Results {
             "memory_bytes_per_second": self.memory().map(Spread::to_json),
             "memory_threads": self.memory_reads.0,
             "memory_buffer_bytes": self.memory_reads.1,
-            "drive_first_bytes_per_second": self.drive()[0].map(Spread::to_json),
-            "drive_again_bytes_per_second": self.drive()[1].map(Spread::to_json),
+            "drive_bytes_per_second": self.drive().map(Spread::to_json),
             "drive_read_bytes": self.drive_reads.0,
             "drive_threads": self.drive_reads.1,
             "drive_direct": self.direct,
@@ -427,7 +417,7 @@ mod tests {
             touched,
             samples: vec![sample(0, bytes_read)],
         };
-        let speeds = [Speeds { memory: 20_000.0, drive: [1000.0; 2] }];
+        let speeds = [Speeds { memory: 20_000.0, drive: 1000.0 }];
         // Memory: 1000 bytes at 20000 a second. Drive: a tenth of the bytes at 1000 a second.
         assert_eq!(cell(100).roofline(&speeds), Some((20.0, 0.5, true)));
         assert_eq!(cell(800).roofline(&speeds), Some((12.5, 0.8, false)));

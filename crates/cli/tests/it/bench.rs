@@ -26,8 +26,7 @@ fn the_demo_model_can_be_measured() {
         "/machine/cores",
         "/model/expert_bytes_per_token",
         "/machine_speeds/memory_bytes_per_second/median",
-        "/machine_speeds/drive_first_bytes_per_second/median",
-        "/machine_speeds/drive_again_bytes_per_second/median",
+        "/machine_speeds/drive_bytes_per_second/median",
         "/machine_speeds/drive_read_bytes",
     ] {
         positive(&all, path);
