@@ -1,9 +1,10 @@
 //! Asking for memory before it is needed.
 
-#![expect(unsafe_code, reason = "an instruction")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "an instruction"))]
 
 /// How far ahead, in bytes. The hardware's own prefetching begins anew at every page; with 4 KiB one core
 /// multiplied Q4_K at 29 GB/s, with 16 KiB at 35, and no more farther ahead (Zen 5).
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 16 << 10;
 
 /// Asks for so many bytes that come some way after the first of `data`; does nothing on processors that
