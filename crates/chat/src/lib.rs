@@ -30,7 +30,7 @@
 //! let constraint = prompt.constraint;
 //! for step in engine.generate_constrained(&mut session, &prompt.tokens, options, constraint)? {
 //!     let step = step?;
-//!     for event in prompt.parser.push(step.token, &step.text) {
+//!     for event in prompt.parser.push(&step.text) {
 //!         reply.add(&event);
 //!     }
 //! }

@@ -94,9 +94,8 @@ impl ReplyParser {
         Self { calls, types, state, text: String::new(), n_calls: 0, events: Vec::new() }
     }
 
-    /// Takes a step's text. The marks of all formats are text, also where they are tokens, so that the
-    /// token itself decides nothing.
-    pub fn push(&mut self, _token: Option<u32>, text: &str) -> Vec<ReplyEvent> {
+    /// Takes a step's text. The marks of all formats are text, also where they are tokens.
+    pub fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
         self.text.push_str(text);
         while self.advance() {}
         std::mem::take(&mut self.events)
@@ -316,6 +315,16 @@ pub(crate) fn expect(text: &str, mark: &str) -> Expected {
     } else {
         Expected::Other
     }
+}
+
+/// Goes on behind space.
+pub(crate) fn skip_space(text: &str, at: &mut usize) {
+    *at = text.len() - text[*at..].trim_start().len();
+}
+
+/// Whether a text is one value of JSON, of any depth and with numbers of any size.
+pub(crate) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 /// How much of a text surely comes before a mark and is not the space in front of it; and where the text

@@ -70,7 +70,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let step = step?;
         progress.clear();
         match &mut parser {
-            Some(parser) => reply.add(&parser.push(step.token, &step.text), !args.json)?,
+            Some(parser) => reply.add(&parser.push(&step.text), !args.json)?,
             None if args.json => {}
             None => output::stream(&step.text)?,
         }

@@ -189,7 +189,7 @@ impl Reply {
         }
         match &mut self.parser {
             Some(parser) => {
-                let mut events = parser.push(token, &text);
+                let mut events = parser.push(&text);
                 if finish.is_some() {
                     events.append(&mut parser.finish());
                 }

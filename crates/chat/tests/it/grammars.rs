@@ -1,8 +1,8 @@
 //! Grammars: what a held reply may and may not say, where it may end, and what is refused.
 
-use std::time::{Duration, Instant};
-
-use chat::{ArgumentBounds, ChatModel, ChatRequest, Error, Message, ResponseFormat, ToolChoice};
+use chat::{
+    ArgumentBounds, ChatModel, ChatRequest, Error, Message, Reply, ResponseFormat, ToolChoice,
+};
 use serde_json::{Value, json};
 
 use crate::replies::{MODELS, request};
@@ -14,8 +14,47 @@ struct Verdict {
     may_end: bool,
 }
 
-/// Says a text under the constraint of a request, in tokens that the constraint allows.
+/// Says a text under the constraint of a request, in tokens that the constraint allows. What can be said as
+/// a whole is read back, and nothing of it may be malformed.
 fn say(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
+    let verdict = speak(model, request, text);
+    if verdict == (Verdict { said: text.len(), may_end: true }) {
+        assert_eq!(read(model, request, text).malformed, [""; 0], "{text}");
+    }
+    verdict
+}
+
+/// What is read of a reply.
+fn read(model: &ChatModel, request: &ChatRequest, text: &str) -> Reply {
+    let mut parser = model.prompt(&MODELS.tokenizer, request).expect("a prompt").parser;
+    let mut reply = Reply::default();
+    for event in parser.push(text).into_iter().chain(parser.finish()) {
+        reply.add(&event);
+    }
+    reply
+}
+
+/// The argument `x` of the only call of a reply.
+fn read_x(model: &ChatModel, request: &ChatRequest, text: &str) -> Value {
+    let reply = read(model, request, text);
+    assert_eq!(reply.calls.len(), 1, "{text}");
+    let arguments = &reply.calls[0].arguments;
+    let arguments: Value = serde_json::from_str(arguments).expect("arguments are JSON");
+    arguments["x"].clone()
+}
+
+/// What a value is, written as templates do: a text where only a text is allowed or nothing else reads.
+fn written(value: &str, x: &Value) -> Value {
+    match value {
+        _ if x.is_string() => value.into(),
+        "True" => true.into(),
+        "False" => false.into(),
+        "None" => Value::Null,
+        json => serde_json::from_str(json).expect("it is JSON"),
+    }
+}
+
+fn speak(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
     let tokenizer = &MODELS.tokenizer;
     let mut prompt = model.prompt(tokenizer, request).expect("a prompt");
     let constraint = prompt.constraint.as_mut().expect("a constraint");
@@ -183,17 +222,46 @@ fn values_match_their_schemas() {
     let by_reference = request(json!([{ "name": "f", "parameters": definitions }]));
     assert_said(&MODELS.xml, &by_reference, &xml("f", &[("x", "high")]));
     assert_refused(&MODELS.xml, &by_reference, &xml("f", &[("x", "mid")]));
+    let noted = json!({ "$defs": { "level": { "enum": ["low"] }, "yes": { "const": true } },
+        "type": "object", "required": ["x", "y"], "properties": {
+            "x": { "$ref": "#/$defs/level", "$comment": "c", "examples": [1], "deprecated": true,
+                "readOnly": false, "writeOnly": false },
+            "y": { "$ref": "#/$defs/yes", "type": "boolean" },
+        } });
+    let noted = request(json!([{ "name": "f", "parameters": noted }]));
+    assert_said(&MODELS.xml, &noted, &xml("f", &[("x", "low"), ("y", "True")]));
+    assert_refused(&MODELS.xml, &noted, &xml("f", &[("x", "mid"), ("y", "True")]));
+    assert_refused(&MODELS.xml, &noted, &xml("f", &[("x", "low"), ("y", "False")]));
     for (schema, right, wrong) in [
         (
             json!({ "type": "string" }),
-            vec!["", "a\nb", "</parameter>", "\u{e9}<"],
-            vec!["a\n</parameter>b"],
+            vec!["", "\n", "a\nb", "a</parameter>", "</parameter", "\u{e9}<"],
+            vec!["a\n</parameter>b", "</parameter>", "</parameter>b", "\n</parameter>"],
         ),
         (json!({ "type": "string", "enum": ["a", "b c"] }), vec!["b c"], vec!["c", ""]),
         (
             json!({ "type": "string", "maxLength": 3, "minLength": 2 }),
             vec!["ab", "\u{e9}\u{e9}c"],
             vec!["a", "abcd"],
+        ),
+        (json!({ "type": "string", "minLength": 1 }), vec!["a"], vec!["</parameter>"]),
+        (json!({ "type": "string", "pattern": "r" }), vec!["r"], vec!["</parameter>"]),
+        (json!({ "enum": ["a", "abc"], "const": "a" }), vec!["a"], vec!["abc"]),
+        (json!({ "enum": ["a", "abc"], "maxLength": 2 }), vec!["a"], vec!["abc"]),
+        (
+            json!({ "enum": ["a", 1.5, 8], "type": ["string", "integer"] }),
+            vec!["a", "8"],
+            vec!["1.5"],
+        ),
+        (
+            json!({ "type": ["integer", "string"], "anyOf": [{ "maxLength": 2 }] }),
+            vec!["12345", "ab"],
+            vec!["1.5", "abc"],
+        ),
+        (
+            json!({ "oneOf": [{ "type": "boolean" }, { "const": true }, { "type": "null" }] }),
+            vec!["False", "None"],
+            vec!["True"],
         ),
         (json!({ "type": "string", "pattern": "^[a-z]+$" }), vec!["abc"], vec!["aB", ""]),
         (json!({ "type": "string", "pattern": "b" }), vec!["abc", "b"], vec!["ac"]),
@@ -235,6 +303,8 @@ fn values_match_their_schemas() {
             let text = xml("f", &[("x", value)]);
             let verdict = say(&MODELS.xml, &request, &text);
             assert_eq!(verdict, Verdict { said: text.len(), may_end: true }, "{schema}: {value:?}");
+            let x = read_x(&MODELS.xml, &request, &text);
+            assert_eq!(x, written(value, &x), "{schema}: {value:?}");
         }
         for value in wrong {
             let text = xml("f", &[("x", value)]);
@@ -328,12 +398,9 @@ fn a_form_holds_after_the_thought() {
     assert_refused(&MODELS.xml, &calls, "Hm.\n</think>\n\nText");
 }
 
-/// What is said about a request that is refused, and how long that took.
+/// What is said about a request that is refused.
 fn refusal(request: &ChatRequest) -> String {
-    let begin = Instant::now();
     let error = MODELS.xml.prompt(&MODELS.tokenizer, request).err().expect("it is refused");
-    // Seconds of slack on a busy machine: what hangs takes hours.
-    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(matches!(error, Error::Request { .. }), "{error:?}");
     error.to_string()
 }
@@ -391,6 +458,24 @@ fn hostile_schemas_are_refused_by_name() {
         (json!(false), format!("{field}: no value can match")),
         (all_of, "tools[0].function.parameters".to_owned()),
         (json!([1]), format!("{field}: is no schema")),
+        (
+            json!({ "$ref": "#/properties/y", "minLength": 2 }),
+            format!("{field}.$ref: is not supported beside other keywords"),
+        ),
+        (
+            json!({ "type": ["string", "number"], "anyOf": [{}], "oneOf": [{}] }),
+            format!("{field}.oneOf: is not supported beside anyOf"),
+        ),
+        (
+            json!({ "enum": ["a"], "pattern": "b" }),
+            format!("{field}.pattern: is not supported beside enum"),
+        ),
+        (
+            json!({ "const": "a", "anyOf": [{ "const": "b" }] }),
+            format!("{field}.anyOf: is not supported beside enum or const"),
+        ),
+        (json!({ "enum": ["7", 8] }), format!("{field}: the text \"7\" cannot be said")),
+        (json!({ "const": "</parameter>" }), format!("{field}: the text \"</parameter>\" cannot")),
     ] {
         let shown: String = schema.to_string().chars().take(200).collect();
         let refused = refusal(&one(schema));
@@ -437,10 +522,7 @@ fn costly_automata_end_in_an_error_and_not_in_a_hang() {
         one(json!({ "type": "string", "pattern": nested })),
         one(json!({ "type": "array", "items": { "type": "string", "pattern": wide } })),
     ] {
-        let begin = Instant::now();
-        let end = walk(&request, 200);
-        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}: {end:?}", begin.elapsed());
-        if let Err(error) = end {
+        if let Err(error) = walk(&request, 200) {
             assert!(error.contains("the constraint on the output failed: "), "{error}");
         }
     }
@@ -485,10 +567,8 @@ fn references_in_circles_end() {
         json!({ "type": ["number", "string"] }),
         json!({ "type": "array", "items": { "$ref": "#/$defs/a" } }),
     ] {
-        let begin = Instant::now();
         // Whether it is refused or not: it ends.
-        let _ = walk(&request(circle(40, more.clone())), 50);
-        assert!(begin.elapsed() < Duration::from_secs(60), "{more}: {:?}", begin.elapsed());
+        let _ = walk(&request(circle(40, more)), 50);
     }
     let list = json!({ "type": "array", "items": { "$ref": "#/$defs/a" } });
     assert_said(&MODELS.xml, &request(circle(0, list)), &xml("f", &[("x", "[[], [[]]]")]));

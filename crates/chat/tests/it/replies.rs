@@ -62,7 +62,7 @@ fn events<'a>(
     let mut parser = model.prompt(&MODELS.tokenizer, request).expect("a prompt").parser;
     let mut all = Vec::new();
     for piece in pieces {
-        all.extend(parser.push(None, piece));
+        all.extend(parser.push(piece));
     }
     all.extend(parser.finish());
     let mut joined: Vec<ReplyEvent> = Vec::new();
@@ -131,7 +131,7 @@ fn calls_come_out_with_the_types_of_their_schemas() {
 fn text_is_told_as_early_as_it_is_certain() {
     let request = request(tools());
     let mut parser = MODELS.xml.prompt(&MODELS.tokenizer, &request).expect("a prompt").parser;
-    let mut push = |text: &str| parser.push(None, text);
+    let mut push = |text: &str| parser.push(text);
     assert_eq!(push("One <too"), [ReplyEvent::Content("One".to_owned())]);
     assert_eq!(push("th"), [ReplyEvent::Content(" <tooth".to_owned())]);
     assert_eq!(push("<tool_call>\n<function=write>\n").len(), 2, "the call and its brace");
@@ -314,7 +314,7 @@ fn templates_write_recorded_replies_back() {
         let said = rest.split("<|im_end|>").next().expect("there is a first part");
         let mut reply = Reply::default();
         let mut take = |events: Vec<ReplyEvent>| events.iter().for_each(|event| reply.add(event));
-        take(prompt.parser.push(None, said));
+        take(prompt.parser.push(said));
         take(prompt.parser.finish());
         n_calls += reply.calls.len();
 
