@@ -1,10 +1,16 @@
 //! Grammars: what a held reply may and may not say, where it may end, and what is refused.
 
+use std::fs;
+use std::path::Path;
+
 use chat::{
-    ArgumentBounds, ChatModel, ChatRequest, Error, Message, Reply, ResponseFormat, ToolChoice,
+    ArgumentBounds, ChatModel, ChatRequest, ChatTemplate, Error, Message, Reply, ResponseFormat,
+    ToolChoice,
 };
 use serde_json::{Value, json};
+use tokenizer::Tokenizer;
 
+use crate::demo_directory;
 use crate::replies::{MODELS, request};
 
 /// How far a text can be said, in bytes, and whether the reply may end there.
@@ -76,11 +82,14 @@ fn speak(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
         constraint.mask(&mut logits).expect("it holds");
         let allowed = |token: u32| logits[token as usize] == 0.0;
         let may_end = allowed(8161);
-        let rest = &text[said..];
-        let canonical = tokenizer.encode(rest).expect("it can be encoded").first().copied();
+        let rest = &text.as_bytes()[said..];
+        // Within a character no text begins.
+        let canonical = text
+            .get(said..)
+            .and_then(|rest| tokenizer.encode(rest).expect("it can be encoded").first().copied());
         let fits = |token: &u32| {
             let bytes = tokenizer.token_bytes(*token);
-            allowed(*token) && !bytes.is_empty() && rest.as_bytes().starts_with(bytes)
+            allowed(*token) && !bytes.is_empty() && rest.starts_with(bytes)
         };
         let longest =
             || (0..8192).filter(fits).max_by_key(|&token| tokenizer.token_bytes(token).len());
@@ -396,6 +405,78 @@ fn a_form_holds_after_the_thought() {
     calls.tool_choice = ToolChoice::Required;
     assert_said(&MODELS.xml, &calls, &format!("Hm.\n</think>\n\n{call}"));
     assert_refused(&MODELS.xml, &calls, "Hm.\n</think>\n\nText");
+}
+
+#[test]
+fn any_space_may_come_before_a_thought() {
+    let mut request = request(json!([{ "name": "stop" }]));
+    request.enable_thinking = None;
+    let text = "\u{3000}\n<think>\nIs <tool_call> a mark?\n</think>\n\nText";
+    assert_said(&MODELS.json, &request, text);
+    assert_refused(&MODELS.json, &request, "\u{3000}\nIs <tool_call> a mark?");
+}
+
+#[test]
+fn no_token_that_stops_comes_before_a_form() {
+    let tokenizer = &MODELS.tokenizer;
+    let stop = tokenizer.token_id("<|im_start|>").expect("a token");
+    let mut request = formed(ResponseFormat::Choice(vec!["yes".to_owned()]));
+    request.enable_thinking = None;
+    for (stop_tokens, may_come) in [(vec![], true), (vec![stop], false)] {
+        let model = ChatModel::open(&demo_directory(), None, tokenizer).expect("a template");
+        let model = model.with_stop_tokens(&stop_tokens);
+        let constraint = model.prompt(tokenizer, &request).expect("a prompt").constraint;
+        let mut logits = vec![0.0_f32; 8192];
+        constraint.expect("a constraint").mask(&mut logits).expect("it holds");
+        assert_eq!(logits[stop as usize] == 0.0, may_come);
+    }
+}
+
+#[test]
+fn thoughts_whose_marks_are_no_tokens_cannot_come_before_a_form() {
+    let read = |name: &str| fs::read_to_string(demo_directory().join(name)).expect("it is there");
+    for (mark, other) in [("</think>", "</thunk>"), ("<think>", "<thunk>")] {
+        let json = read("tokenizer.json").replace(mark, other);
+        let config = read("tokenizer_config.json").replace(mark, other);
+        let tokenizer =
+            Tokenizer::from_json(Path::new("x"), json.as_bytes(), Some(config.as_bytes()));
+        let tokenizer = tokenizer.expect("it is sound");
+        let hermes = ChatTemplate::new(Path::new("x"), include_str!("hermes.jinja"));
+        let model = ChatModel::new(hermes.expect("it is sound"), &tokenizer);
+        let mut form = formed(ResponseFormat::JsonObject);
+        assert!(model.prompt(&tokenizer, &form).is_ok(), "without a thought there is no need");
+        form.enable_thinking = None;
+        let mut calls = request(json!([{ "name": "stop" }]));
+        calls.enable_thinking = None;
+        for (request, field) in [(form, "response_format"), (calls, "tools")] {
+            let error = model.prompt(&tokenizer, &request).err().expect("it is refused");
+            let wanted = format!("{field}: {mark} is no token of this model");
+            assert!(error.to_string().starts_with(&wanted), "{error}");
+        }
+    }
+}
+
+#[test]
+fn schemas_of_calls_that_are_not_held_are_not_refused() {
+    let mut request = one(json!({ "not": {} }));
+    assert!(refusal(&request).contains("this keyword is not supported"));
+    request.constrain_tools = false;
+    assert!(MODELS.xml.prompt(&MODELS.tokenizer, &request).is_ok());
+}
+
+#[test]
+fn json_of_any_size_keeps_its_type() {
+    let request = one(json!({ "type": ["number", "array", "null"] }));
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    for value in ["1e999", &"9".repeat(400), &deep] {
+        let text = xml("f", &[("x", value)]);
+        assert_said(&MODELS.xml, &request, &text);
+        let arguments = &read(&MODELS.xml, &request, &text).calls[0].arguments;
+        assert_eq!(arguments, &format!("{{\"x\": {value}}}"));
+        let call =
+            format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>");
+        assert_said(&MODELS.json, &request, &call);
+    }
 }
 
 /// What is said about a request that is refused.
