@@ -1,8 +1,6 @@
 //! Calls as Hermes and Qwen3 write them: `{"name": NAME, "arguments": OBJECT}` within `<tool_call>`.
 
-use serde_json::{Map, Value};
-
-use crate::parser::{Piece, Progress};
+use crate::parser::{Piece, Progress, is_json, skip_space};
 
 /// A call that is being read.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +117,7 @@ impl JsonCall {
         }
         let piece = &text[begin..*at];
         self.arguments.push_str(piece);
-        if closed && serde_json::from_str::<Map<String, Value>>(&self.arguments).is_err() {
+        if closed && !is_json(&self.arguments) {
             return Err(Progress::Broken);
         }
         if self.name.is_some() && !piece.is_empty() {
@@ -152,10 +150,6 @@ impl JsonCall {
         self.state = State::End;
         Ok(())
     }
-}
-
-fn skip_space(text: &str, at: &mut usize) {
-    *at = text.len() - text[*at..].trim_start().len();
 }
 
 /// One of some symbols, after space.

@@ -25,7 +25,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::parser::{Expected, Piece, Progress, expect, held};
+use crate::parser::{Expected, Piece, Progress, expect, held, is_json, skip_space};
 use crate::schema::Types;
 use crate::tools::ArgumentTypes;
 
@@ -209,23 +209,29 @@ fn named<'a>(text: &'a str, at: &mut usize, mark: &str) -> Result<&'a str, Progr
     }
 }
 
-fn skip_space(text: &str, at: &mut usize) {
-    *at = text.len() - text[*at..].trim_start().len();
-}
-
-/// A value as JSON.
+/// A value as JSON. Numbers may be of any size and lists of any depth: no value is made of them here.
 fn value(text: &str, types: Types) -> String {
-    let trimmed = text.trim();
-    let json = match trimmed {
+    let json = match text.trim() {
         "True" => "true",
         "False" => "false",
         "None" => "null",
         other => other,
     };
-    match serde_json::from_str::<Value>(json) {
-        Ok(value) if !value.is_string() && types.has(Types::of_value(&value)) => json.to_owned(),
-        _ => quoted(text),
-    }
+    let begins = match json.bytes().next() {
+        Some(b'{') => Types::OBJECT,
+        Some(b'[') => Types::ARRAY,
+        Some(b't' | b'f') => Types::BOOLEAN,
+        Some(b'n') => Types::NULL,
+        Some(b'-' | b'0'..=b'9') => Types::NUMBER,
+        _ => Types::NONE,
+    };
+    if types.has(begins) && is_json(json) { json.to_owned() } else { quoted(text) }
+}
+
+/// Whether a text is read back as itself where a value of these types stands.
+pub(crate) fn reads_back(text: &str, types: Types) -> bool {
+    !format!("\n{text}").contains(VALUE_END)
+        && (types == Types::STRING || value(text, types) == quoted(text))
 }
 
 /// A text as JSON.
@@ -252,8 +258,33 @@ mod tests {
             ("{\"a\": ", Types::OBJECT, "\"{\\\"a\\\": \""),
             ("5", Types::ALL, "5"),
             ("five", Types::NUMBER, "\"five\""),
+            ("1e999", Types::NUMBER, "1e999"),
+            ("-", Types::NUMBER, "\"-\""),
+            ("truely", Types::ALL, "\"truely\""),
         ] {
             assert_eq!(value(text, types), json, "{text} as {types:?}");
+        }
+    }
+
+    #[test]
+    fn values_of_any_size_keep_their_type() {
+        let number = "9".repeat(400);
+        assert_eq!(value(&number, Types::ALL), number);
+        let deep = "[".repeat(1_000) + &"]".repeat(1_000);
+        assert_eq!(value(&deep, Types::ALL), deep);
+        assert_eq!(value(&deep[1..], Types::ARRAY), quoted(&deep[1..]));
+    }
+
+    #[test]
+    fn texts_with_the_end_of_a_value_do_not_read_back() {
+        for (text, types, reads) in [
+            ("7", Types::STRING, true),
+            ("7", Types::STRING.or(Types::NUMBER), false),
+            ("</parameter>", Types::STRING, false),
+            ("a\n</parameter>b", Types::STRING, false),
+            ("a</parameter>", Types::STRING, true),
+        ] {
+            assert_eq!(reads_back(text, types), reads, "{text}");
         }
     }
 }

@@ -11,7 +11,7 @@ use engine::{Constraint, ConstraintError};
 use llguidance::Matcher;
 use tokenizer::Tokenizer;
 
-use crate::parser::Opening;
+use crate::parser::{Opening, may_be_space};
 
 /// A mark of the format that is one token.
 #[derive(Clone, Debug)]
@@ -205,8 +205,7 @@ impl Constraint for ReplyConstraint {
             Stage::MayThink if self.opens => {
                 self.free(token);
                 // Space before a thought is none of the reply.
-                let only_space = self.said.iter().all(u8::is_ascii_whitespace);
-                if self.stage == Stage::Free && only_space {
+                if self.stage == Stage::Free && may_be_space(&self.said) {
                     self.stage = Stage::MayThink;
                 }
             }

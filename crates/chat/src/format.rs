@@ -33,6 +33,8 @@ pub(crate) struct ReplyFormat {
     pub(crate) thinks: bool,
     /// Tokens that end a reply.
     pub(crate) stop_tokens: Vec<u32>,
+    /// What stands before a reply, if a control token tells it from what messages hold.
+    pub(crate) header: Option<String>,
 }
 
 impl ReplyFormat {
@@ -75,8 +77,21 @@ impl ReplyFormat {
         let thought = reply(Some("a thought"), "A reply.", false);
         let thinks = thought.contains("<think>\na thought\n</think>\n\nA reply.");
         let after = thought.rsplit_once("A reply.").map_or("", |(_, after)| after);
-        Self { calls, thinks, stop_tokens: stop_tokens(tokenizer, after) }
+        let stop_tokens = stop_tokens(tokenizer, after);
+        let plain = reply(None, "A reply.", false);
+        let header = header(tokenizer, &plain, &stop_tokens);
+        Self { calls, thinks, stop_tokens, header }
     }
+}
+
+/// What a template puts between the end of the turn before and a reply, without an empty thought.
+fn header(tokenizer: &Tokenizer, rendered: &str, stop_tokens: &[u32]) -> Option<String> {
+    let before = rendered.split_once("A reply.")?.0.split_once("Hello")?.1;
+    let before = before.split_once(THINK).map_or(before, |(header, _)| header);
+    let turn_end = tokenizer.decode(stop_tokens.get(..1)?, false);
+    let header = before.rsplit_once(&turn_end)?.1.trim_start();
+    let tokens = tokenizer.encode_trusted(header).ok()?;
+    tokens.iter().any(|&token| tokenizer.is_special(token)).then(|| header.to_owned())
 }
 
 /// The control token that the template puts after a reply, and the general end of a text.

@@ -13,7 +13,8 @@
 //! let directory = "models/qwen3.5-35b-a3b".as_ref();
 //! let mut engine = Engine::open(directory, &EngineOptions::default())?;
 //! let tokenizer = engine.tokenizer()?.clone();
-//! let model = ChatModel::open(directory, engine.chat_template(), &tokenizer)?;
+//! let model = ChatModel::open(directory, engine.chat_template(), &tokenizer)?
+//!     .with_stop_tokens(engine.stop_tokens());
 //! let mut request = ChatRequest {
 //!     messages: vec![Message::user("What is the weather in Oslo?")],
 //!     tools: vec![serde_json::from_str(r#"{"name": "get_weather"}"#)?],
@@ -30,7 +31,7 @@
 //! let constraint = prompt.constraint;
 //! for step in engine.generate_constrained(&mut session, &prompt.tokens, options, constraint)? {
 //!     let step = step?;
-//!     for event in prompt.parser.push(step.token, &step.text) {
+//!     for event in prompt.parser.push(&step.text) {
 //!         reply.add(&event);
 //!     }
 //! }
@@ -66,13 +67,13 @@ pub use model::{ChatModel, ChatRequest, Prompt, ResponseFormat, ToolChoice};
 pub use parser::ReplyParser;
 pub use reply::{Reply, ReplyEvent, ToolCall};
 pub use schema::ArgumentBounds;
-pub use template::{ChatTemplate, RenderOptions};
+pub use template::{ChatTemplate, RESERVED_VARIABLES, RenderOptions};
 
 use serde_json::Value;
 use tokenizer::Tokenizer;
 
 /// The tokens of a conversation. Control tokens come from the template alone: their text in a message,
-/// a tool or a tool's result is encoded as text.
+/// a tool, a tool's result or a variable is encoded as text.
 pub fn encode(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
@@ -82,7 +83,7 @@ pub fn encode(
     Ok(tokenizer.encode_prompt(&render(template, tokenizer, messages, options)?)?)
 }
 
-/// The text of a conversation, in which what came from messages and tools is marked as untrusted.
+/// The text of a conversation, in which what came from messages, tools and variables is marked as untrusted.
 fn render(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,

@@ -34,6 +34,8 @@ pub struct ChatModel {
 
 /// Compiled grammars that are kept.
 const N_COMPILED: usize = 8;
+/// Tools that are tried one by one to find the one whose schema is at fault.
+const N_BLAMED: usize = 32;
 
 /// What is asked of the model.
 #[derive(Clone, Debug)]
@@ -54,9 +56,9 @@ pub struct ChatRequest {
     pub constrain_tools: bool,
     /// Bounds of arguments whose schemas have none; without, they are as long as the model likes.
     pub argument_bounds: Option<ArgumentBounds>,
-    /// Tokens of the model's earlier replies, as they were generated and in order. Where the prompt has the
-    /// text of one, it has it in these tokens: a model may say a text in other tokens than an encoder, and
-    /// what was computed for them can then be used again.
+    /// Tokens of the model's earlier replies, as they were generated and in order. Where a reply in the prompt
+    /// has the text of one, it has it in these tokens: a model may say a text in other tokens than an encoder,
+    /// and what was computed for them can then be used again.
     pub said: Vec<Vec<u32>>,
     /// More variables of the template.
     pub variables: Map<String, Value>,
@@ -149,6 +151,16 @@ impl ChatModel {
         }
     }
 
+    /// The model whose generation ends at these tokens, too, beside those that its template shows.
+    pub fn with_stop_tokens(mut self, stop_tokens: &[u32]) -> Self {
+        for &token in stop_tokens {
+            if !self.format.stop_tokens.contains(&token) {
+                self.format.stop_tokens.push(token);
+            }
+        }
+        self
+    }
+
     /// How the model writes calls.
     pub fn call_format(&self) -> CallFormat {
         self.format.calls
@@ -190,11 +202,12 @@ impl ChatModel {
         let end = tokenizer.decode(&turn, false);
         let (mut tokens, mut rest) = (Vec::new(), text);
         for reply in said {
+            let Some(header) = &self.format.header else { break };
             let stops =
                 reply.iter().rev().take_while(|&&token| tokenizer.is_special(token)).count();
             let reply = &reply[..reply.len() - stops];
             let words = tokenizer.decode(reply, false);
-            let Some(begin) = rest.find(&format!("{words}{end}")) else { continue };
+            let Some(begin) = place(rest, header, &format!("{words}{end}")) else { continue };
             tokens.extend(tokenizer.encode_prompt(&rest[..begin])?);
             tokens.extend_from_slice(reply);
             rest = &rest[begin + words.len()..];
@@ -262,7 +275,11 @@ impl ChatModel {
             }
             _ => tools.to_vec(),
         };
-        for tool in &mut called {
+        let held = !called.is_empty() && request.constrain_tools;
+        if !held && plain {
+            return Ok(None);
+        }
+        for tool in called.iter_mut().filter(|_| held) {
             tool.check_schema()?;
             if let Some(bounds) = request.argument_bounds {
                 schema::add_bounds(&mut tool.parameters, bounds);
@@ -276,10 +293,7 @@ impl ChatModel {
                 (true, bounds) => bounds.map(|bounds| bounds.items.max(1)),
             },
         };
-        let rules = (!called.is_empty() && request.constrain_tools).then_some(&rules);
-        if rules.is_none() && plain {
-            return Ok(None);
-        }
+        let rules = held.then_some(&rules);
         // A call that the model may begin when it likes is held from its mark on.
         let opens = plain && !must;
         let marks = self.marks();
@@ -287,6 +301,20 @@ impl ChatModel {
             let reason =
                 format!("{CALL} is no token of this model, so calls cannot be held to schemas");
             return Err(Error::request("tools", reason));
+        }
+        let unseen = match opening {
+            Opening::Plain => None,
+            Opening::MayThink if marks.think.is_none() => Some(THINK),
+            Opening::Thinking | Opening::MayThink if marks.think_end.is_none() => Some(THINK_END),
+            Opening::Thinking | Opening::MayThink => None,
+        };
+        if let Some(mark) = unseen {
+            let field = if plain { "tools" } else { "response_format" };
+            let reason = format!(
+                "{mark} is no token of this model, so it cannot be told where a thought ends and the reply \
+                 is to be held\nhint: turn thinking off"
+            );
+            return Err(Error::request(field, reason));
         }
         let text = grammar(&self.tokenizer, rules, opens, &request.format)?;
         let matcher = self.matcher(&text).map_err(|error| match rules {
@@ -307,10 +335,10 @@ impl ChatModel {
 
     /// The tool whose schema is at fault when no grammar of all of them can be made.
     fn blame(&self, rules: &CallRules<'_>, error: Error) -> Error {
-        for tool in rules.tools {
+        for tool in rules.tools.iter().take(N_BLAMED) {
             let alone = CallRules { tools: std::slice::from_ref(tool), ..rules.clone() };
             let text = grammar(&self.tokenizer, Some(&alone), true, &ResponseFormat::Text);
-            if let Err(Error::Request { reason, .. }) = text.and_then(|text| self.matcher(&text)) {
+            if let Err(Error::Request { reason, .. }) = text.and_then(|text| self.compile(&text)) {
                 return Error::request(&tool.field, reason);
             }
         }
@@ -368,4 +396,18 @@ impl ChatModel {
         }
         Ok(matcher)
     }
+}
+
+/// Where a reply of these words and their end stands in a prompt: right after the header of a reply, or after
+/// the thought that a prompt begins or leaves empty.
+fn place(prompt: &str, header: &str, words: &str) -> Option<usize> {
+    let empty = format!("{THINK}\n\n{THINK_END}{AFTER_THINKING}");
+    let begun = format!("{THINK}\n");
+    prompt.match_indices(header).find_map(|(at, _)| {
+        let begin = at + header.len();
+        ["", &begun, &empty].into_iter().find_map(|lead| {
+            let reply = prompt[begin..].strip_prefix(lead)?;
+            reply.starts_with(words).then_some(begin + lead.len())
+        })
+    })
 }

@@ -94,9 +94,8 @@ impl ReplyParser {
         Self { calls, types, state, text: String::new(), n_calls: 0, events: Vec::new() }
     }
 
-    /// Takes a step's text. The marks of all formats are text, also where they are tokens, so that the
-    /// token itself decides nothing.
-    pub fn push(&mut self, _token: Option<u32>, text: &str) -> Vec<ReplyEvent> {
+    /// Takes a step's text. The marks of all formats are text, also where they are tokens.
+    pub fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
         self.text.push_str(text);
         while self.advance() {}
         std::mem::take(&mut self.events)
@@ -318,6 +317,31 @@ pub(crate) fn expect(text: &str, mark: &str) -> Expected {
     }
 }
 
+/// Whether bytes are nothing but the space that may stand before a thought. They may be cut anywhere: what is
+/// left of a character counts as space until it is known.
+pub(crate) fn may_be_space(bytes: &[u8]) -> bool {
+    let is_rest = |byte: &&u8| **byte & 0xC0 == 0x80;
+    let bytes = &bytes[bytes.iter().take_while(is_rest).count()..];
+    let (whole, is_sound) = match str::from_utf8(bytes) {
+        Ok(text) => (text, true),
+        Err(error) => {
+            let whole = str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+            (whole, error.error_len().is_none())
+        }
+    };
+    is_sound && whole.trim_start().is_empty()
+}
+
+/// Goes on behind space.
+pub(crate) fn skip_space(text: &str, at: &mut usize) {
+    *at = text.len() - text[*at..].trim_start().len();
+}
+
+/// Whether a text is one value of JSON, of any depth and with numbers of any size.
+pub(crate) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
 /// How much of a text surely comes before a mark and is not the space in front of it; and where the text
 /// goes on after the mark, if it is there.
 fn until(text: &str, mark: &str) -> (usize, Option<usize>) {
@@ -332,4 +356,25 @@ fn until(text: &str, mark: &str) -> (usize, Option<usize>) {
 pub(crate) fn held(text: &str, mark: &str) -> usize {
     let lengths = (1..mark.len()).rev();
     lengths.into_iter().find(|&length| text.ends_with(&mark[..length])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_is_known_in_pieces() {
+        for (bytes, may_be) in [
+            (&b""[..], true),
+            (b" \n\x0b", true),
+            (b" a", false),
+            ("\u{3000}\u{a0}".as_bytes(), true),
+            (&"\u{3000}".as_bytes()[..2], true),
+            (&"\u{3000} ".as_bytes()[1..], true),
+            ("\u{e9}".as_bytes(), false),
+            (b"\xff", false),
+        ] {
+            assert_eq!(may_be_space(bytes), may_be, "{bytes:?}");
+        }
+    }
 }

@@ -145,8 +145,19 @@ pub(crate) fn referenced<'a>(schema: &Value, root: &'a Value) -> Option<&'a Valu
 
 /// A schema behind its references, if it says nothing beside them.
 pub(crate) fn resolve<'a>(mut schema: &'a Value, root: &'a Value) -> &'a Value {
-    const ANNOTATIONS: [&str; 6] =
-        ["$ref", "$defs", "definitions", "title", "description", "default"];
+    const ANNOTATIONS: [&str; 11] = [
+        "$ref",
+        "$defs",
+        "definitions",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "$comment",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+    ];
     for _ in 0..MAX_REFERENCES {
         let only = schema
             .as_object()

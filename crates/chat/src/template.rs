@@ -19,6 +19,8 @@ const FUEL: u64 = 50_000_000;
 /// A longer template than any real one.
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const NAME: &str = "chat_template";
+/// Variables of a template that are made of other parts of a request, so that they cannot be given otherwise.
+pub const RESERVED_VARIABLES: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
 
 /// What a prompt is made for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +31,7 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Whether the model shall think first; `None` leaves it to the template.
     pub enable_thinking: Option<bool>,
-    /// More variables of the template.
+    /// More variables of the template, none of [`RESERVED_VARIABLES`].
     pub variables: Map<String, Value>,
 }
 
@@ -95,7 +97,7 @@ impl ChatTemplate {
         self.render_with(messages, options, |_| {})
     }
 
-    /// The text of a conversation whose messages and tools `prepare` may change first.
+    /// The text of a conversation whose messages, tools and variables `prepare` may change first.
     pub(crate) fn render_with(
         &self,
         messages: &[Message],
@@ -108,7 +110,15 @@ impl ChatTemplate {
         let mut tools = options.tools.clone();
         tools.iter_mut().for_each(&prepare);
 
+        if let Some(key) =
+            RESERVED_VARIABLES.into_iter().find(|key| options.variables.contains_key(*key))
+        {
+            let reason =
+                "is made of the request, so it cannot be given as a variable of the template";
+            return Err(Error::request(format!("variables.{key}"), reason));
+        }
         let mut context = options.variables.clone();
+        context.values_mut().for_each(&prepare);
         context.insert("messages".to_owned(), Value::Array(messages));
         context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
         if !tools.is_empty() {

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::call_xml::VALUE_END;
+use crate::call_xml::{self, VALUE_END};
 use crate::error::Error;
 use crate::grammar::{as_templates_write, literal};
 use crate::schema::{self, Types};
@@ -17,6 +17,11 @@ const INTEGER: &str = "-?(0|[1-9][0-9]{0,17})";
 const NUMBER: &str = "-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?";
 /// The end of a value, as a regular expression.
 const END: &str = "\\n<\\/parameter>";
+/// Texts that have the end of a value in them, or would have it with the line break before them.
+const WITH_END: &str = "/(?s:(.*\\n)?<\\/parameter>.*)/";
+
+/// Keywords that combine schemas.
+const COMBINED: [&str; 3] = ["anyOf", "oneOf", "allOf"];
 
 /// Schemas of a tool that are looked at for booleans: references may lead in circles.
 const MAX_STEPS: usize = 2_000;
@@ -61,7 +66,7 @@ impl<'a> ValueRules<'a> {
         let mut others = types.without(Types::STRING);
         if types.has(Types::STRING) && types.has(Types::NUMBER) {
             // A text may begin like a number, so each is read to its end as one.
-            self.numbers(field, schema, 0, &mut options)?;
+            self.numbers(field, schema, false, 0, &mut options)?;
             others = others.without(Types::NUMBER);
         }
         self.others(schema, others, &mut options);
@@ -123,64 +128,63 @@ impl<'a> ValueRules<'a> {
         &self,
         field: &str,
         schema: &Value,
+        whole: bool,
         depth: usize,
         options: &mut Vec<String>,
     ) -> Result<(), Error> {
-        const BOUNDS: [&str; 5] =
-            ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
+        const UNSUPPORTED: [&str; 6] =
+            ["$ref", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
         let schema = schema::resolve(schema, self.root);
-        let get = |key: &str| schema.get(key);
-        let list = |key: &str| get(key).and_then(Value::as_array);
-        if let Some(key) = BOUNDS.into_iter().find(|key| get(key).is_some()) {
+        let empty = Map::new();
+        let map = schema.as_object().unwrap_or(&empty);
+        if let Some(key) = UNSUPPORTED.into_iter().find(|key| map.contains_key(*key)) {
             let reason = "is not supported beside texts\nhint: allow either texts or numbers";
             return Err(Error::request(format!("{field}.{key}"), reason));
         }
-        if let Some(values) =
-            get("const").map(std::slice::from_ref).or(list("enum").map(Vec::as_slice))
-        {
-            let numbers = values.iter().filter(|value| value.is_number());
-            options.extend(numbers.map(|value| literal(&format!("{value}{VALUE_END}"))));
-            return Ok(());
-        }
-        let parts = ["anyOf", "oneOf", "allOf"].into_iter().find_map(list);
-        if depth > MAX_NESTED {
-            return Err(Error::request(field, "is nested too deep for numbers beside texts"));
-        }
-        if let Some(parts) = parts {
-            let has = |part: &&Value| Types::of_schema(part, self.root).has(Types::NUMBER);
-            return parts
-                .iter()
-                .filter(has)
-                .try_for_each(|part| self.numbers(field, part, depth + 1, options));
-        }
-        let named = |name: &str| match get("type") {
+        let named = |name: &str| match map.get("type") {
             Some(Value::String(only)) => only == name,
             Some(Value::Array(names)) => names.iter().any(|other| other == name),
             _ => true,
         };
-        let digits = if named("number") { NUMBER } else { INTEGER };
+        let whole = whole || !named("number");
+        if let Some(values) = fixed(map) {
+            alone(field, map, "enum or const", &COMBINED)?;
+            let numbers = values.into_iter().filter(|value| match whole {
+                true => value.is_i64() || value.is_u64(),
+                false => value.is_number(),
+            });
+            options.extend(numbers.map(|value| literal(&format!("{value}{VALUE_END}"))));
+            return Ok(());
+        }
+        if let Some(parts) = self.parts(field, map, Types::NUMBER, depth)? {
+            return parts
+                .into_iter()
+                .try_for_each(|part| self.numbers(field, part, whole, depth + 1, options));
+        }
+        let digits = if whole { INTEGER } else { NUMBER };
         options.push(format!("/{digits}{END}/"));
         Ok(())
     }
 
     /// Whether a schema that allows booleans allows this one. What lies too deep is not allowed.
     fn allows(&self, schema: &Value, value: &Value, depth: usize) -> bool {
-        let schema = schema::resolve(schema, self.root);
         let list = |key: &str| schema.get(key).and_then(Value::as_array);
         let nested = |schema: &Value| {
             Types::of_schema(schema, self.root).has(Types::of_value(value))
                 && self.allows(schema, value, depth + 1)
         };
+        let one_of = |options: &Vec<Value>| options.iter().filter(|&it| nested(it)).count() == 1;
         let steps = self.steps.get();
         self.steps.set(steps.saturating_sub(1));
         depth <= MAX_NESTED
             && steps > 0
             && list("enum").is_none_or(|values| values.contains(value))
             && schema.get("const").is_none_or(|only| only == value)
-            && ["anyOf", "oneOf"]
-                .iter()
-                .all(|key| list(key).is_none_or(|options| options.iter().any(nested)))
+            && list("anyOf").is_none_or(|options| options.iter().any(nested))
+            && list("oneOf").is_none_or(one_of)
             && list("allOf").is_none_or(|parts| parts.iter().all(nested))
+            && (schema.get("$ref").is_none()
+                || schema::referenced(schema, self.root).is_some_and(nested))
     }
 
     /// Values that are texts.
@@ -197,43 +201,70 @@ impl<'a> ValueRules<'a> {
         let Some(map) = schema.as_object() else {
             return self.text(name, field, &Map::new(), types, options);
         };
-        let fixed = match (map.get("enum"), map.get("const")) {
-            (_, Some(value)) => Some(vec![value.clone()]),
-            (Some(values), None) => values.as_array().cloned(),
-            (None, None) => None,
-        };
-        if let Some(values) = fixed {
-            let texts = values.iter().filter_map(Value::as_str);
-            for text in texts {
-                if text.contains(VALUE_END) {
-                    let reason = "a value with a line that begins with </parameter> cannot be said";
+        if map.contains_key("$ref") {
+            let reason = "is not supported beside other keywords, where it leads to nothing, or through \
+                          many references, for values that are texts";
+            return Err(Error::request(format!("{field}.$ref"), reason));
+        }
+        if let Some(values) = fixed(map) {
+            alone(field, map, "enum or const", &["anyOf", "oneOf", "allOf", "pattern", "format"])?;
+            let count = |key: &str| map.get(key).and_then(Value::as_u64);
+            let fits = |text: &&str| {
+                let n = text.chars().count() as u64;
+                count("minLength").is_none_or(|min| n >= min)
+                    && count("maxLength").is_none_or(|max| n <= max)
+            };
+            for text in values.into_iter().filter_map(Value::as_str).filter(fits) {
+                if !call_xml::reads_back(text, types) {
+                    let reason = format!(
+                        "the text {text:?} cannot be said: it would be read as another value"
+                    );
                     return Err(Error::request(field, reason));
                 }
                 options.push(literal(&format!("{text}{VALUE_END}")));
             }
             return Ok(());
         }
-        let combined = ["anyOf", "oneOf", "allOf"].into_iter().find(|key| map.contains_key(*key));
-        let Some(key) = combined else {
+        let Some(parts) = self.parts(field, map, Types::STRING, depth)? else {
             return self.text(name, field, map, types, options);
         };
-        let parts = map.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-        let is_text = |part: &&Value| Types::of_schema(part, self.root).has(Types::STRING);
-        let texts: Vec<&Value> = parts.iter().filter(is_text).collect();
-        let beside = ["minLength", "maxLength", "pattern", "format", "$ref"];
-        let several = match key {
-            "anyOf" => false,
-            "oneOf" => texts.len() > 1,
-            _ => parts.len() > 1,
-        };
-        if several || depth > MAX_NESTED || beside.iter().any(|key| map.contains_key(*key)) {
-            let reason = "is not supported in this place for values that are texts";
-            return Err(Error::request(format!("{field}.{key}"), reason));
-        }
-        for part in texts {
+        for part in parts {
             self.texts(name, field, part, types, depth + 1, options)?;
         }
         Ok(())
+    }
+
+    /// The schemas that one is combined of, if any of a kind of value may match each; `None` if it is not
+    /// combined.
+    fn parts<'v>(
+        &self,
+        field: &str,
+        map: &'v Map<String, Value>,
+        kind: Types,
+        depth: usize,
+    ) -> Result<Option<Vec<&'v Value>>, Error> {
+        let Some(key) = COMBINED.into_iter().find(|key| map.contains_key(*key)) else {
+            return Ok(None);
+        };
+        let all = map.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let is_kind = |part: &&Value| Types::of_schema(part, self.root).has(kind);
+        let parts: Vec<&Value> = all.iter().filter(is_kind).collect();
+        let several = match key {
+            "anyOf" => false,
+            "oneOf" => parts.len() > 1,
+            _ => all.len() > 1,
+        };
+        if several || depth > MAX_NESTED {
+            let reason = "is not supported in this place for values that may be texts";
+            return Err(Error::request(format!("{field}.{key}"), reason));
+        }
+        alone(
+            field,
+            map,
+            key,
+            &["anyOf", "oneOf", "allOf", "minLength", "maxLength", "pattern", "format"],
+        )?;
+        Ok(Some(parts))
     }
 
     /// A text that is not one of a list.
@@ -263,26 +294,48 @@ impl<'a> ValueRules<'a> {
             let max = max.map(|max| max.to_string()).unwrap_or_default();
             parts.push(format!("/(?s:.{{{min},{max}}})/"));
         }
-        if parts.is_empty() && types != Types::STRING {
+        if parts.is_empty() {
             // What is taken away needs something to be taken from.
             parts.push("/(?s:.*)/".to_owned());
         }
         parts.extend(no_text(types));
+        parts.push(format!("~{WITH_END}"));
         let index = self.n_rules;
         self.n_rules += 1;
         let rule = format!("{name}-text-{index}");
         let end = literal(VALUE_END);
-        if parts.is_empty() {
-            writeln!(self.rules, "{rule}[suffix={end}]: /(?s:.*)/").expect("a String takes all");
-        } else {
-            parts.push(format!("~/(?s:.*){END}(?s:.*)/"));
-            let terminal = rule.to_uppercase();
-            let parts = parts.join(" & ");
-            writeln!(self.rules, "{rule}[suffix={end}]: {terminal}\n{terminal}: {parts}")
-                .expect("as above");
-        }
+        let terminal = rule.to_uppercase();
+        let parts = parts.join(" & ");
+        writeln!(self.rules, "{rule}[suffix={end}]: {terminal}\n{terminal}: {parts}")
+            .expect("a String takes all");
         options.push(rule);
         Ok(())
+    }
+}
+
+/// The values of a schema that lists them.
+fn fixed(map: &Map<String, Value>) -> Option<Vec<&Value>> {
+    let listed = map.get("enum").and_then(Value::as_array);
+    match map.get("const") {
+        Some(only) if listed.is_none_or(|values| values.contains(only)) => Some(vec![only]),
+        Some(_) => Some(Vec::new()),
+        None => listed.map(|values| values.iter().collect()),
+    }
+}
+
+/// Refuses keywords that would be ignored beside the one that is heeded.
+fn alone(
+    field: &str,
+    map: &Map<String, Value>,
+    heeded: &str,
+    others: &[&str],
+) -> Result<(), Error> {
+    match others.iter().find(|&&key| key != heeded && map.contains_key(key)) {
+        None => Ok(()),
+        Some(key) => {
+            let reason = format!("is not supported beside {heeded} for values that may be texts");
+            Err(Error::request(format!("{field}.{key}"), reason))
+        }
     }
 }
 

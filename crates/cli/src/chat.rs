@@ -208,7 +208,8 @@ impl Models for Checkpoints {
                 "warning: the checkpoint holds unknown tensors that are not used: {first}{more}"
             );
         }
-        let chat = ChatModel::open(&directory, engine.chat_template(), engine.tokenizer()?)?;
+        let chat = ChatModel::open(&directory, engine.chat_template(), engine.tokenizer()?)?
+            .with_stop_tokens(engine.stop_tokens());
         Ok((engine, chat))
     }
 }

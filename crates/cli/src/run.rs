@@ -70,7 +70,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let step = step?;
         progress.clear();
         match &mut parser {
-            Some(parser) => reply.add(&parser.push(step.token, &step.text), !args.json)?,
+            Some(parser) => reply.add(&parser.push(&step.text), !args.json)?,
             None if args.json => {}
             None => output::stream(&step.text)?,
         }
@@ -188,7 +188,8 @@ fn ask(args: &RunArgs, engine: &Engine, directory: &Path, prompt: &str) -> anyho
         let tokens = tokenizer.encode_trusted(prompt)?;
         return Ok(Asked { tokens, constraint: None, parser: None });
     }
-    let model = ChatModel::open(directory, engine.chat_template(), tokenizer)?;
+    let model = ChatModel::open(directory, engine.chat_template(), tokenizer)?
+        .with_stop_tokens(engine.stop_tokens());
     let system = args.system.as_deref().map(Message::system);
     let request = ChatRequest {
         messages: system.into_iter().chain([Message::user(prompt)]).collect(),

@@ -98,7 +98,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     run::warn_of_unknown_tensors(&engine);
     let tokenizer = engine.tokenizer()?;
     let chat = match ChatModel::open(&directory, engine.chat_template(), tokenizer) {
-        Ok(chat) => Some(chat),
+        Ok(chat) => Some(chat.with_stop_tokens(engine.stop_tokens())),
         Err(error) => {
             eprintln!("warning: only texts can be continued, because {error}");
             None

@@ -154,17 +154,22 @@ impl Ask {
         let preparing = Arc::clone(app);
         let deadline = begun + app.options.deadline;
         // Templates, tokenizing and grammars take a while for long conversations.
-        let work = move || self.prepare(&preparing, deadline);
+        let work = move || self.prepare(&preparing, client, deadline);
         let prepared = tokio::task::spawn_blocking(work).await;
         let (jobs, replies) = prepared.map_err(|error| ApiError::failed(error.to_string()))??;
         app.engine.submit(client, jobs)?;
-        Ok(Replies::new(replies, Arc::clone(app), begun))
+        Ok(Replies::new(replies, Arc::clone(app), client, begun))
     }
 
     /// A job for each answer, and the ends that hear of them.
-    fn prepare(mut self, app: &App, deadline: Instant) -> Result<(Vec<Job>, Vec<Reply>), ApiError> {
+    fn prepare(
+        mut self,
+        app: &App,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<(Vec<Job>, Vec<Reply>), ApiError> {
         if let Input::Chat(request) = &mut self.input {
-            request.said = app.said.of(&request.messages);
+            request.said = app.said.of(client, &request.messages);
         }
         let mut jobs = Vec::new();
         let mut replies = Vec::new();

@@ -26,7 +26,7 @@ const IDLE_TURN: Duration = Duration::from_millis(500);
 const PICTURE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whose turn it is: jobs of one client wait for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Client {
     /// The number of its key.
     pub(crate) key: usize,

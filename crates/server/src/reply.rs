@@ -11,7 +11,7 @@ use engine::{FinishReason, Step, StopMatcher, TokenLogprob};
 use tokio::sync::mpsc;
 
 use crate::app::App;
-use crate::engine_thread::Heard;
+use crate::engine_thread::{Client, Heard};
 use crate::error::ApiError;
 
 /// A token of the text with its probability.
@@ -189,7 +189,7 @@ impl Reply {
         }
         match &mut self.parser {
             Some(parser) => {
-                let mut events = parser.push(token, &text);
+                let mut events = parser.push(&text);
                 if finish.is_some() {
                     events.append(&mut parser.finish());
                 }
@@ -278,12 +278,13 @@ impl Reply {
 pub(crate) struct Replies {
     replies: Vec<Reply>,
     app: Arc<App>,
+    client: Client,
     begun: Instant,
 }
 
 impl Replies {
-    pub(crate) fn new(replies: Vec<Reply>, app: Arc<App>, begun: Instant) -> Self {
-        Self { replies, app, begun }
+    pub(crate) fn new(replies: Vec<Reply>, app: Arc<App>, client: Client, begun: Instant) -> Self {
+        Self { replies, app, client, begun }
     }
 
     /// How many there are.
@@ -316,7 +317,7 @@ impl Replies {
                 let reply = &mut self.replies[*index];
                 if matches!(end.finish, Finish::Stop | Finish::Calls) && reply.parser.is_some() {
                     let said = std::mem::take(&mut reply.said);
-                    self.app.said.keep(reply.first_call.as_deref(), &reply.text, said);
+                    self.app.said.keep(self.client, reply.first_call.as_deref(), &reply.text, said);
                 }
             }
             Some((_, Err(error))) => self.app.metrics.failed(error.code),

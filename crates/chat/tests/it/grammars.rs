@@ -1,10 +1,16 @@
 //! Grammars: what a held reply may and may not say, where it may end, and what is refused.
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::Path;
 
-use chat::{ArgumentBounds, ChatModel, ChatRequest, Error, Message, ResponseFormat, ToolChoice};
+use chat::{
+    ArgumentBounds, ChatModel, ChatRequest, ChatTemplate, Error, Message, Reply, ResponseFormat,
+    ToolChoice,
+};
 use serde_json::{Value, json};
+use tokenizer::Tokenizer;
 
+use crate::demo_directory;
 use crate::replies::{MODELS, request};
 
 /// How far a text can be said, in bytes, and whether the reply may end there.
@@ -14,8 +20,47 @@ struct Verdict {
     may_end: bool,
 }
 
-/// Says a text under the constraint of a request, in tokens that the constraint allows.
+/// Says a text under the constraint of a request, in tokens that the constraint allows. What can be said as
+/// a whole is read back, and nothing of it may be malformed.
 fn say(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
+    let verdict = speak(model, request, text);
+    if verdict == (Verdict { said: text.len(), may_end: true }) {
+        assert_eq!(read(model, request, text).malformed, [""; 0], "{text}");
+    }
+    verdict
+}
+
+/// What is read of a reply.
+fn read(model: &ChatModel, request: &ChatRequest, text: &str) -> Reply {
+    let mut parser = model.prompt(&MODELS.tokenizer, request).expect("a prompt").parser;
+    let mut reply = Reply::default();
+    for event in parser.push(text).into_iter().chain(parser.finish()) {
+        reply.add(&event);
+    }
+    reply
+}
+
+/// The argument `x` of the only call of a reply.
+fn read_x(model: &ChatModel, request: &ChatRequest, text: &str) -> Value {
+    let reply = read(model, request, text);
+    assert_eq!(reply.calls.len(), 1, "{text}");
+    let arguments = &reply.calls[0].arguments;
+    let arguments: Value = serde_json::from_str(arguments).expect("arguments are JSON");
+    arguments["x"].clone()
+}
+
+/// What a value is, written as templates do: a text where only a text is allowed or nothing else reads.
+fn written(value: &str, x: &Value) -> Value {
+    match value {
+        _ if x.is_string() => value.into(),
+        "True" => true.into(),
+        "False" => false.into(),
+        "None" => Value::Null,
+        json => serde_json::from_str(json).expect("it is JSON"),
+    }
+}
+
+fn speak(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
     let tokenizer = &MODELS.tokenizer;
     let mut prompt = model.prompt(tokenizer, request).expect("a prompt");
     let constraint = prompt.constraint.as_mut().expect("a constraint");
@@ -37,11 +82,14 @@ fn say(model: &ChatModel, request: &ChatRequest, text: &str) -> Verdict {
         constraint.mask(&mut logits).expect("it holds");
         let allowed = |token: u32| logits[token as usize] == 0.0;
         let may_end = allowed(8161);
-        let rest = &text[said..];
-        let canonical = tokenizer.encode(rest).expect("it can be encoded").first().copied();
+        let rest = &text.as_bytes()[said..];
+        // Within a character no text begins.
+        let canonical = text
+            .get(said..)
+            .and_then(|rest| tokenizer.encode(rest).expect("it can be encoded").first().copied());
         let fits = |token: &u32| {
             let bytes = tokenizer.token_bytes(*token);
-            allowed(*token) && !bytes.is_empty() && rest.as_bytes().starts_with(bytes)
+            allowed(*token) && !bytes.is_empty() && rest.starts_with(bytes)
         };
         let longest =
             || (0..8192).filter(fits).max_by_key(|&token| tokenizer.token_bytes(token).len());
@@ -183,17 +231,46 @@ fn values_match_their_schemas() {
     let by_reference = request(json!([{ "name": "f", "parameters": definitions }]));
     assert_said(&MODELS.xml, &by_reference, &xml("f", &[("x", "high")]));
     assert_refused(&MODELS.xml, &by_reference, &xml("f", &[("x", "mid")]));
+    let noted = json!({ "$defs": { "level": { "enum": ["low"] }, "yes": { "const": true } },
+        "type": "object", "required": ["x", "y"], "properties": {
+            "x": { "$ref": "#/$defs/level", "$comment": "c", "examples": [1], "deprecated": true,
+                "readOnly": false, "writeOnly": false },
+            "y": { "$ref": "#/$defs/yes", "type": "boolean" },
+        } });
+    let noted = request(json!([{ "name": "f", "parameters": noted }]));
+    assert_said(&MODELS.xml, &noted, &xml("f", &[("x", "low"), ("y", "True")]));
+    assert_refused(&MODELS.xml, &noted, &xml("f", &[("x", "mid"), ("y", "True")]));
+    assert_refused(&MODELS.xml, &noted, &xml("f", &[("x", "low"), ("y", "False")]));
     for (schema, right, wrong) in [
         (
             json!({ "type": "string" }),
-            vec!["", "a\nb", "</parameter>", "\u{e9}<"],
-            vec!["a\n</parameter>b"],
+            vec!["", "\n", "a\nb", "a</parameter>", "</parameter", "\u{e9}<"],
+            vec!["a\n</parameter>b", "</parameter>", "</parameter>b", "\n</parameter>"],
         ),
         (json!({ "type": "string", "enum": ["a", "b c"] }), vec!["b c"], vec!["c", ""]),
         (
             json!({ "type": "string", "maxLength": 3, "minLength": 2 }),
             vec!["ab", "\u{e9}\u{e9}c"],
             vec!["a", "abcd"],
+        ),
+        (json!({ "type": "string", "minLength": 1 }), vec!["a"], vec!["</parameter>"]),
+        (json!({ "type": "string", "pattern": "r" }), vec!["r"], vec!["</parameter>"]),
+        (json!({ "enum": ["a", "abc"], "const": "a" }), vec!["a"], vec!["abc"]),
+        (json!({ "enum": ["a", "abc"], "maxLength": 2 }), vec!["a"], vec!["abc"]),
+        (
+            json!({ "enum": ["a", 1.5, 8], "type": ["string", "integer"] }),
+            vec!["a", "8"],
+            vec!["1.5"],
+        ),
+        (
+            json!({ "type": ["integer", "string"], "anyOf": [{ "maxLength": 2 }] }),
+            vec!["12345", "ab"],
+            vec!["1.5", "abc"],
+        ),
+        (
+            json!({ "oneOf": [{ "type": "boolean" }, { "const": true }, { "type": "null" }] }),
+            vec!["False", "None"],
+            vec!["True"],
         ),
         (json!({ "type": "string", "pattern": "^[a-z]+$" }), vec!["abc"], vec!["aB", ""]),
         (json!({ "type": "string", "pattern": "b" }), vec!["abc", "b"], vec!["ac"]),
@@ -235,6 +312,8 @@ fn values_match_their_schemas() {
             let text = xml("f", &[("x", value)]);
             let verdict = say(&MODELS.xml, &request, &text);
             assert_eq!(verdict, Verdict { said: text.len(), may_end: true }, "{schema}: {value:?}");
+            let x = read_x(&MODELS.xml, &request, &text);
+            assert_eq!(x, written(value, &x), "{schema}: {value:?}");
         }
         for value in wrong {
             let text = xml("f", &[("x", value)]);
@@ -328,12 +407,81 @@ fn a_form_holds_after_the_thought() {
     assert_refused(&MODELS.xml, &calls, "Hm.\n</think>\n\nText");
 }
 
-/// What is said about a request that is refused, and how long that took.
+#[test]
+fn any_space_may_come_before_a_thought() {
+    let mut request = request(json!([{ "name": "stop" }]));
+    request.enable_thinking = None;
+    let text = "\u{3000}\n<think>\nIs <tool_call> a mark?\n</think>\n\nText";
+    assert_said(&MODELS.json, &request, text);
+    assert_refused(&MODELS.json, &request, "\u{3000}\nIs <tool_call> a mark?");
+}
+
+#[test]
+fn no_token_that_stops_comes_before_a_form() {
+    let tokenizer = &MODELS.tokenizer;
+    let stop = tokenizer.token_id("<|im_start|>").expect("a token");
+    let mut request = formed(ResponseFormat::Choice(vec!["yes".to_owned()]));
+    request.enable_thinking = None;
+    for (stop_tokens, may_come) in [(vec![], true), (vec![stop], false)] {
+        let model = ChatModel::open(&demo_directory(), None, tokenizer).expect("a template");
+        let model = model.with_stop_tokens(&stop_tokens);
+        let constraint = model.prompt(tokenizer, &request).expect("a prompt").constraint;
+        let mut logits = vec![0.0_f32; 8192];
+        constraint.expect("a constraint").mask(&mut logits).expect("it holds");
+        assert_eq!(logits[stop as usize] == 0.0, may_come);
+    }
+}
+
+#[test]
+fn thoughts_whose_marks_are_no_tokens_cannot_come_before_a_form() {
+    let read = |name: &str| fs::read_to_string(demo_directory().join(name)).expect("it is there");
+    for (mark, other) in [("</think>", "</thunk>"), ("<think>", "<thunk>")] {
+        let json = read("tokenizer.json").replace(mark, other);
+        let config = read("tokenizer_config.json").replace(mark, other);
+        let tokenizer =
+            Tokenizer::from_json(Path::new("x"), json.as_bytes(), Some(config.as_bytes()));
+        let tokenizer = tokenizer.expect("it is sound");
+        let hermes = ChatTemplate::new(Path::new("x"), include_str!("hermes.jinja"));
+        let model = ChatModel::new(hermes.expect("it is sound"), &tokenizer);
+        let mut form = formed(ResponseFormat::JsonObject);
+        assert!(model.prompt(&tokenizer, &form).is_ok(), "without a thought there is no need");
+        form.enable_thinking = None;
+        let mut calls = request(json!([{ "name": "stop" }]));
+        calls.enable_thinking = None;
+        for (request, field) in [(form, "response_format"), (calls, "tools")] {
+            let error = model.prompt(&tokenizer, &request).err().expect("it is refused");
+            let wanted = format!("{field}: {mark} is no token of this model");
+            assert!(error.to_string().starts_with(&wanted), "{error}");
+        }
+    }
+}
+
+#[test]
+fn schemas_of_calls_that_are_not_held_are_not_refused() {
+    let mut request = one(json!({ "not": {} }));
+    assert!(refusal(&request).contains("this keyword is not supported"));
+    request.constrain_tools = false;
+    assert!(MODELS.xml.prompt(&MODELS.tokenizer, &request).is_ok());
+}
+
+#[test]
+fn json_of_any_size_keeps_its_type() {
+    let request = one(json!({ "type": ["number", "array", "null"] }));
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    for value in ["1e999", &"9".repeat(400), &deep] {
+        let text = xml("f", &[("x", value)]);
+        assert_said(&MODELS.xml, &request, &text);
+        let arguments = &read(&MODELS.xml, &request, &text).calls[0].arguments;
+        assert_eq!(arguments, &format!("{{\"x\": {value}}}"));
+        let call =
+            format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>");
+        assert_said(&MODELS.json, &request, &call);
+    }
+}
+
+/// What is said about a request that is refused.
 fn refusal(request: &ChatRequest) -> String {
-    let begin = Instant::now();
     let error = MODELS.xml.prompt(&MODELS.tokenizer, request).err().expect("it is refused");
-    // Seconds of slack on a busy machine: what hangs takes hours.
-    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(matches!(error, Error::Request { .. }), "{error:?}");
     error.to_string()
 }
@@ -391,6 +539,24 @@ fn hostile_schemas_are_refused_by_name() {
         (json!(false), format!("{field}: no value can match")),
         (all_of, "tools[0].function.parameters".to_owned()),
         (json!([1]), format!("{field}: is no schema")),
+        (
+            json!({ "$ref": "#/properties/y", "minLength": 2 }),
+            format!("{field}.$ref: is not supported beside other keywords"),
+        ),
+        (
+            json!({ "type": ["string", "number"], "anyOf": [{}], "oneOf": [{}] }),
+            format!("{field}.oneOf: is not supported beside anyOf"),
+        ),
+        (
+            json!({ "enum": ["a"], "pattern": "b" }),
+            format!("{field}.pattern: is not supported beside enum"),
+        ),
+        (
+            json!({ "const": "a", "anyOf": [{ "const": "b" }] }),
+            format!("{field}.anyOf: is not supported beside enum or const"),
+        ),
+        (json!({ "enum": ["7", 8] }), format!("{field}: the text \"7\" cannot be said")),
+        (json!({ "const": "</parameter>" }), format!("{field}: the text \"</parameter>\" cannot")),
     ] {
         let shown: String = schema.to_string().chars().take(200).collect();
         let refused = refusal(&one(schema));
@@ -437,10 +603,7 @@ fn costly_automata_end_in_an_error_and_not_in_a_hang() {
         one(json!({ "type": "string", "pattern": nested })),
         one(json!({ "type": "array", "items": { "type": "string", "pattern": wide } })),
     ] {
-        let begin = Instant::now();
-        let end = walk(&request, 200);
-        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}: {end:?}", begin.elapsed());
-        if let Err(error) = end {
+        if let Err(error) = walk(&request, 200) {
             assert!(error.contains("the constraint on the output failed: "), "{error}");
         }
     }
@@ -485,10 +648,8 @@ fn references_in_circles_end() {
         json!({ "type": ["number", "string"] }),
         json!({ "type": "array", "items": { "$ref": "#/$defs/a" } }),
     ] {
-        let begin = Instant::now();
         // Whether it is refused or not: it ends.
-        let _ = walk(&request(circle(40, more.clone())), 50);
-        assert!(begin.elapsed() < Duration::from_secs(60), "{more}: {:?}", begin.elapsed());
+        let _ = walk(&request(circle(40, more)), 50);
     }
     let list = json!({ "type": "array", "items": { "$ref": "#/$defs/a" } });
     assert_said(&MODELS.xml, &request(circle(0, list)), &xml("f", &[("x", "[[], [[]]]")]));

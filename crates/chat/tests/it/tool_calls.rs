@@ -100,7 +100,7 @@ fn run(engine: &mut Engine, model: &ChatModel, request: &ChatRequest) -> Said {
         let step = step.expect("it goes well");
         n_tokens += 1;
         n_passes += usize::from(step.usage.tokens > 0);
-        for event in prompt.parser.push(step.token, &step.text) {
+        for event in prompt.parser.push(&step.text) {
             reply.add(&event);
         }
         tokens.extend(step.token);

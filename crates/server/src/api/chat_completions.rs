@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use chat::ChatRequest;
+use chat::{ChatRequest, RESERVED_VARIABLES};
 use serde_json::{Map, Value, json};
 
 use super::{Family, openai, tools};
@@ -65,6 +65,10 @@ fn read(mut fields: Fields, app: &App) -> Result<(Ask, Option<Streaming>), ApiEr
             return Err(ApiError::invalid(path, "must be true or false"));
         }
     };
+    if let Some(key) = RESERVED_VARIABLES.into_iter().find(|key| variables.contains_key(*key)) {
+        let path = format!("chat_template_kwargs.{key}");
+        return Err(ApiError::invalid(path, "is made of the request, so it cannot be given here"));
+    }
     let request = ChatRequest {
         messages,
         tools,

@@ -51,6 +51,10 @@ fn nothing_goes_unnoticed() {
             chat(json!({ "response_format": { "type": "regex", "pattern": "(" } })),
         ),
         ("/v1/chat/completions", chat(json!({ "reasoning_effort": "medium" }))),
+        (
+            "/v1/chat/completions",
+            chat(json!({ "chat_template_kwargs": { "tools": [{ "name": "find" }] } })),
+        ),
         ("/v1/completions", json!({ "model": "demo", "prompt": ["a", "b"] })),
         ("/v1/completions", json!({ "model": "demo", "prompt": [1_000_000] })),
         ("/v1/completions", json!({ "model": "demo", "prompt": "" })),

@@ -142,7 +142,7 @@ impl Partner for Local {
             }
             cost.tokens += usize::from(step.token.is_some());
             said.extend(step.token);
-            take(parser.push(step.token, &step.text));
+            take(parser.push(&step.text));
             finish = step.finish;
         }
         take(parser.finish());
