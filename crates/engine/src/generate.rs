@@ -109,7 +109,7 @@ impl<'a> Generation<'a> {
         }
         if std::mem::take(is_reading) {
             // What is said may come back otherwise in the next prompt, and this prompt as it is.
-            engine.keep(session, false);
+            engine.remember_in_memory(session);
         }
         writer.choose(session.tokens(), logits, usage)
     }

@@ -189,7 +189,7 @@ impl Scheduler {
         if let Some(index) = self.slots.iter().position(|slot| slot.id == id) {
             let slot = self.slots.remove(index);
             self.stats.cancelled += 1;
-            self.engine.keep(&slot.session, true);
+            self.engine.remember(&slot.session);
         }
     }
 
@@ -328,14 +328,14 @@ impl Scheduler {
         }
         // Others may begin with the same prompt while this one is answered.
         for index in began {
-            self.engine.keep(&self.slots[index].session, false);
+            self.engine.remember_in_memory(&self.slots[index].session);
         }
     }
 
     /// Gives back the sessions of requests that have ended, and keeps what they computed.
     fn remove_ended(&mut self) {
         for slot in self.slots.extract_if(.., |slot| slot.has_ended) {
-            self.engine.keep(&slot.session, true);
+            self.engine.remember(&slot.session);
         }
     }
 }

@@ -226,11 +226,17 @@ fn memory_is_bounded_and_the_longest_unused_leaves() {
     assert!(logits == compute(&mut without, &texts[5]));
     assert_eq!(visit(&mut engine, &texts[0]).0, 0, "the first one is not");
 
-    // A sequence that is longer than all of memory, and one whose states are more than it holds.
+    // A sequence that is longer than all of memory, and whose states are more than it holds: it is
+    // computed again, and what begins as it does is taken up nevertheless.
     let long = noise(9, 4000);
     let (_, logits) = visit(&mut engine, &long);
     assert!(stats(&engine).memory_bytes <= bound);
-    assert!(visit(&mut engine, &long).1 == logits);
+    let (n_known, again) = visit(&mut engine, &long);
+    assert_eq!(n_known, 0);
+    assert!(again == logits && logits == compute(&mut without, &long));
+    let known = [0, 1].map(|_| visit(&mut engine, &long[..300]));
+    assert_eq!(known[1].0, 256);
+    assert!(known.iter().all(|(_, logits)| *logits == compute(&mut without, &long[..300])));
 }
 
 #[test]
@@ -456,4 +462,75 @@ fn a_changed_checkpoint_is_another_model() {
     for path in [directory, model] {
         fs::remove_dir_all(path).expect("it can be removed");
     }
+}
+
+#[test]
+fn pieces_that_end_with_a_block_leave_its_state() {
+    let mut without = tiny("qwen35moe-tiny", EngineOptions::default());
+    for chunk in [32, 64, 100, 512] {
+        let options = EngineOptions {
+            prefix_cache: in_memory(8 << 20),
+            prompt_chunk: Some(chunk),
+            ..EngineOptions::default()
+        };
+        for n_tokens in [100, 128, 129, 570] {
+            let mut engine = tiny("qwen35moe-tiny", options.clone());
+            let tokens = noise(chunk as u32, n_tokens);
+            visit(&mut engine, &tokens);
+            let (n_known, logits) = visit(&mut engine, &tokens);
+            assert_eq!(n_known, (n_tokens - 1) / BLOCK * BLOCK, "{n_tokens} by {chunk}");
+            assert!(logits == compute(&mut without, &tokens));
+        }
+    }
+}
+
+#[test]
+fn of_few_states_that_of_the_end_is_kept() {
+    let directory = scratch("few-states");
+    let open = |memory_bytes| {
+        let directory = Some(directory.clone());
+        let prefix_cache =
+            Some(PrefixCacheOptions { memory_bytes, directory, disk_bytes: 8 << 20 });
+        let prompt_chunk = Some(4096);
+        let options = EngineOptions { prefix_cache, prompt_chunk, ..EngineOptions::default() };
+        Engine::open(&repository("tests/fixtures/qwen35moe-tiny"), &options)
+    };
+    let Err(Error::PrefixCacheTooSmall { least, .. }) = open(1) else { panic!("it is of no use") };
+    let mut engine = open(least).expect("it opens");
+    let tokens = noise(1, 2200);
+    // The pass goes by a state at 2,048 tokens, and memory holds one.
+    let (_, expected) = visit(&mut engine, &tokens);
+    let (n_known, logits) = visit(&mut engine, &tokens);
+    assert_eq!(n_known, 2176);
+    assert!(logits == expected);
+    fs::remove_dir_all(&directory).expect("it can be removed");
+}
+
+#[test]
+fn what_is_added_pushes_out_no_state_of_its_own() {
+    let open = |memory_bytes| {
+        let options =
+            EngineOptions { prefix_cache: in_memory(memory_bytes), ..EngineOptions::default() };
+        tiny("qwen35moe-tiny", EngineOptions { sessions: 2, ..options })
+    };
+    let [one, two] = [65, 129].map(|n_tokens| {
+        let mut engine = open(8 << 20);
+        visit(&mut engine, &noise(1, n_tokens));
+        stats(&engine).memory_bytes
+    });
+    let block = two - one;
+    let state = one - block;
+    // Five blocks and a state, then three and a state of another, then the state and four blocks that
+    // follow the five, of which memory has no room for three.
+    let mut engine = open(9 * block + 3 * state);
+    let tokens = noise(1, 600);
+    let mut session = engine.session().expect("a session");
+    go_on(&mut engine, &mut session, &tokens[..330], 1);
+    engine.remember(&session);
+    visit(&mut engine, &noise(2, 200));
+    go_on(&mut engine, &mut session, &tokens, 1);
+    engine.remember(&session);
+    let known = |engine: &mut Engine, tokens: &[u32]| engine.session_for(tokens).expect("one").1;
+    assert_eq!(known(&mut engine, &tokens), 576);
+    assert_eq!(known(&mut engine, &tokens[..400]), 320, "its prompt with another answer");
 }
