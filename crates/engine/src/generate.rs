@@ -78,7 +78,7 @@ impl<'a> Generation<'a> {
         options: GenerateOptions,
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<Self, Error> {
-        let writer = Writer::new(engine, session, prompt, options, constraint)?;
+        let writer = Writer::new(engine, session.tokens().len(), prompt, options, constraint)?;
         Ok(Self { engine, session, writer, logits: Vec::new(), is_reading: true, done: false })
     }
 

@@ -162,9 +162,10 @@ impl Scheduler {
     /// Begins a generation; fails when the request is unsound or all sessions are in use.
     pub fn start(&mut self, request: Request) -> Result<RequestId, Error> {
         let Request { prompt, options, constraint } = request;
+        // Checked first: what is known of a prompt may take long to read.
+        let mut writer = Writer::new(&self.engine, 0, &prompt, options, constraint)?;
         let (session, n_cached) = self.engine.session_for(&prompt)?;
-        let rest = &prompt[n_cached..];
-        let writer = Writer::new(&self.engine, &session, rest, options, constraint)?;
+        writer.skip(n_cached);
         self.n_started += 1;
         self.stats.started += 1;
         self.stats.cached_tokens += n_cached as u64;
