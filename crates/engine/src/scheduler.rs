@@ -230,7 +230,7 @@ impl Scheduler {
     }
 
     /// Gives every sequence that decodes its row, and shares the rest of the pass: first runs of tokens
-    /// that follow by themselves, then prompts in turn.
+    /// that follow by themselves, which leave half of it to prompts, then prompts in turn.
     fn plan_pass(&mut self) {
         let n_decoding = self.slots.iter().filter(|slot| !slot.is_reading).count();
         let chunk = self.engine.prompt_chunk();
@@ -238,10 +238,13 @@ impl Scheduler {
             0 => chunk,
             n => self.pace.rows().min(chunk - n),
         };
+        let is_reading = self.slots.iter().any(|slot| slot.is_reading);
+        let mut free_for_runs = if is_reading { free / 2 } else { free };
         for slot in &mut self.slots {
             slot.n_rows = 0;
             if !slot.is_reading {
-                let run = (slot.n_pending() - 1).min(free);
+                let run = (slot.n_pending() - 1).min(free_for_runs);
+                free_for_runs -= run;
                 free -= run;
                 slot.n_rows = 1 + run;
             }
