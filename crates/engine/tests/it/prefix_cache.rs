@@ -457,7 +457,24 @@ fn a_changed_checkpoint_is_another_model() {
     let mut bytes = fs::read(&path).expect("it can be read");
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
+    fs::write(&path, &bytes).expect("it can be written");
+    assert_eq!([know(), know()], [0, 192]);
+    // Even the same time of change, and another routed expert.
+    let changed = fs::metadata(&path).and_then(|it| it.modified()).expect("it has a time");
+    let (len, rest) = bytes.split_first_chunk().expect("a length");
+    let header_bytes = u64::from_le_bytes(*len) as usize;
+    let header: serde_json::Value =
+        serde_json::from_slice(&rest[..header_bytes]).expect("a header");
+    let tensors = header.as_object().expect("tensors by name");
+    let (_, experts) = tensors
+        .iter()
+        .find(|(name, _)| name.ends_with("experts.gate_up_proj"))
+        .expect("experts are stacked");
+    let begin = experts["data_offsets"][0].as_u64().expect("it") as usize;
+    bytes[8 + header_bytes + begin] ^= 1;
     fs::write(&path, bytes).expect("it can be written");
+    let file = fs::File::options().write(true).open(&path).expect("it can be opened");
+    file.set_modified(changed).expect("it can be set");
     assert_eq!([know(), know()], [0, 192]);
     for path in [directory, model] {
         fs::remove_dir_all(path).expect("it can be removed");
@@ -533,4 +550,50 @@ fn what_is_added_pushes_out_no_state_of_its_own() {
     let known = |engine: &mut Engine, tokens: &[u32]| engine.session_for(tokens).expect("one").1;
     assert_eq!(known(&mut engine, &tokens), 576);
     assert_eq!(known(&mut engine, &tokens[..400]), 320, "its prompt with another answer");
+}
+
+/// The files of recurrent states.
+fn state_files(directory: &Path) -> Vec<PathBuf> {
+    let files = entries(directory).into_iter().map(|(path, _)| path);
+    files.filter(|path| path.extension().is_some_and(|it| it == "state")).collect()
+}
+
+#[test]
+fn a_state_that_cannot_be_deleted_stops_nothing_behind_it() {
+    let directory = scratch("undeletable");
+    let options =
+        EngineOptions { prefix_cache: on_disk(&directory, 8 << 20), ..EngineOptions::default() };
+    let tokens = noise(1, 400);
+    visit(&mut tiny("qwen35moe-tiny", options.clone()), &tokens[..200]);
+    let [state] = &state_files(&directory)[..] else { panic!("one") };
+    // A directory is no entry, and no file to be deleted.
+    fs::remove_file(state).expect("it is there");
+    fs::create_dir(state).expect("it can be made");
+    let mut engine = tiny("qwen35moe-tiny", options.clone());
+    let (n_known, expected) = visit(&mut engine, &tokens);
+    assert_eq!((n_known, stats(&engine).ignored.not_one), (0, 1));
+    assert_eq!(stats(&engine).disk_skips, 0);
+    let (n_known, logits) = visit(&mut tiny("qwen35moe-tiny", options.clone()), &tokens);
+    assert_eq!(n_known, 384);
+    assert!(logits == expected);
+
+    // One that gave way is written again.
+    fs::remove_dir(state).expect("it is there");
+    visit(&mut engine, &tokens[..200]);
+    assert!(state.is_file());
+    fs::remove_dir_all(&directory).expect("it can be removed");
+}
+
+#[test]
+fn a_directory_that_was_deleted_is_made_again() {
+    let directory = scratch("deleted");
+    let options =
+        EngineOptions { prefix_cache: on_disk(&directory, 8 << 20), ..EngineOptions::default() };
+    let mut engine = tiny("qwen35moe-tiny", options);
+    visit(&mut engine, &noise(1, 200));
+    fs::remove_dir_all(&directory).expect("it can be removed");
+    visit(&mut engine, &noise(2, 200));
+    assert_eq!(stats(&engine).disk_skips, 0);
+    assert_eq!(entries(&directory).len(), 4, "three blocks and a state");
+    fs::remove_dir_all(&directory).expect("it can be removed");
 }
