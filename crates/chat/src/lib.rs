@@ -68,6 +68,7 @@ pub use parser::ReplyParser;
 pub use reply::{Reply, ReplyEvent, ToolCall};
 pub use schema::ArgumentBounds;
 pub use template::{ChatTemplate, RESERVED_VARIABLES, RenderOptions};
+pub use vocabulary::GRAMMAR_MEMORY;
 
 use serde_json::Value;
 use tokenizer::Tokenizer;

@@ -104,8 +104,12 @@ impl From<WhenArg> for When {
 pub fn chat(args: ChatArgs) -> anyhow::Result<ExitCode> {
     let mut config = Config::load(args.config.as_deref())?;
     apply(&args, &mut config);
+    let mut engine_options = engine_options(&args.engine, &config.engine)?;
+    if config.tools.shell || !config.mcp.is_empty() {
+        engine_options.beside = chat::GRAMMAR_MEMORY;
+    }
     let mut models = Checkpoints {
-        options: engine_options(&args.engine, &config.engine)?,
+        options: engine_options,
         prefix_cache: config.engine.prefix_cache.clone(),
         cache_dir: config.engine.cache_dir.clone(),
         heat_map: args.heat_map,

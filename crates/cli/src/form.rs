@@ -33,6 +33,16 @@ pub fn format(args: &FormArgs) -> anyhow::Result<ResponseFormat> {
     Ok(ResponseFormat::Text)
 }
 
+/// Whether the options hold the answer to a form.
+pub fn needs_grammar(args: &FormArgs) -> bool {
+    let FormArgs { tools, json_schema, regex, grammar, choice } = args;
+    tools.is_some()
+        || json_schema.is_some()
+        || regex.is_some()
+        || grammar.is_some()
+        || !choice.is_empty()
+}
+
 /// The tools that the options offer.
 pub fn tools(args: &FormArgs) -> anyhow::Result<Vec<Value>> {
     let Some(path) = &args.tools else { return Ok(Vec::new()) };

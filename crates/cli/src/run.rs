@@ -32,6 +32,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
     }
     options.heat_map = heat_map_place(args.heat_map.as_deref(), &model);
+    if form::needs_grammar(&args.form) {
+        options.beside = chat::GRAMMAR_MEMORY;
+    }
     let prompt = match prompt {
         Some(prompt) => prompt,
         None => prompt_from_stdin()?,

@@ -84,6 +84,8 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let server = server_options(&args)?;
     let mut options = args.engine.options();
     options.sessions = args.parallel;
+    // Any request may ask for a form.
+    options.beside = chat::GRAMMAR_MEMORY;
     if args.model == demo::NAME && options.memory.is_none() && options.expert_cache.is_none() {
         options.expert_cache = Some(demo::EXPERT_CACHE_BYTES);
     }

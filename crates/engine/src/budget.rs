@@ -25,6 +25,10 @@ const SMALLEST_DEFAULT_CONTEXT: usize = 2_048;
 /// Bytes that logits of one pass may take.
 const LOGIT_BYTES: u64 = 16 << 20;
 
+/// Bytes for each token of the vocabulary that a generation chooses from: logits as they are, as a
+/// constraint leaves them and as penalties do, and candidates with their ids.
+const SAMPLING_TOKEN_BYTES: u64 = 3 * size_of::<f32>() as u64 + size_of::<(f32, u32)>() as u64;
+
 /// The budget and its parts, in bytes unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {
@@ -34,12 +38,16 @@ pub struct MemoryPlan {
     pub process: u64,
     /// Kept for what is not counted one by one.
     pub reserve: u64,
+    /// What the caller needs beside the engine.
+    pub beside: u64,
     /// The trunk.
     pub trunk: u64,
     /// States of all sessions at their full context.
     pub states: u64,
     /// Buffers of a forward pass.
     pub workspace: u64,
+    /// What generations choose tokens with.
+    pub sampling: u64,
     /// The prefix cache.
     pub prefix_cache: u64,
     /// Slots of routed experts.
@@ -76,9 +84,11 @@ impl MemoryPlan {
             total,
             process,
             reserve: RESERVE_BYTES + options.recorder.as_ref().map_or(0, Recorder::bytes),
+            beside: beside_bytes(inventory, options),
             trunk,
             states: 0,
             workspace: 0,
+            sampling: sampling_bytes(inventory, options),
             prefix_cache: prefix_cache_bytes(inventory, backend, options)?,
             experts: least_experts,
             all_experts,
@@ -91,7 +101,7 @@ impl MemoryPlan {
         plan.set_context(inventory, backend, options, free / 8)?;
         let free = left_of(&plan);
         plan.set_chunk(inventory, backend, options, free / 4);
-        let needed = plan.fixed() + least_experts;
+        let needed = plan.fixed().saturating_add(least_experts);
         if needed > total {
             return Err(Error::Budget { needed, plan: Box::new(plan) });
         }
@@ -103,7 +113,17 @@ impl MemoryPlan {
 
     /// What is taken whatever the experts get.
     fn fixed(&self) -> u64 {
-        self.process + self.reserve + self.trunk + self.states + self.workspace + self.prefix_cache
+        let parts = [
+            self.process,
+            self.reserve,
+            self.beside,
+            self.trunk,
+            self.states,
+            self.workspace,
+            self.sampling,
+            self.prefix_cache,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Takes the context that is asked for, or the longest whose states fit into `share`.
@@ -187,9 +207,13 @@ impl std::fmt::Display for MemoryPlan {
         };
         line(self.process, "program, tokenizer, tensor directory".to_owned());
         line(self.reserve, "reserve for stacks and small allocations".to_owned());
+        if self.beside > 0 {
+            line(self.beside, "grammars and other needs of the program".to_owned());
+        }
         line(self.trunk, "trunk".to_owned());
         line(self.states, format!("states of a context of {} tokens", self.context));
         line(self.workspace, format!("buffers of {} prompt rows", self.chunk));
+        line(self.sampling, "logits that tokens are chosen from".to_owned());
         if self.prefix_cache > 0 {
             line(self.prefix_cache, "prefix cache".to_owned());
         }
@@ -197,6 +221,19 @@ impl std::fmt::Display for MemoryPlan {
         line(self.experts, format!("routed experts, of {all} for all of them"));
         f.write_str(text.trim_end())
     }
+}
+
+/// What the caller needs beside the engine.
+fn beside_bytes(inventory: &Inventory, options: &EngineOptions) -> u64 {
+    let vocab_size = inventory.checkpoint.config().vocab_size as u64;
+    vocab_size.saturating_mul(options.beside.bytes_per_token).saturating_add(options.beside.bytes)
+}
+
+/// What generations of all sessions choose tokens with.
+fn sampling_bytes(inventory: &Inventory, options: &EngineOptions) -> u64 {
+    let vocab_size = inventory.checkpoint.config().vocab_size as u64;
+    let per_session = vocab_size.saturating_mul(SAMPLING_TOKEN_BYTES);
+    per_session.saturating_mul(options.sessions as u64)
 }
 
 /// What the prefix cache takes, if there is to be one.

@@ -25,7 +25,7 @@ use crate::prefix_cache::{PrefixCache, Shapes};
 use crate::runner::{DecoderRunner, LayerValues, Runner, StreamedExperts};
 use crate::sampler::Sampling;
 use crate::session::{Permit, Session};
-use crate::trunk::load_trunk;
+use crate::trunk::{load_trunk, sample_experts};
 use crate::usage::Usage;
 
 /// A loaded model on a device.
@@ -148,6 +148,7 @@ impl Engine {
         };
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
             let (numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            let weights = [weights, sample_experts(&inventory, &files)?];
             let identity = identity(&inventory, &weights, &numerics, is_shared);
             PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
         });

@@ -78,7 +78,7 @@ impl<'a> Generation<'a> {
         options: GenerateOptions,
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<Self, Error> {
-        let writer = Writer::new(engine, session, prompt, options, constraint)?;
+        let writer = Writer::new(engine, session.tokens().len(), prompt, options, constraint)?;
         Ok(Self { engine, session, writer, logits: Vec::new(), is_reading: true, done: false })
     }
 
@@ -109,7 +109,7 @@ impl<'a> Generation<'a> {
         }
         if std::mem::take(is_reading) {
             // What is said may come back otherwise in the next prompt, and this prompt as it is.
-            engine.keep(session, false);
+            engine.remember_in_memory(session);
         }
         writer.choose(session.tokens(), logits, usage)
     }

@@ -46,7 +46,7 @@ pub use error::Error;
 pub use generate::{FinishReason, GenerateOptions, Generation, Step};
 pub use heat::{HeatMapPlace, HeatReport, HeatSaveError};
 pub use inventory::{Inventory, TensorClass, TrunkLocation, TrunkTensor};
-pub use options::{Device, EngineOptions};
+pub use options::{Beside, Device, EngineOptions};
 pub use prefix_cache::PrefixCacheOptions;
 pub use prefix_cache::stats::{Ignored, PrefixCacheStats};
 pub use runner::LayerValues;

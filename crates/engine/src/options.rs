@@ -18,11 +18,22 @@ pub enum Device {
     Reference,
 }
 
+/// Memory that the caller needs beside the engine, as a part of the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Bytes whatever the model.
+    pub bytes: u64,
+    /// Bytes for each token of the vocabulary.
+    pub bytes_per_token: u64,
+}
+
 /// Choices; the default suits the machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
     /// Bound of everything that the process makes resident, in bytes; default: measured.
     pub memory: Option<u64>,
+    /// What the caller needs beside the engine; default: nothing.
+    pub beside: Beside,
     /// Bound of the memory for routed experts within that, in bytes; default: all that is left.
     pub expert_cache: Option<u64>,
     /// Threads that compute; default: the cores.
@@ -58,6 +69,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             memory: None,
+            beside: Beside::default(),
             expert_cache: None,
             threads: None,
             reader: ReaderKind::default(),

@@ -4,6 +4,7 @@ use compute::STATE_BLOCK;
 
 use crate::engine::{Engine, Part};
 use crate::error::Error;
+use crate::prefix_cache::Where;
 use crate::prefix_cache::stats::PrefixCacheStats;
 use crate::prefix_cache::trail::Trail;
 use crate::session::Session;
@@ -30,7 +31,7 @@ impl Engine {
     /// Puts what a session holds into the prefix cache, in memory and on the drive, for
     /// [`Engine::session_for`]. Without a prefix cache, and of a session that failed, nothing is kept.
     pub fn remember(&mut self, session: &Session) {
-        self.keep(session, true);
+        self.keep(session, Where::MemoryAndDrive);
     }
 
     /// What the prefix cache holds and was worth, if there is one.
@@ -38,12 +39,16 @@ impl Engine {
         self.prefix_cache.as_ref().map(|cache| cache.stats())
     }
 
-    /// Puts what a session holds into the prefix cache, in memory or also on the drive.
-    pub(crate) fn keep(&mut self, session: &Session, on_disk: bool) {
+    /// The same in memory alone: for those who begin alike while the session goes on.
+    pub(crate) fn remember_in_memory(&mut self, session: &Session) {
+        self.keep(session, Where::Memory);
+    }
+
+    fn keep(&mut self, session: &Session, place: Where) {
         if let Some(cache) = &mut self.prefix_cache
             && !session.broken
         {
-            cache.remember(&*self.runner, &session.state, &session.trail.keys, on_disk);
+            cache.remember(&*self.runner, &session.state, &session.trail.keys, place);
         }
     }
 
@@ -57,7 +62,10 @@ impl Engine {
         for (index, part) in parts.iter_mut().enumerate() {
             let Session { tokens, trail, .. } = &mut *part.session;
             let n_before = marks.len();
-            let blocks = trail.marks(tokens.len(), part.tokens.len());
+            // Logits are wanted of the last token of a prompt, and of no piece before.
+            let ends_prompt =
+                part.tokens.len().checked_sub(1).is_some_and(|last| (part.wants_logits)(last));
+            let blocks = trail.marks(tokens.len(), part.tokens.len(), ends_prompt);
             marks.extend(blocks.map(|block| (index, block)));
             // The next snapshot takes the room of the one that it replaces.
             if marks.len() > n_before
@@ -66,8 +74,14 @@ impl Engine {
                 cache.remove_passing(old);
             }
         }
+        // The ends of prompts are worth most; what is kept on the way goes first.
         while !marks.is_empty() && !cache.make_room_for_snapshots(marks.len()) {
-            marks.pop();
+            let is_on_the_way = |&(index, block): &(usize, usize)| {
+                let follows = marks.iter().any(|&(part, later)| part == index && later > block);
+                follows && parts[index].session.trail.is_kept(block)
+            };
+            let least = marks.iter().position(is_on_the_way).unwrap_or(marks.len() - 1);
+            marks.remove(least);
         }
         for &(index, block) in &*marks {
             self.runner.mark_snapshot(&mut parts[index].session.state, block * STATE_BLOCK);

@@ -162,9 +162,10 @@ impl Scheduler {
     /// Begins a generation; fails when the request is unsound or all sessions are in use.
     pub fn start(&mut self, request: Request) -> Result<RequestId, Error> {
         let Request { prompt, options, constraint } = request;
+        // Checked first: what is known of a prompt may take long to read.
+        let mut writer = Writer::new(&self.engine, 0, &prompt, options, constraint)?;
         let (session, n_cached) = self.engine.session_for(&prompt)?;
-        let rest = &prompt[n_cached..];
-        let writer = Writer::new(&self.engine, &session, rest, options, constraint)?;
+        writer.skip(n_cached);
         self.n_started += 1;
         self.stats.started += 1;
         self.stats.cached_tokens += n_cached as u64;
@@ -189,7 +190,7 @@ impl Scheduler {
         if let Some(index) = self.slots.iter().position(|slot| slot.id == id) {
             let slot = self.slots.remove(index);
             self.stats.cancelled += 1;
-            self.engine.keep(&slot.session, true);
+            self.engine.remember(&slot.session);
         }
     }
 
@@ -229,7 +230,7 @@ impl Scheduler {
     }
 
     /// Gives every sequence that decodes its row, and shares the rest of the pass: first runs of tokens
-    /// that follow by themselves, then prompts in turn.
+    /// that follow by themselves, which leave half of it to prompts, then prompts in turn.
     fn plan_pass(&mut self) {
         let n_decoding = self.slots.iter().filter(|slot| !slot.is_reading).count();
         let chunk = self.engine.prompt_chunk();
@@ -237,10 +238,13 @@ impl Scheduler {
             0 => chunk,
             n => self.pace.rows().min(chunk - n),
         };
+        let is_reading = self.slots.iter().any(|slot| slot.is_reading);
+        let mut free_for_runs = if is_reading { free / 2 } else { free };
         for slot in &mut self.slots {
             slot.n_rows = 0;
             if !slot.is_reading {
-                let run = (slot.n_pending() - 1).min(free);
+                let run = (slot.n_pending() - 1).min(free_for_runs);
+                free_for_runs -= run;
                 free -= run;
                 slot.n_rows = 1 + run;
             }
@@ -328,14 +332,14 @@ impl Scheduler {
         }
         // Others may begin with the same prompt while this one is answered.
         for index in began {
-            self.engine.keep(&self.slots[index].session, false);
+            self.engine.remember_in_memory(&self.slots[index].session);
         }
     }
 
     /// Gives back the sessions of requests that have ended, and keeps what they computed.
     fn remove_ended(&mut self) {
         for slot in self.slots.extract_if(.., |slot| slot.has_ended) {
-            self.engine.keep(&slot.session, true);
+            self.engine.remember(&slot.session);
         }
     }
 }

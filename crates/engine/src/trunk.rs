@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use checkpoint::{Format, VectorKind};
+use checkpoint::{Extent, Format, VectorKind};
 use compute::memory::{Arena, BLOCK_ALIGNMENT, Block};
 use compute::{Backend, Matrix};
 use experts::{DataFiles, IoError, ReadPlan};
@@ -41,6 +41,30 @@ pub(crate) fn load_trunk<B: Backend>(
     let mut source = LoadedSource { backend, files, tensors, samples: blake3::Hasher::new() };
     let decoder = model::load(inventory.checkpoint.config(), &mut source)?;
     Ok((decoder, source.samples.finalize()))
+}
+
+/// A hash of samples of the routed experts: the beginning of one of each layer.
+pub(crate) fn sample_experts(
+    inventory: &Inventory,
+    files: &DataFiles,
+) -> Result<blake3::Hash, Error> {
+    let mut hasher = blake3::Hasher::new();
+    for table in inventory.experts.iter().filter(|table| !table.is_empty()) {
+        let data = table.get(0).gate.data;
+        let sample = Extent { len: data.len.min(SAMPLE_BYTES as u64), ..data };
+        let read = read_one(files, vec![sample])?;
+        hasher.update(&read.block.bytes()[read.plan.offset(0)..][..sample.len as usize]);
+    }
+    Ok(hasher.finalize())
+}
+
+/// Reads byte ranges into a block of their own.
+fn read_one(files: &DataFiles, extents: Vec<Extent>) -> Result<Read, Error> {
+    let plan = ReadPlan::new(extents);
+    let block = arena(plan.bytes())?.take(plan.bytes());
+    let mut block = block.expect("the arena was sized for the plan");
+    files.read(&plan, block.bytes_mut())?;
+    Ok(Read { plan, block })
 }
 
 /// A tensor on its way into memory.
@@ -111,13 +135,7 @@ impl<'a, B> LoadedSource<'a, B> {
         assert_eq!(tensor.name, name, "the model asks in the same order");
         let read = match read {
             Some(read) => read,
-            None => {
-                let plan = ReadPlan::new(tensor.extents());
-                let block = arena(plan.bytes())?.take(plan.bytes());
-                let mut block = block.expect("the arena was sized for the plan");
-                self.files.read(&plan, block.bytes_mut())?;
-                Read { plan, block }
-            }
+            None => read_one(self.files, tensor.extents())?,
         };
         for (part, extent) in tensor.extents().iter().enumerate() {
             let stored = &read.block.bytes()[read.plan.offset(part)..];

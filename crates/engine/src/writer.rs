@@ -10,7 +10,6 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::generate::{FinishReason, GenerateOptions, Step};
 use crate::sampler::{Sampler, TokenLogprob, logprobs};
-use crate::session::Session;
 use crate::stop::StopMatcher;
 use crate::usage::Usage;
 
@@ -34,10 +33,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Checks the request: `prompt` is to continue what the session holds.
+    /// Checks the request: `prompt` is to continue a session that holds `n_held` tokens.
     pub(crate) fn new(
         engine: &Engine,
-        session: &Session,
+        n_held: usize,
         prompt: &[u32],
         options: GenerateOptions,
         constraint: Option<Box<dyn Constraint>>,
@@ -47,9 +46,9 @@ impl Writer {
             return Err(Error::EmptyPrompt);
         }
         engine.check_tokens(prompt)?;
-        let generated_from = session.tokens().len() + prompt.len();
+        let generated_from = n_held + prompt.len();
         // The last token needs no place in the context: nothing is computed after it.
-        let context = session.context();
+        let context = engine.plan().context;
         let room = (context + 1).saturating_sub(generated_from);
         if room == 0 {
             return Err(Error::ContextFull { needed: generated_from, context });
@@ -76,6 +75,11 @@ impl Writer {
         };
         writer.find_forced()?;
         Ok(writer)
+    }
+
+    /// Passes over the first tokens of the prompt, which the session turns out to hold.
+    pub(crate) fn skip(&mut self, n_tokens: usize) {
+        self.pending.drain(..n_tokens);
     }
 
     /// Tokens to compute before [`Writer::choose`]. Only complete when [`Writer::free_step`] has nothing.

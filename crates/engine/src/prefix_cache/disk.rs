@@ -30,7 +30,8 @@ pub(crate) struct Disk {
     limit: u64,
     identity: Key,
     shapes: Shapes,
-    /// Entries whose files are no good and cannot be deleted; they are looked for no more.
+    /// Entries whose files cannot be read, or are no good and cannot be deleted; they are looked for no
+    /// more.
     bad: HashSet<EntryId>,
     /// When the directory was last changed and how many bytes the entries had then.
     known: Option<(SystemTime, u64)>,
@@ -56,11 +57,7 @@ impl Disk {
         identity: Key,
         shapes: Shapes,
     ) -> io::Result<Self> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(directory)?;
+        make_directory(directory)?;
         let mut disk = Self {
             directory: directory.to_owned(),
             limit,
@@ -97,7 +94,8 @@ impl Disk {
         !self.bad.contains(&id) && self.path(id).exists()
     }
 
-    /// Reads an entry; a file that is no good is counted and deleted.
+    /// Reads an entry. A file that is no good is counted and deleted; one that the system refuses to read
+    /// is counted and left alone, because the reason may be the process and not the file.
     pub(crate) fn read(&mut self, id: EntryId) -> Option<SavedParts> {
         let path = self.path(id);
         let error = match file::read(&path, &self.identity, id, self.shapes.of(id.kind)) {
@@ -110,7 +108,7 @@ impl Disk {
             Err(error) => error,
         };
         self.ignored.count(&error);
-        if fs::remove_file(&path).is_err() {
+        if matches!(error, FileError::Io(_)) || fs::remove_file(&path).is_err() {
             self.bad.insert(id);
         }
         None
@@ -118,7 +116,7 @@ impl Disk {
 
     /// Has entries on the drive: writes those that are not there, of which `parts` gives the parts by
     /// their place in the list, and makes all of them the ones used last, the first most of all.
-    /// Together they are within the bound.
+    /// Together they are within the bound. What follows keys and values that cannot be had is left out.
     pub(crate) fn write<'a>(
         &mut self,
         entries: &[EntryId],
@@ -135,30 +133,52 @@ impl Disk {
         parts: &dyn Fn(usize) -> Cow<'a, SavedParts>,
     ) -> io::Result<()> {
         let _lock = self.lock()?;
-        let is_missing = |id: &&EntryId| !self.path(**id).exists();
-        let needed = entries.iter().filter(is_missing).map(|id| self.file_bytes(id.kind)).sum();
-        let ours = entries.iter().map(|id| self.path(*id)).collect();
+        let mut writable = Vec::new();
+        for (index, &id) in entries.iter().enumerate() {
+            match id.kind {
+                _ if self.forget_bad(id) => writable.push((index, id)),
+                Kind::KeysAndValues => break,
+                Kind::Recurrent => {}
+            }
+        }
+        let is_missing = |(_, id): &&(usize, EntryId)| !self.path(*id).exists();
+        let missing = writable.iter().filter(is_missing);
+        let needed = missing.map(|(_, id)| self.file_bytes(id.kind)).sum();
+        let ours = writable.iter().map(|(_, id)| self.path(*id)).collect();
         self.make_room(needed, &ours)?;
         let now = SystemTime::now();
-        let result = entries.iter().enumerate().try_for_each(|(index, &id)| {
+        let result = writable.iter().try_for_each(|&(index, id)| {
             let path = self.path(id);
             if !path.exists() {
                 let mut partial = path.clone().into_os_string();
                 partial.push(PARTIAL);
                 let partial = PathBuf::from(partial);
                 file::write(&path, &partial, &self.identity, id, &parts(index))?;
-                self.bad.remove(&id);
                 self.n_written += 1;
                 let bytes = self.file_bytes(id.kind);
                 self.known = self.known.map(|(changed, known)| (changed, known + bytes));
             }
             // What begins a sequence is used whenever what follows it is, so it leaves after that.
             let used = now - Duration::from_micros(index as u64);
-            OpenOptions::new().write(true).open(&path)?.set_modified(used)
+            // A time that cannot be set changes only who leaves first.
+            drop(OpenOptions::new().write(true).open(&path).map(|file| file.set_modified(used)));
+            Ok(())
         });
         let changed = fs::metadata(&self.directory)?.modified()?;
         self.known = self.known.map(|(_, bytes)| (changed, bytes));
         result
+    }
+
+    /// Has a file that could not be read make way for a new one; tells whether the entry's place is sound.
+    fn forget_bad(&mut self, id: EntryId) -> bool {
+        if !self.bad.contains(&id) {
+            return true;
+        }
+        let is_gone = match fs::remove_file(self.path(id)) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        is_gone && self.bad.remove(&id)
     }
 
     /// Length of the file of an entry.
@@ -166,11 +186,19 @@ impl Disk {
         file::file_bytes(self.shapes.of(kind))
     }
 
-    /// Takes the lock of writers, or fails: nobody waits for another process.
+    /// Takes the lock of writers, or fails: nobody waits for another process. The directory may be deleted
+    /// at any time; then it is made again.
     fn lock(&self) -> io::Result<File> {
         let mut options = OpenOptions::new();
         let options = file::private(options.create(true).write(true).truncate(false));
-        let lock = options.open(self.directory.join(LOCK))?;
+        let path = self.directory.join(LOCK);
+        let lock = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_directory(&self.directory)?;
+                options.open(&path)?
+            }
+            result => result?,
+        };
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
@@ -190,19 +218,24 @@ impl Disk {
         let mut found = self.list()?;
         let mut bytes: u64 = found.iter().map(|entry| entry.bytes).sum();
         found.sort_by_key(|entry| entry.used);
+        let mut refused = None;
         for entry in found.iter().filter(|entry| !ours.contains(&entry.path)) {
             if bytes + needed <= self.limit {
                 break;
             }
             match fs::remove_file(&entry.path) {
+                Ok(()) => bytes -= entry.bytes,
                 // A reader found that it is no good.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => bytes -= entry.bytes,
+                // Another one may go in its place.
+                Err(error) => refused = Some(error),
             }
-            bytes -= entry.bytes;
         }
         self.known = Some((fs::metadata(&self.directory)?.modified()?, bytes));
-        Ok(())
+        match refused {
+            Some(error) if bytes + needed > self.limit => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// All entries, of whatever model. What a process left half-written is deleted: the lock is ours, so
@@ -230,6 +263,14 @@ impl Disk {
     fn path(&self, id: EntryId) -> PathBuf {
         self.directory.join(format!("{}.{}", id.key.to_hex(), extension(id.kind)))
     }
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)
 }
 
 fn extension(kind: Kind) -> &'static str {

@@ -42,12 +42,12 @@ impl Key {
 }
 
 /// What decides the bytes of every state beside the tokens: the checkpoint's files with their lengths,
-/// times of change and tensors, samples of its weights, its configuration, how the device computes, and
+/// times of change and tensors, hashes of samples of its weights, its configuration, how the device computes, and
 /// if the cache `is_shared` with other processes, the program. One that cannot read itself agrees with
 /// no other.
 pub(crate) fn identity(
     inventory: &Inventory,
-    weights: &blake3::Hash,
+    weights: &[blake3::Hash],
     numerics: &str,
     is_shared: bool,
 ) -> Key {
@@ -81,7 +81,7 @@ pub(crate) fn identity(
         let first = (!table.is_empty()).then(|| table.get(0));
         add(format!("{first:?}").as_bytes());
     }
-    add(weights.as_bytes());
+    weights.iter().for_each(|hash| add(hash.as_bytes()));
     Key(*hasher.finalize().as_bytes())
 }
 

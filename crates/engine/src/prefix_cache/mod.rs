@@ -99,6 +99,13 @@ impl Shapes {
     }
 }
 
+/// Where a sequence is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    Memory,
+    MemoryAndDrive,
+}
+
 /// Recurrent states of a sequence that its keys and values leave room for: that at the end of its prompt,
 /// and that at its end.
 const LATEST_STATES: usize = 2;
@@ -172,6 +179,8 @@ impl PrefixCache {
                 self.stats.cached_tokens += (n_blocks * STATE_BLOCK) as u64;
                 return Restored { n_blocks, branch: (n_known > n_blocks).then_some(n_known) };
             }
+            // Memory is planned for one: this goes before the next is made.
+            *state = Box::new(());
             *state = fresh();
             end = keys.iter().take_while(|key| self.contains(keys_and_values(**key))).count();
         }
@@ -191,31 +200,32 @@ impl PrefixCache {
         Some(index + 1)
     }
 
-    /// Puts a state together; `false` leaves it half done.
+    /// Puts a state together; `false` leaves it half done. The recurrent states come first, because
+    /// keys and values that are read from the drive may push them out of memory.
     fn load(&mut self, runner: &dyn Runner, state: &mut State, keys: &[Key]) -> bool {
+        let position = keys.len() * STATE_BLOCK;
+        match keys.last().filter(|_| self.shapes.has_recurrent()) {
+            None => runner.load_snapshot(state, position, &SavedParts::new()),
+            Some(key) => {
+                let Some(parts) = self.fetch(recurrent(*key)) else { return false };
+                runner.load_snapshot(state, position, parts);
+            }
+        }
         for key in keys {
             let Some(parts) = self.fetch(keys_and_values(*key)) else { return false };
-            runner.load_kv_block(state, &parts);
+            runner.load_kv_block(state, parts);
         }
-        let position = keys.len() * STATE_BLOCK;
-        let last = keys.last().filter(|_| self.shapes.has_recurrent());
-        let parts = match last.map(|key| self.fetch(recurrent(*key))) {
-            None => Cow::Owned(SavedParts::new()),
-            Some(Some(parts)) => parts,
-            Some(None) => return false,
-        };
-        runner.load_snapshot(state, position, &parts);
         true
     }
 
     /// An entry from memory, or from the drive into memory.
-    fn fetch(&mut self, id: EntryId) -> Option<Cow<'_, SavedParts>> {
+    fn fetch(&mut self, id: EntryId) -> Option<&SavedParts> {
         if !self.memory.contains(id) {
             let disk = self.disk.as_mut()?;
             self.memory.make_room(Memory::cost(self.shapes.of(id.kind).bytes()));
             self.memory.insert(id, disk.read(id)?, false);
         }
-        self.memory.get(id).map(Cow::Borrowed)
+        self.memory.get(id)
     }
 
     /// Makes a sequence the one used last: its beginning most of all, because whatever follows is of no
@@ -252,18 +262,20 @@ impl PrefixCache {
         self.memory.remove_passing(recurrent(key));
     }
 
-    /// Keeps what there is of a sequence: keys and values of its blocks, and its recurrent states; on
-    /// the drive, too, if `on_disk`.
+    /// Keeps what there is of a sequence: keys and values of its blocks, and its recurrent states.
     pub(crate) fn remember(
         &mut self,
         runner: &dyn Runner,
         state: &State,
         keys: &[Key],
-        on_disk: bool,
+        place: Where,
     ) {
         // First, while all states are in memory: keys and values may push them out.
-        if on_disk {
+        if place == Where::MemoryAndDrive {
             self.write(runner, state, keys);
+        }
+        for key in keys {
+            self.memory.keep(recurrent(*key));
         }
         let block_cost = Memory::cost(self.shapes.keys_and_values.bytes());
         let state_cost = Memory::cost(self.shapes.recurrent.bytes());
@@ -271,22 +283,30 @@ impl PrefixCache {
         let n_latest = keys.iter().filter(has_state).count().min(LATEST_STATES);
         let room = self.memory.limit().saturating_sub(n_latest as u64 * state_cost);
         let n_fitting = usize::try_from(room / block_cost).unwrap_or(usize::MAX);
-        // From the last to the first, so that the beginning is used last.
-        let mut n_states = 0;
-        for (block, key) in keys.iter().enumerate().rev() {
-            if self.memory.contains(recurrent(*key)) {
-                self.memory.keep(recurrent(*key));
-                n_states += 1;
-                if n_states <= LATEST_STATES {
-                    self.memory.touch(recurrent(*key));
-                }
-            }
+        // Before, so that what is added pushes out none of it; and after, so that the beginning is used
+        // last.
+        self.touch_fitting(keys, n_fitting);
+        for (block, key) in keys.iter().enumerate().take(n_fitting) {
             let id = keys_and_values(*key);
-            if self.memory.contains(id) {
-                self.memory.touch(id);
-            } else if block < n_fitting {
+            if !self.memory.contains(id) {
                 self.memory.make_room(block_cost);
                 self.memory.insert(id, runner.save_kv_block(state, block), false);
+            }
+        }
+        self.touch_fitting(keys, n_fitting);
+    }
+
+    /// Makes what memory holds of a sequence at once the entries used last, its beginning most of all:
+    /// so many blocks, and the latest recurrent states.
+    fn touch_fitting(&mut self, keys: &[Key], n_blocks: usize) {
+        let mut n_states = 0;
+        for (block, key) in keys.iter().enumerate().rev() {
+            if n_states < LATEST_STATES && self.memory.contains(recurrent(*key)) {
+                self.memory.touch(recurrent(*key));
+                n_states += 1;
+            }
+            if block < n_blocks {
+                self.memory.touch(keys_and_values(*key));
             }
         }
     }

@@ -27,7 +27,7 @@ pub struct PrefixCacheStats {
     pub disk_writes: u64,
     /// Times that nothing was written because another process was writing, or the system refused.
     pub disk_skips: u64,
-    /// Files that were not used, and deleted.
+    /// Files that were not used, and deleted unless the system refused to read them.
     pub ignored: Ignored,
 }
 

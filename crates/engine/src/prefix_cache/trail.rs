@@ -26,11 +26,18 @@ impl Trail {
     }
 
     /// The ends of blocks, in blocks, at which a session at `position` is to keep snapshots as it takes
-    /// in `n_tokens`, in order: those to be kept in any case, and the last before the last token,
-    /// because a sequence that is taken up needs a token to compute. A single token has no other.
-    pub(crate) fn marks(&self, position: usize, n_tokens: usize) -> impl Iterator<Item = usize> {
+    /// in `n_tokens`, in order: those to be kept in any case, and the last. Of tokens that end a prompt
+    /// it is the last before the last token, because a sequence that is taken up needs a token to
+    /// compute. A single token has no other.
+    pub(crate) fn marks(
+        &self,
+        position: usize,
+        n_tokens: usize,
+        ends_prompt: bool,
+    ) -> impl Iterator<Item = usize> {
         let end = position + n_tokens;
-        let last = if n_tokens > 1 { (end - 1) / STATE_BLOCK } else { end / STATE_BLOCK };
+        let left_to_compute = usize::from(ends_prompt && n_tokens > 1);
+        let last = (end - left_to_compute) / STATE_BLOCK;
         let blocks = position / STATE_BLOCK + 1..=end / STATE_BLOCK;
         blocks.filter(move |&block| block == last || self.is_kept(block))
     }
@@ -48,7 +55,7 @@ mod tests {
     #[test]
     fn snapshots_are_few_and_at_the_last_block_before_the_end() {
         let trail = Trail::new(Vec::new(), Some(3));
-        let marks = |position, n_tokens| trail.marks(position, n_tokens).collect::<Vec<_>>();
+        let marks = |position, n_tokens| trail.marks(position, n_tokens, true).collect::<Vec<_>>();
         assert!(marks(0, 63).is_empty());
         assert!(marks(0, 64).is_empty(), "nothing would be left to compute");
         assert_eq!(marks(0, 65), [1]);
@@ -58,5 +65,12 @@ mod tests {
         assert!(marks(64, 1).is_empty());
         assert_eq!(marks(1000, 3500), [32, 64, 70]);
         assert_eq!(marks(0, 2048), [3, 31, 32], "a long prompt goes on from there");
+
+        let piece = |position, n_tokens| trail.marks(position, n_tokens, false).collect::<Vec<_>>();
+        assert_eq!(piece(0, 64), [1], "the next piece begins behind it");
+        assert_eq!(piece(64, 64), [2]);
+        assert_eq!(piece(0, 512), [3, 8]);
+        assert_eq!(piece(0, 2048), [3, 32]);
+        assert!(piece(0, 63).is_empty());
     }
 }

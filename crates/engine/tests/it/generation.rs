@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use engine::{Engine, EngineOptions, Error, FinishReason, GenerateOptions, Sampling, Step};
+use engine::{Beside, Engine, EngineOptions, Error, FinishReason, GenerateOptions, Sampling, Step};
 
 use crate::{demo, repository, streaming, tokens};
 
@@ -104,6 +104,26 @@ fn what_cannot_be_generated_is_refused_before_work() {
     let options = GenerateOptions::default();
     let steps = engine.generate(&mut session, &[1; 10], options).expect("it is sound");
     assert_eq!(steps.count(), 7);
+}
+
+#[test]
+fn what_tokens_are_chosen_from_and_what_callers_need_are_in_the_plan() {
+    let plan = |sessions, bytes| {
+        let beside = Beside { bytes, bytes_per_token: 3 };
+        let options =
+            EngineOptions { memory: Some(1 << 30), sessions, beside, ..EngineOptions::default() };
+        let engine = Engine::open(&repository("models/demo"), &options).expect("it opens");
+        (engine.plan().clone(), engine.config().vocab_size as u64)
+    };
+    let (one, vocab_size) = plan(1, 0);
+    assert_eq!((one.beside, one.sampling), (3 * vocab_size, 20 * vocab_size));
+    let (two, _) = plan(2, 1000);
+    assert_eq!((two.beside, two.sampling), (3 * vocab_size + 1000, 40 * vocab_size));
+
+    let beside = Beside { bytes: u64::MAX, bytes_per_token: u64::MAX };
+    let options = EngineOptions { memory: Some(1 << 30), beside, ..EngineOptions::default() };
+    let error = Engine::open(&repository("models/demo"), &options).err();
+    assert!(matches!(error, Some(Error::Budget { needed: u64::MAX, .. })));
 }
 
 #[test]

@@ -226,11 +226,17 @@ fn memory_is_bounded_and_the_longest_unused_leaves() {
     assert!(logits == compute(&mut without, &texts[5]));
     assert_eq!(visit(&mut engine, &texts[0]).0, 0, "the first one is not");
 
-    // A sequence that is longer than all of memory, and one whose states are more than it holds.
+    // A sequence that is longer than all of memory, and whose states are more than it holds: it is
+    // computed again, and what begins as it does is taken up nevertheless.
     let long = noise(9, 4000);
     let (_, logits) = visit(&mut engine, &long);
     assert!(stats(&engine).memory_bytes <= bound);
-    assert!(visit(&mut engine, &long).1 == logits);
+    let (n_known, again) = visit(&mut engine, &long);
+    assert_eq!(n_known, 0);
+    assert!(again == logits && logits == compute(&mut without, &long));
+    let known = [0, 1].map(|_| visit(&mut engine, &long[..300]));
+    assert_eq!(known[1].0, 256);
+    assert!(known.iter().all(|(_, logits)| *logits == compute(&mut without, &long[..300])));
 }
 
 #[test]
@@ -451,9 +457,143 @@ fn a_changed_checkpoint_is_another_model() {
     let mut bytes = fs::read(&path).expect("it can be read");
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
+    fs::write(&path, &bytes).expect("it can be written");
+    assert_eq!([know(), know()], [0, 192]);
+    // Even the same time of change, and another routed expert.
+    let changed = fs::metadata(&path).and_then(|it| it.modified()).expect("it has a time");
+    let (len, rest) = bytes.split_first_chunk().expect("a length");
+    let header_bytes = u64::from_le_bytes(*len) as usize;
+    let header: serde_json::Value =
+        serde_json::from_slice(&rest[..header_bytes]).expect("a header");
+    let tensors = header.as_object().expect("tensors by name");
+    let (_, experts) = tensors
+        .iter()
+        .find(|(name, _)| name.ends_with("experts.gate_up_proj"))
+        .expect("experts are stacked");
+    let begin = experts["data_offsets"][0].as_u64().expect("it") as usize;
+    bytes[8 + header_bytes + begin] ^= 1;
     fs::write(&path, bytes).expect("it can be written");
+    let file = fs::File::options().write(true).open(&path).expect("it can be opened");
+    file.set_modified(changed).expect("it can be set");
     assert_eq!([know(), know()], [0, 192]);
     for path in [directory, model] {
         fs::remove_dir_all(path).expect("it can be removed");
     }
+}
+
+#[test]
+fn pieces_that_end_with_a_block_leave_its_state() {
+    let mut without = tiny("qwen35moe-tiny", EngineOptions::default());
+    for chunk in [32, 64, 100, 512] {
+        let options = EngineOptions {
+            prefix_cache: in_memory(8 << 20),
+            prompt_chunk: Some(chunk),
+            ..EngineOptions::default()
+        };
+        for n_tokens in [100, 128, 129, 570] {
+            let mut engine = tiny("qwen35moe-tiny", options.clone());
+            let tokens = noise(chunk as u32, n_tokens);
+            visit(&mut engine, &tokens);
+            let (n_known, logits) = visit(&mut engine, &tokens);
+            assert_eq!(n_known, (n_tokens - 1) / BLOCK * BLOCK, "{n_tokens} by {chunk}");
+            assert!(logits == compute(&mut without, &tokens));
+        }
+    }
+}
+
+#[test]
+fn of_few_states_that_of_the_end_is_kept() {
+    let directory = scratch("few-states");
+    let open = |memory_bytes| {
+        let directory = Some(directory.clone());
+        let prefix_cache =
+            Some(PrefixCacheOptions { memory_bytes, directory, disk_bytes: 8 << 20 });
+        let prompt_chunk = Some(4096);
+        let options = EngineOptions { prefix_cache, prompt_chunk, ..EngineOptions::default() };
+        Engine::open(&repository("tests/fixtures/qwen35moe-tiny"), &options)
+    };
+    let Err(Error::PrefixCacheTooSmall { least, .. }) = open(1) else { panic!("it is of no use") };
+    let mut engine = open(least).expect("it opens");
+    let tokens = noise(1, 2200);
+    // The pass goes by a state at 2,048 tokens, and memory holds one.
+    let (_, expected) = visit(&mut engine, &tokens);
+    let (n_known, logits) = visit(&mut engine, &tokens);
+    assert_eq!(n_known, 2176);
+    assert!(logits == expected);
+    fs::remove_dir_all(&directory).expect("it can be removed");
+}
+
+#[test]
+fn what_is_added_pushes_out_no_state_of_its_own() {
+    let open = |memory_bytes| {
+        let options =
+            EngineOptions { prefix_cache: in_memory(memory_bytes), ..EngineOptions::default() };
+        tiny("qwen35moe-tiny", EngineOptions { sessions: 2, ..options })
+    };
+    let [one, two] = [65, 129].map(|n_tokens| {
+        let mut engine = open(8 << 20);
+        visit(&mut engine, &noise(1, n_tokens));
+        stats(&engine).memory_bytes
+    });
+    let block = two - one;
+    let state = one - block;
+    // Five blocks and a state, then three and a state of another, then the state and four blocks that
+    // follow the five, of which memory has no room for three.
+    let mut engine = open(9 * block + 3 * state);
+    let tokens = noise(1, 600);
+    let mut session = engine.session().expect("a session");
+    go_on(&mut engine, &mut session, &tokens[..330], 1);
+    engine.remember(&session);
+    visit(&mut engine, &noise(2, 200));
+    go_on(&mut engine, &mut session, &tokens, 1);
+    engine.remember(&session);
+    let known = |engine: &mut Engine, tokens: &[u32]| engine.session_for(tokens).expect("one").1;
+    assert_eq!(known(&mut engine, &tokens), 576);
+    assert_eq!(known(&mut engine, &tokens[..400]), 320, "its prompt with another answer");
+}
+
+/// The files of recurrent states.
+fn state_files(directory: &Path) -> Vec<PathBuf> {
+    let files = entries(directory).into_iter().map(|(path, _)| path);
+    files.filter(|path| path.extension().is_some_and(|it| it == "state")).collect()
+}
+
+#[test]
+fn a_state_that_cannot_be_deleted_stops_nothing_behind_it() {
+    let directory = scratch("undeletable");
+    let options =
+        EngineOptions { prefix_cache: on_disk(&directory, 8 << 20), ..EngineOptions::default() };
+    let tokens = noise(1, 400);
+    visit(&mut tiny("qwen35moe-tiny", options.clone()), &tokens[..200]);
+    let [state] = &state_files(&directory)[..] else { panic!("one") };
+    // A directory is no entry, and no file to be deleted.
+    fs::remove_file(state).expect("it is there");
+    fs::create_dir(state).expect("it can be made");
+    let mut engine = tiny("qwen35moe-tiny", options.clone());
+    let (n_known, expected) = visit(&mut engine, &tokens);
+    assert_eq!((n_known, stats(&engine).ignored.not_one), (0, 1));
+    assert_eq!(stats(&engine).disk_skips, 0);
+    let (n_known, logits) = visit(&mut tiny("qwen35moe-tiny", options.clone()), &tokens);
+    assert_eq!(n_known, 384);
+    assert!(logits == expected);
+
+    // One that gave way is written again.
+    fs::remove_dir(state).expect("it is there");
+    visit(&mut engine, &tokens[..200]);
+    assert!(state.is_file());
+    fs::remove_dir_all(&directory).expect("it can be removed");
+}
+
+#[test]
+fn a_directory_that_was_deleted_is_made_again() {
+    let directory = scratch("deleted");
+    let options =
+        EngineOptions { prefix_cache: on_disk(&directory, 8 << 20), ..EngineOptions::default() };
+    let mut engine = tiny("qwen35moe-tiny", options);
+    visit(&mut engine, &noise(1, 200));
+    fs::remove_dir_all(&directory).expect("it can be removed");
+    visit(&mut engine, &noise(2, 200));
+    assert_eq!(stats(&engine).disk_skips, 0);
+    assert_eq!(entries(&directory).len(), 4, "three blocks and a state");
+    fs::remove_dir_all(&directory).expect("it can be removed");
 }

@@ -197,14 +197,32 @@ fn prompts_are_read_in_turn_and_nobody_who_decodes_waits_for_them() {
 }
 
 #[test]
+fn a_long_run_that_follows_by_itself_leaves_room_for_prompts() {
+    let options = EngineOptions { sessions: 2, prompt_chunk: Some(64), ..streaming() };
+    let mut scheduler = Scheduler::new(demo(options));
+    let constraint = Some(script(&[300], &[500; 400], 2).0);
+    let forced = Request { constraint, ..plain(vec![5, 6, 7]) };
+    let forced = scheduler.start(forced).expect("it is sound");
+    assert_eq!(pass(&mut scheduler).said, [forced]);
+    let prompt = held_out(scheduler.engine(), 0, 100);
+    let reading = scheduler.start(plain(prompt)).expect("it is sound");
+    let read = [0; 3].map(|_| pass(&mut scheduler).read[&reading]);
+    assert_eq!(read, [32, 64, 96], "half of what is left by the one row");
+}
+
+#[test]
 fn what_cannot_be_started_holds_nothing() {
-    let options = EngineOptions { sessions: 1, context: Some(64), ..streaming() };
+    let cache = PrefixCacheOptions { memory_bytes: 12 << 20, directory: None, disk_bytes: 0 };
+    let prefix_cache = Some(cache);
+    let options = EngineOptions { sessions: 1, context: Some(64), prefix_cache, ..streaming() };
     let mut scheduler = Scheduler::new(demo(options));
     for _ in 0..3 {
         assert!(matches!(scheduler.start(plain(vec![])), Err(Error::EmptyPrompt)));
         assert!(matches!(scheduler.start(plain(vec![8192])), Err(Error::UnknownToken { .. })));
         assert!(matches!(scheduler.start(plain(vec![1; 65])), Err(Error::ContextFull { .. })));
     }
+    let cache = scheduler.stats().prefix_cache.expect("there is one");
+    assert_eq!(cache.lookups, 0, "nothing is read for them");
     let id = scheduler.start(plain(vec![1; 64])).expect("there is room");
     assert!(matches!(scheduler.start(plain(vec![1])), Err(Error::TooManySessions { limit: 1 })));
     assert_eq!(pass(&mut scheduler).said, [id], "the context is full");
