@@ -97,13 +97,17 @@ impl Input {
         }
     }
 
-    /// Asks a person; what is answered is not part of the history. `None` where nobody answers.
+    /// Asks a person; what is answered is not part of the history, and what was typed before the question was there
+    /// is no answer. `None` where nobody answers.
     pub fn ask(&mut self, question: &str, initial: &str) -> anyhow::Result<Option<String>> {
         match self {
-            Self::Editor(typing) => Ok(match typing.read(question, initial)? {
-                Entered::Line(line) => Some(line),
-                Entered::Interrupted | Entered::End => None,
-            }),
+            Self::Editor(typing) => {
+                forget_typed()?;
+                Ok(match typing.read(question, initial)? {
+                    Entered::Line(line) => Some(line),
+                    Entered::Interrupted | Entered::End => None,
+                })
+            }
             Self::Lines(_) => Ok(None),
         }
     }
@@ -129,6 +133,18 @@ fn piped(lines: &mut BufReader<Stdin>) -> anyhow::Result<Entered> {
         message.pop();
         message.push('\n');
     }
+}
+
+/// Drops what the terminal holds and nobody has read yet; an error means that it cannot.
+#[cfg(unix)]
+fn forget_typed() -> io::Result<()> {
+    use rustix::termios::{QueueSelector, tcflush};
+    Ok(tcflush(io::stdin(), QueueSelector::IFlush)?)
+}
+
+#[cfg(not(unix))]
+fn forget_typed() -> io::Result<()> {
+    Ok(())
 }
 
 impl Typing {

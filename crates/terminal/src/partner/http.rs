@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 /// How often a silent connection looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(100);
@@ -75,13 +75,7 @@ pub fn send(
     cancel: &Arc<AtomicBool>,
 ) -> anyhow::Result<Response> {
     let server = format!("the server at http://{}", address.authority);
-    let mut sockets = (address.host.as_str(), address.port)
-        .to_socket_addrs()
-        .with_context(|| format!("finding {server}"))?;
-    let socket = sockets.next().with_context(|| format!("finding {server}"))?;
-    let mut stream = TcpStream::connect_timeout(&socket, CONNECT).with_context(|| {
-        format!("connecting to {server}\nhint: is it running? flash-moe serve starts one")
-    })?;
+    let mut stream = connect(address, &server, cancel)?;
     stream.set_read_timeout(Some(TICK))?;
     stream.set_nodelay(true)?;
     let mut head = format!(
@@ -106,6 +100,28 @@ pub fn send(
     let (status, framing) =
         read_head(&mut wire).with_context(|| format!("the answer of {server}"))?;
     Ok(Response { status, body: Body { wire, framing } })
+}
+
+/// A connection to the first of the server's addresses that takes one: a name often has one of IPv6 where only
+/// the one of IPv4 is listened on.
+fn connect(address: &Address, server: &str, cancel: &AtomicBool) -> anyhow::Result<TcpStream> {
+    let sockets = (address.host.as_str(), address.port)
+        .to_socket_addrs()
+        .with_context(|| format!("finding {server}"))?;
+    let mut trouble = None;
+    for socket in sockets {
+        if cancel.load(Ordering::Relaxed) {
+            bail!(GivenUp);
+        }
+        match TcpStream::connect_timeout(&socket, CONNECT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => trouble = Some(error),
+        }
+    }
+    let error = trouble.map_or_else(|| anyhow!("its name has no address"), Into::into);
+    Err(error.context(format!(
+        "connecting to {server}\nhint: is it running? flash-moe serve starts one"
+    )))
 }
 
 fn read_head(wire: &mut Wire) -> anyhow::Result<(u16, Framing)> {

@@ -142,7 +142,7 @@ impl Talk<'_> {
         };
         self.attempt += 1;
         let attempt = self.attempt;
-        self.journal.keep(at + 1);
+        self.journal.try_after(at + 1);
         self.answer(attempt)
     }
 
@@ -160,7 +160,7 @@ impl Talk<'_> {
                 _ => return Ok(self.screen.aside("The message stays as it is.")?),
             },
         };
-        self.journal.keep(at);
+        self.journal.try_after(at);
         self.message(&text)
     }
 

@@ -14,12 +14,22 @@ pub struct Journal {
     store: Option<Arc<Store>>,
     file: Option<SessionFile>,
     trouble: Option<SessionError>,
+    trial: Option<Trial>,
+}
+
+/// What is not certain until there is an answer, and not written down before.
+struct Trial {
+    /// Messages that stay in any case.
+    kept: usize,
+    /// What came after them.
+    tail: Vec<Message>,
+    records: Vec<Record>,
 }
 
 impl Journal {
     /// An empty talk.
     pub fn new(store: Option<Arc<Store>>) -> Self {
-        Self { talk: Talk::default(), store, file: None, trouble: None }
+        Self { talk: Talk::default(), store, file: None, trouble: None, trial: None }
     }
 
     /// The talk.
@@ -75,6 +85,22 @@ impl Journal {
         self.note(Record::Keep { messages });
     }
 
+    /// Takes back all messages but the first ones, if there will be an answer to what comes instead.
+    pub fn try_after(&mut self, messages: usize) {
+        let kept = messages.min(self.talk.messages.len());
+        let tail = self.talk.messages.split_off(kept);
+        let records = vec![Record::Keep { messages: kept }];
+        self.trial = Some(Trial { kept, tail, records });
+    }
+
+    /// Brings back what was to be answered otherwise; tells whether there was such.
+    pub fn give_back(&mut self) -> bool {
+        let Some(Trial { kept, tail, .. }) = self.trial.take() else { return false };
+        self.talk.messages.truncate(kept);
+        self.talk.messages.extend(tail);
+        true
+    }
+
     /// Sets who answers.
     pub fn set_model(&mut self, name: &str) {
         if self.talk.model.as_deref() != Some(name) {
@@ -100,13 +126,24 @@ impl Journal {
     }
 
     fn note(&mut self, record: Record) {
-        if let Some(file) = &mut self.file
-            && let Err(error) = file.append(&record)
-        {
-            self.give_up(error);
+        let answers = matches!(&record, Record::Message { message } if message.role != "user");
+        match &mut self.trial {
+            Some(trial) => trial.records.push(record.clone()),
+            None => self.write(&record),
         }
         // The program's own records make sense; what does not is not taken.
         drop(self.talk.apply(record));
+        if answers && let Some(trial) = self.trial.take() {
+            trial.records.iter().for_each(|record| self.write(record));
+        }
+    }
+
+    fn write(&mut self, record: &Record) {
+        if let Some(file) = &mut self.file
+            && let Err(error) = file.append(record)
+        {
+            self.give_up(error);
+        }
     }
 
     /// Nothing more is written, so that what was written stays whole.

@@ -35,8 +35,12 @@ impl Talk<'_> {
             let whole = outcome.end == End::Whole;
             if !whole && outcome.reply.content.trim().is_empty() {
                 // Thoughts that were cut off, or nothing at all, are no answer.
-                self.take_back_question();
-                return self.explain(&outcome);
+                let old = self.take_back_question();
+                self.explain(&outcome)?;
+                if old {
+                    self.screen.aside("The answer before stays.")?;
+                }
+                return Ok(());
             }
             let mut message = outcome.reply.to_message();
             if !whole {
@@ -78,13 +82,18 @@ impl Talk<'_> {
         ))?)
     }
 
-    /// Removes a message that got no answer, so that the talk can go on otherwise.
-    fn take_back_question(&mut self) {
+    /// Removes a message that got no answer, so that the talk can go on otherwise; tells whether it goes on with
+    /// what was said before instead.
+    fn take_back_question(&mut self) -> bool {
+        if self.journal.give_back() {
+            return true;
+        }
         let messages = &self.journal.talk().messages;
         if messages.last().is_some_and(|message| message.role == "user") {
             let n = messages.len() - 1;
             self.journal.keep(n);
         }
+        false
     }
 
     /// Says why a reply is not whole.

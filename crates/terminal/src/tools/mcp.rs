@@ -4,8 +4,8 @@
 //! brings a hundred crates and an asynchronous runtime along.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ const TICK: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_millis(500);
 /// A longer message than any server sends.
 const MAX_LINE: u64 = 16 << 20;
+/// Messages that wait for being read, in each direction.
+const MAX_WAITING: usize = 64;
 /// Tools that a server may have.
 const MAX_TOOLS: usize = 512;
 
@@ -31,7 +33,8 @@ const MAX_TOOLS: usize = 512;
 pub struct McpServer {
     name: String,
     child: Child,
-    stdin: Option<ChildStdin>,
+    /// Lines for a thread that writes them, as a server that does not read would hold up who does.
+    lines: Option<SyncSender<Vec<u8>>>,
     messages: Receiver<Value>,
     next_id: u64,
     tools: Vec<McpTool>,
@@ -61,9 +64,18 @@ impl McpServer {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         crate::tools::shell::own_group(&mut command);
         let mut child = command.spawn().with_context(|| format!("starting {}", config.command))?;
-        let stdin = child.stdin.take();
+        let mut stdin = child.stdin.take().context("its input")?;
         let stdout = child.stdout.take().context("its output")?;
-        let (sender, messages) = mpsc::channel();
+        let (lines, waiting) = mpsc::sync_channel::<Vec<u8>>(MAX_WAITING);
+        thread::spawn(move || {
+            // Both ends of the talk end this.
+            for line in waiting {
+                if stdin.write_all(&line).and_then(|()| stdin.flush()).is_err() {
+                    break;
+                }
+            }
+        });
+        let (sender, messages) = mpsc::sync_channel(MAX_WAITING);
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
             let mut line = Vec::new();
@@ -78,7 +90,8 @@ impl McpServer {
             }
         });
         let name = name.to_owned();
-        let mut server = Self { name, child, stdin, messages, next_id: 0, tools: Vec::new() };
+        let lines = Some(lines);
+        let mut server = Self { name, child, lines, messages, next_id: 0, tools: Vec::new() };
         let client = json!({ "name": "flash-moe", "version": env!("CARGO_PKG_VERSION") });
         let hello =
             json!({ "protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": client });
@@ -158,11 +171,15 @@ impl McpServer {
         Ok(text)
     }
 
+    /// Has a message sent, without waiting until the server reads it.
     fn send(&mut self, message: &Value) -> anyhow::Result<()> {
-        let stdin = self.stdin.as_mut().context("it has ended")?;
+        let lines = self.lines.as_ref().context("it has ended")?;
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        stdin.write_all(&line).and_then(|()| stdin.flush()).context("speaking to it")
+        lines.try_send(line).map_err(|error| match error {
+            TrySendError::Full(_) => anyhow!("it does not read what it is sent"),
+            TrySendError::Disconnected(_) => anyhow!("it has ended"),
+        })
     }
 
     fn request(
@@ -223,7 +240,7 @@ impl McpServer {
 impl Drop for McpServer {
     fn drop(&mut self) {
         // The end of its input tells a server to end.
-        self.stdin = None;
+        self.lines = None;
         let begin = Instant::now();
         while begin.elapsed() < GRACE {
             if !matches!(self.child.try_wait(), Ok(None)) {

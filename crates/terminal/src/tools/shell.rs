@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a killed command's output is waited for; its descendants may hold it open for ever.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Runs a command in the user's shell. Its output is given to `show` as it comes; `stop` is asked all the while
+/// Runs a command in the user's shell; what it leaves in the background ends with it. Its output is given to `show` as it comes; `stop` is asked all the while
 /// whether the user wants it ended.
 pub fn run(
     command: &str,
@@ -62,7 +62,7 @@ pub fn run(
     let mut trouble = None;
     // The end of the output, and then that of the command.
     let mut ended = false;
-    let status = loop {
+    loop {
         if !ended {
             match pieces.recv_timeout(TICK) {
                 Ok(piece) => {
@@ -75,8 +75,8 @@ pub fn run(
         } else {
             thread::sleep(TICK.min(Duration::from_millis(5)));
         }
-        if let Some(status) = child.try_wait()? {
-            break status;
+        if has_ended(&mut child)? {
+            break;
         }
         if begin.elapsed() >= limits.time {
             trouble = Some(format!("stopped after {} seconds", limits.time.as_secs_f32()));
@@ -84,10 +84,12 @@ pub fn run(
             trouble = Some("stopped by the user".to_owned());
         }
         if trouble.is_some() {
-            kill(&mut child);
-            break child.wait()?;
+            break;
         }
-    };
+    }
+    // What it left in the background would outlive its bounds.
+    kill(&mut child);
+    let status = child.wait()?;
     let end = Instant::now();
     while !ended && end.elapsed() < GRACE {
         match pieces.recv_timeout(TICK) {
@@ -146,6 +148,19 @@ pub(crate) fn own_group(command: &mut Command) {
 
 #[cfg(not(unix))]
 pub(crate) fn own_group(_: &mut Command) {}
+
+/// Whether a command has ended. Its status is left for later, so that its group's number is nobody else's yet.
+#[cfg(unix)]
+fn has_ended(child: &mut Child) -> io::Result<bool> {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(Pid::from_child(child)), options)?.is_some())
+}
+
+#[cfg(not(unix))]
+fn has_ended(child: &mut Child) -> io::Result<bool> {
+    Ok(child.try_wait()?.is_some())
+}
 
 /// Ends a command and all that it started, as far as the system knows it.
 #[cfg(unix)]

@@ -82,6 +82,24 @@ fn servers_that_do_not_work_are_named() {
 }
 
 #[test]
+fn a_server_that_neither_reads_nor_stops_talking_holds_nobody_up() {
+    let script = r#"read -r x; echo '{"id":1,"result":{}}'; read -r x; read -r x
+        echo '{"id":2,"result":{"tools":[{"name":"x"}]}}'; exec yes '{"method":"noise"}'"#;
+    let mut server = McpServer::start("deaf", &config(script)).expect("it starts");
+    let tool = server.tools()[0].clone();
+    // More than a pipe holds.
+    let arguments = format!("{{\"text\":\"{}\"}}", "x".repeat(1 << 20));
+    let mut asked = 0;
+    let mut stop = || {
+        asked += 1;
+        asked == 3
+    };
+    let stopped = server.call(&tool, &arguments, Duration::from_secs(600), &mut stop);
+    let error = stopped.expect_err("it is stopped").to_string();
+    assert!(error.contains("by the user"), "{error}");
+}
+
+#[test]
 fn long_results_are_cut_between_characters() {
     assert_eq!(shortened("abc", 3), "abc");
     assert_eq!(shortened("a\u{e9}\u{e9}", 4), "a\u{e9}\n[2 bytes left out]");

@@ -71,10 +71,27 @@ fn long_output_keeps_both_ends() {
 fn time_runs_out_for_all_that_a_command_started() {
     let begin = Instant::now();
     let limits = Limits { time: Duration::from_millis(300), ..LIMITS };
-    let ran = sh("echo begun; sleep 600 & sleep 600", limits);
-    assert_eq!(ran.output, "begun\n");
+    let ran = sh("sleep 600 & echo $!; sleep 600", limits);
+    assert_gone(ran.output.trim());
     assert!(ran.trouble.expect("it was stopped").contains("0.3 seconds"));
     assert!(begin.elapsed() < Duration::from_secs(300), "nobody waited for the sleepers");
+}
+
+#[test]
+fn what_a_command_left_in_the_background_ends_with_it() {
+    let ran = sh("sleep 600 >/dev/null 2>&1 & echo $!", LIMITS);
+    assert_eq!(ran.trouble, None);
+    assert_gone(ran.output.trim());
+}
+
+/// A process that was killed may remain for a moment, or as a zombie that nobody waits for.
+fn assert_gone(id: &str) {
+    assert!(id.parse::<u32>().is_ok(), "{id:?} is a process");
+    let lives = format!("kill -0 {id} && case $(ps -o stat= -p {id}) in Z*) exit 1 ;; esac");
+    let begin = Instant::now();
+    while sh(&lives, LIMITS).trouble.is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "process {id} lives on");
+    }
 }
 
 #[test]
