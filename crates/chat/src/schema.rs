@@ -14,7 +14,7 @@ const MAX_ENUM: usize = 2_000;
 /// Bytes of a regular expression.
 pub(crate) const MAX_PATTERN: usize = 4_096;
 /// Repetitions that a schema may count: longer ones make automata of as many states.
-const MAX_COUNT: u64 = 10_000;
+const MAX_COUNT: u64 = 4096;
 /// References followed in a row.
 const MAX_REFERENCES: usize = 16;
 /// Schemas looked at to find the types of one: references may lead in circles.

@@ -67,7 +67,8 @@ fn the_demo_model_gives_the_same_answer() {
         serde_json::from_str(&stdout(&["inspect", "demo", "--memory", "1M", "--json"]))
             .expect("inspect prints JSON");
     let least = refused["memory"]["needed_bytes"].as_u64().expect("the least budget is named");
-    let least = (least + (1 << 20)).to_string();
+    // The commands do not have the same parts of the program in memory.
+    let least = (least + (4 << 20)).to_string();
     assert!(ask(&["--memory", &least]) == first, "the answer differs at the least budget");
     assert!(ask(&["--memory", "2G"]) == first, "the answer differs when everything fits");
 }

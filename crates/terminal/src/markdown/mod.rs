@@ -39,13 +39,20 @@ impl MarkdownStream {
 
     /// Appends text and gives the lines that are final now.
     pub fn push(&mut self, text: &str) -> Vec<Line> {
-        self.tail.push_str(&clean(text));
-        if !text.contains('\n') {
-            return Vec::new();
+        let mut lines = Vec::new();
+        // Line by line, however many come at once: what a line means can depend on what was final before it.
+        for piece in clean(text).split_inclusive('\n') {
+            self.tail.push_str(piece);
+            if piece.ends_with('\n') {
+                lines.extend(self.take_final());
+            }
         }
-        // A line that is not complete may still turn out to continue the block before it.
-        let complete = self.tail.rfind('\n').map_or(0, |at| at + 1);
-        let starts = block_starts(&self.tail[..complete]);
+        lines
+    }
+
+    /// Takes the blocks before the last one, after a complete line.
+    fn take_final(&mut self) -> Vec<Line> {
+        let starts = block_starts(&self.tail);
         let Some(&last) = starts.last().filter(|_| starts.len() > 1) else { return Vec::new() };
         let rest = self.tail.split_off(last);
         let ready = std::mem::replace(&mut self.tail, rest);

@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::sessions::record::VERSION;
 use crate::sessions::{Record, SessionError, Talk};
@@ -10,6 +12,9 @@ use crate::text::one_line;
 
 /// A longer file than any talk.
 const MAX_BYTES: u64 = 256 << 20;
+/// How often, and after which pauses, a lock that somebody has is tried again.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A session that is open for appending. The file is locked, so that two processes do not mix their talks.
 #[derive(Debug)]
@@ -51,7 +56,16 @@ impl SessionFile {
     }
 
     fn locked(file: File, path: &Path, id: &str) -> Result<Self, SessionError> {
-        match file.try_lock() {
+        // A process that is just being started holds a copy of every open file for a moment.
+        let mut locked = file.try_lock();
+        for _ in 0..LOCK_TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(LOCK_PAUSE);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SessionError::InUse { id: id.to_owned() }),
             // Some file systems have no locks; one process is the usual case.

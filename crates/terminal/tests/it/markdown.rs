@@ -199,6 +199,14 @@ fn fragment() -> impl Strategy<Value = String> {
     prop::sample::select(marks.to_vec()).prop_map(str::to_owned)
 }
 
+#[test]
+fn an_empty_item_after_a_definition_is_cut_alike() {
+    let look = Look { width: 20, colour: false };
+    let text = "---\n\n[x]: /u\n*\n* | a | b |\n";
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    assert_eq!(in_pieces(&lines, look), render(text, look));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
