@@ -136,8 +136,9 @@ export class Chat {
   status(text) { $("status").textContent = text; }
 
   say(text) {
+    if (!text.trim() || this.abort) return;
     // Calls must have their results before anything else is said.
-    if (!text.trim() || this.abort || this.messages.at(-1)?.tool_calls) return;
+    if (this.messages.at(-1)?.tool_calls) { this.status("The tools' results come first."); return; }
     this.input.value = "";
     this.fit();
     this.welcome.remove();
