@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chat::ChatModel;
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use engine::{Engine, PrefixCacheOptions, Scheduler, format_bytes};
 use server::{Server, ServerOptions};
 
@@ -47,13 +48,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
     pub parallel: usize,
     /// Requests that may wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
     pub queue: usize,
     /// Longest time that a request may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = seconds())]
     pub deadline: u64,
     /// How long a shutdown waits for answers under way.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds())]
     pub grace: u64,
     /// Longest body of a request, such as 16M.
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
@@ -139,6 +140,11 @@ fn prefix_cache(args: &ServeArgs) -> anyhow::Result<Option<PrefixCacheOptions>> 
     }))
 }
 
+/// Times up to a year: later ones have no place on the system's clock.
+fn seconds() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(..=365 * 24 * 3600)
+}
+
 fn server_options(args: &ServeArgs) -> anyhow::Result<ServerOptions> {
     let mut api_keys = args.api_key.clone();
     api_keys.extend(std::env::var("FLASH_MOE_API_KEY").ok().filter(|key| !key.is_empty()));
@@ -181,6 +187,8 @@ fn model_name(model: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -188,6 +196,21 @@ mod tests {
         assert_eq!(model_name("demo"), "demo");
         assert_eq!(model_name("models/qwen3.5-35b-a3b/"), "qwen3.5-35b-a3b");
         assert_eq!(model_name("a/qwen3-Q4_K_M.gguf"), "qwen3-Q4_K_M");
+    }
+
+    #[test]
+    fn options_that_serve_nobody_are_refused() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: ServeArgs,
+        }
+        let read = |option: &str| Line::try_parse_from(["serve", option]).map(|line| line.args);
+        assert_eq!(read("--queue=1").expect("it is sound").queue, 1);
+        assert_eq!(read("--deadline=31536000").expect("it is sound").deadline, 31_536_000);
+        for option in ["--queue=0", "--deadline=18446744073709551615", "--grace=31536001"] {
+            assert!(read(option).is_err(), "{option}");
+        }
     }
 
     #[test]

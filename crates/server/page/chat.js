@@ -137,6 +137,8 @@ export class Chat {
 
   say(text) {
     if (!text.trim() || this.abort) return;
+    // Calls must have their results before anything else is said.
+    if (this.messages.at(-1)?.tool_calls) { this.status("The tools' results come first."); return; }
     this.input.value = "";
     this.fit();
     this.welcome.remove();
@@ -220,6 +222,7 @@ export class Chat {
     const button = element("button", "main results", "Go on");
     button.type = "button";
     button.addEventListener("click", () => {
+      if (this.abort) return;
       fields.forEach((field, index) => {
         field.readOnly = true;
         this.messages.push({ role: "tool", tool_call_id: answer.message.tool_calls[index].id, content: field.value });

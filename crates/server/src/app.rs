@@ -8,8 +8,9 @@ use chat::ChatModel;
 use engine::{Engine, Sampling};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use crate::PROMPT_THREADS;
 use crate::engine_thread::EngineHandle;
 use crate::error::{ApiError, Code};
 use crate::metrics::Metrics;
@@ -61,6 +62,8 @@ pub(crate) struct App {
     pub(crate) started: SystemTime,
     chat: Option<ChatModel>,
     counter: AtomicU64,
+    /// Turns of long work.
+    turns: Arc<Semaphore>,
 }
 
 impl App {
@@ -83,6 +86,7 @@ impl App {
             started: SystemTime::now(),
             chat,
             counter: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(PROMPT_THREADS)),
         })
     }
 
@@ -92,6 +96,21 @@ impl App {
             let message = "the model has no chat template; it can continue texts (/v1/completions)";
             ApiError::new(Code::NoChatTemplate, message)
         })
+    }
+
+    /// Does long work elsewhere than on the threads that talk to clients. What waits for its turn when its
+    /// caller goes away is not done.
+    pub(crate) async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let failed = |error: &dyn std::error::Error| ApiError::failed(error.to_string());
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|error| failed(&error))?;
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))
     }
 
     /// The name by which the model is told.

@@ -8,7 +8,7 @@ use engine::{GenerateOptions, Sampling};
 use tokio::sync::mpsc;
 
 use crate::app::App;
-use crate::engine_thread::{Client, Job};
+use crate::engine_thread::{Client, Job, Reservation, too_late};
 use crate::error::{ApiError, Code};
 use crate::fields::Fields;
 use crate::reply::{Replies, Reply};
@@ -27,7 +27,7 @@ const MAX_STOP_BYTES: usize = 1024;
 pub(crate) enum Input {
     /// A conversation, in the model's template.
     Chat(Box<ChatRequest>),
-    /// A text as it is.
+    /// A text as it is: its own template, so that the text of a control token is that token.
     Text(String),
     /// Tokens as they are.
     Tokens(Vec<u32>),
@@ -148,16 +148,24 @@ impl Ask {
     }
 
     /// Makes the prompt and hands it to the engine.
-    pub(crate) async fn submit(self, app: &Arc<App>, client: Client) -> Result<Replies, ApiError> {
-        app.engine.check_room(self.n)?;
+    pub(crate) async fn submit(
+        self,
+        app: &Arc<App>,
+        mut reservation: Reservation,
+    ) -> Result<Replies, ApiError> {
+        if self.n > app.options.queue {
+            let why = format!("the server's queue is for {} answers", app.options.queue);
+            return Err(ApiError::invalid("n", why));
+        }
+        reservation.widen(self.n)?;
         let begun = Instant::now();
         let preparing = Arc::clone(app);
         let deadline = begun + app.options.deadline;
         // Templates, tokenizing and grammars take a while for long conversations.
+        let client = reservation.client();
         let work = move || self.prepare(&preparing, client, deadline);
-        let prepared = tokio::task::spawn_blocking(work).await;
-        let (jobs, replies) = prepared.map_err(|error| ApiError::failed(error.to_string()))??;
-        app.engine.submit(client, jobs)?;
+        let (jobs, replies) = app.off_thread(work).await??;
+        app.engine.submit(reservation, jobs)?;
         Ok(Replies::new(replies, Arc::clone(app), client, begun))
     }
 
@@ -168,14 +176,22 @@ impl Ask {
         client: Client,
         deadline: Instant,
     ) -> Result<(Vec<Job>, Vec<Reply>), ApiError> {
+        if deadline <= Instant::now() {
+            return Err(too_late());
+        }
         if let Input::Chat(request) = &mut self.input {
             request.said = app.said.of(client, &request.messages);
         }
         let mut jobs = Vec::new();
         let mut replies = Vec::new();
+        let (tokens, mut constraint, parser) = self.prompt(app)?;
+        self.check_length(tokens.len(), app)?;
+        let is_constrained = constraint.is_some();
         for choice in 0..self.n {
-            let (tokens, constraint, parser) = self.prompt(app)?;
-            self.check_length(tokens.len(), app)?;
+            if is_constrained && constraint.is_none() {
+                // A constraint is made with its prompt, and each choice needs one of its own.
+                constraint = self.prompt(app)?.1;
+            }
             let (listener, heard) = mpsc::unbounded_channel();
             let mut sampling = self.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(choice as u64);
@@ -188,8 +204,9 @@ impl Ask {
                 show_special: parser.is_some(),
                 cancel: None,
             };
-            replies.push(Reply::new(heard, tokens.len(), parser, self.stop.clone(), app));
-            jobs.push(Job { prompt: tokens, options, constraint, deadline, listener });
+            replies.push(Reply::new(heard, tokens.len(), parser.clone(), self.stop.clone(), app));
+            let (prompt, constraint) = (tokens.clone(), constraint.take());
+            jobs.push(Job { prompt, options, constraint, deadline, listener });
         }
         Ok((jobs, replies))
     }
@@ -209,7 +226,7 @@ impl Ask {
                 }
                 Ok((tokens, constraint, Some(parser)))
             }
-            Input::Text(text) => Ok((app.tokenizer.encode(text)?, None, None)),
+            Input::Text(text) => Ok((app.tokenizer.encode_trusted(text)?, None, None)),
             Input::Tokens(tokens) => Ok((tokens.clone(), None, None)),
         }
     }

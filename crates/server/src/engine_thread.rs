@@ -16,7 +16,7 @@ use crate::error::{ApiError, Code, chain};
 use crate::facts::Facts;
 use crate::log;
 use crate::picture;
-use crate::queue::FairQueue;
+use crate::queue::{FairQueue, Place};
 
 /// How long the engine reads hot experts at a time while it has nothing to do.
 const WARM_UP_TURN: Duration = Duration::from_millis(20);
@@ -127,21 +127,31 @@ impl EngineHandle {
         Ok((Self { shared }, thread))
     }
 
-    /// Hands in the jobs of one request: all of them, or none when there is no room.
-    pub(crate) fn submit(&self, client: Client, jobs: Vec<Job>) -> Result<(), ApiError> {
+    /// Keeps a place in the queue, before work is done for a request.
+    pub(crate) fn reserve(&self, client: Client) -> Result<Reservation, ApiError> {
+        let mut reservation = Reservation { shared: Arc::clone(&self.shared), client, place: None };
+        reservation.widen(1)?;
+        Ok(reservation)
+    }
+
+    /// Hands in the jobs of one request: all of them, or none when their place was lost.
+    pub(crate) fn submit(
+        &self,
+        mut reservation: Reservation,
+        jobs: Vec<Job>,
+    ) -> Result<(), ApiError> {
         let mut waiting = lock(&self.shared.waiting);
-        can_take(&waiting, jobs.len())?;
+        let is_held = reservation.place.take().is_some_and(|place| waiting.queue.give_up(place));
+        check_open(&waiting)?;
+        if !is_held {
+            return Err(full(&waiting));
+        }
         for job in jobs {
-            waiting.queue.push(client, job);
+            waiting.queue.push(reservation.client, job);
         }
         drop(waiting);
         self.shared.wake.notify_one();
         Ok(())
-    }
-
-    /// Whether jobs could be handed in now. Asked before work is done for a request.
-    pub(crate) fn check_room(&self, n_jobs: usize) -> Result<(), ApiError> {
-        can_take(&lock(&self.shared.waiting), n_jobs)
     }
 
     /// Whether the thread runs.
@@ -185,15 +195,55 @@ impl EngineHandle {
     }
 }
 
-fn can_take(waiting: &Waiting, n_jobs: usize) -> Result<(), ApiError> {
-    if waiting.phase != Phase::Open {
-        return Err(ApiError::new(Code::ShuttingDown, "the server is shutting down"));
+/// A place in the queue for a request that is being read or prepared. Dropping it gives it up.
+pub(crate) struct Reservation {
+    shared: Arc<Shared>,
+    client: Client,
+    place: Option<Place>,
+}
+
+impl Reservation {
+    /// Whose it is.
+    pub(crate) fn client(&self) -> Client {
+        self.client
     }
-    if waiting.queue.is_full_for(n_jobs) {
-        let message = format!("{} requests wait already; try again later", waiting.queue.len());
-        return Err(ApiError::new(Code::QueueFull, message));
+
+    /// Makes it a place for so many jobs, if it was not lost meanwhile.
+    pub(crate) fn widen(&mut self, n_jobs: usize) -> Result<(), ApiError> {
+        let mut waiting = lock(&self.shared.waiting);
+        check_open(&waiting)?;
+        if self.place.take().is_some_and(|place| !waiting.queue.give_up(place)) {
+            return Err(full(&waiting));
+        }
+        let Some((place, evicted)) = waiting.queue.reserve(self.client, n_jobs) else {
+            return Err(full(&waiting));
+        };
+        self.place = Some(place);
+        for job in evicted {
+            tell(&job.listener, Heard::Failed(full(&waiting)));
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            lock(&self.shared.waiting).queue.give_up(place);
+        }
+    }
+}
+
+fn check_open(waiting: &Waiting) -> Result<(), ApiError> {
+    if waiting.phase == Phase::Open {
+        return Ok(());
+    }
+    Err(ApiError::new(Code::ShuttingDown, "the server is shutting down"))
+}
+
+fn full(waiting: &Waiting) -> ApiError {
+    let limit = waiting.queue.limit();
+    ApiError::new(Code::QueueFull, format!("{limit} requests wait already; try again later"))
 }
 
 /// A job that the engine runs.
@@ -370,7 +420,7 @@ impl Worker {
     }
 }
 
-fn too_late() -> ApiError {
+pub(crate) fn too_late() -> ApiError {
     ApiError::new(Code::DeadlineExceeded, "the request took longer than the server allows")
 }
 

@@ -30,6 +30,7 @@ mod thinking;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use chat::ChatModel;
 use engine::Scheduler;
@@ -42,6 +43,9 @@ use crate::engine_thread::EngineHandle;
 
 /// Threads that make prompts: they compete with the engine for the cores.
 const PROMPT_THREADS: usize = 4;
+/// How long clients have, after the time for answers, to take what was written. One that reads nothing, or
+/// never ends its request, would else keep the server for ever.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// A server that has its address and does not answer yet.
 pub struct Server {
@@ -100,9 +104,17 @@ impl Server {
                     closing.engine.end();
                 });
             };
-            axum::serve(listener, service).with_graceful_shutdown(shutdown).await
+            let mut closing = app.closing.subscribe();
+            let late = async {
+                drop(closing.wait_for(|closing| *closing).await);
+                tokio::time::sleep(app.options.grace.saturating_add(CLOSING)).await;
+            };
+            let serve = axum::serve(listener, service).with_graceful_shutdown(shutdown);
+            tokio::select! { result = serve.into_future() => result, () = late => Ok(()) }
         });
         engine.end();
+        // Connections that are still open end with it, and nobody waits for prompts that are being made.
+        runtime.shutdown_background();
         // It ends by itself only in a panic, which has said what it was.
         let ended = thread.join();
         result?;

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+/// Later times need not have a place on the system's clock.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// How a server works.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -85,6 +88,12 @@ impl ServerOptions {
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.model_names.is_empty() {
             return Err(Error::Options("the model has no name to be asked for by"));
+        }
+        if self.queue == 0 {
+            return Err(Error::Options("a queue for nobody lets nobody in"));
+        }
+        if self.deadline > YEAR {
+            return Err(Error::Options("a deadline is at most a year"));
         }
         if self.api_keys.iter().any(String::is_empty) {
             return Err(Error::Options("an empty key keeps nobody out"));

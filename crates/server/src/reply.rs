@@ -20,6 +20,8 @@ pub(crate) struct TextToken {
     pub(crate) token: u32,
     pub(crate) logprob: f32,
     pub(crate) top: Vec<TokenLogprob>,
+    /// Length of the text that came with it.
+    n_bytes: usize,
 }
 
 /// A piece of an answer.
@@ -94,6 +96,7 @@ pub(crate) struct Reply {
     text: String,
     first_call: Option<String>,
     is_reasoning: bool,
+    is_content: bool,
     open_call: Option<usize>,
     has_calls: bool,
     /// Makes the names of calls unlike those of other answers.
@@ -123,6 +126,7 @@ impl Reply {
             text: String::new(),
             first_call: None,
             is_reasoning: false,
+            is_content: false,
             open_call: None,
             has_calls: false,
             call_name: app.next_id(),
@@ -184,7 +188,7 @@ impl Reply {
             self.counts.generated += 1;
             self.said.push(token);
             if let Some((logprob, top)) = logprobs.filter(|_| !is_end_token) {
-                self.tokens.push(TextToken { token, logprob, top });
+                self.tokens.push(TextToken { token, logprob, top, n_bytes: text.len() });
             }
         }
         match &mut self.parser {
@@ -194,8 +198,13 @@ impl Reply {
                     events.append(&mut parser.finish());
                 }
                 let was_reasoning = self.is_reasoning;
+                let is_cut = finish == Some(FinishReason::Length);
                 for event in events {
-                    self.event(event);
+                    match event {
+                        // A call that the limit has cut is told as far as it goes.
+                        ReplyEvent::Malformed { .. } if is_cut && self.open_call.is_some() => {}
+                        event => self.event(event),
+                    }
                 }
                 self.counts.reasoning +=
                     usize::from(token.is_some() && was_reasoning && self.is_reasoning);
@@ -212,8 +221,17 @@ impl Reply {
             return;
         }
         self.is_reasoning = matches!(event, ReplyEvent::Reasoning(_));
+        let was_content = std::mem::replace(
+            &mut self.is_content,
+            matches!(event, ReplyEvent::Content(_) | ReplyEvent::Malformed { .. }),
+        );
         let delta = match event {
-            ReplyEvent::Content(text) => return self.content(&text),
+            ReplyEvent::Content(text) => {
+                if !was_content {
+                    self.drop_tokens_before(&text);
+                }
+                return self.content(&text);
+            }
             // What looked like a call and is none is shown, so that nothing is lost.
             ReplyEvent::Malformed { text } => {
                 if let Some(index) = self.open_call.take() {
@@ -237,6 +255,18 @@ impl Reply {
         };
         self.tokens.clear();
         self.ready.push_back(Ok(delta));
+    }
+
+    /// Drops the tokens that came before a text began, such as the end of a thought.
+    fn drop_tokens_before(&mut self, text: &str) {
+        let mut n_bytes = 0;
+        let is_before = |token: &TextToken| {
+            let is_before = n_bytes >= text.len();
+            n_bytes += token.n_bytes;
+            is_before
+        };
+        let last = self.tokens.iter().rposition(is_before);
+        self.tokens.drain(..last.map_or(0, |last| last + 1));
     }
 
     /// Passes text on up to a stop string.

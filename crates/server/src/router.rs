@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::api;
 use crate::app::App;
+use crate::engine_thread::{Client, Reservation};
 use crate::error::{ApiError, Code};
 use crate::fields::Fields;
 use crate::guard;
@@ -25,6 +26,8 @@ use crate::stream::{self, Frames, Framing};
 
 /// How long a client may take to send its request.
 const BODY_TIME: Duration = Duration::from_secs(60);
+/// Bodies from this length are parsed where they keep no other client waiting.
+const LONG_BODY: usize = 64 << 10;
 
 /// What programs ask; `/openapi.json` describes all of it.
 fn paths() -> [(&'static str, MethodRouter<Arc<App>>); 19] {
@@ -37,7 +40,7 @@ fn paths() -> [(&'static str, MethodRouter<Arc<App>>); 19] {
         ("/tokenize", post(api::tokens::tokenize)),
         ("/detokenize", post(api::tokens::detokenize)),
         ("/v1/models", get(api::models::list)),
-        ("/v1/models/{model}", get(api::models::one)),
+        ("/v1/models/{*model}", get(api::models::one)),
         ("/v1/chat/completions", post(api::chat_completions::create)),
         ("/v1/completions", post(api::completions::create)),
         ("/v1/responses", post(api::responses::create)),
@@ -84,7 +87,30 @@ impl FromRequest<Arc<App>> for Asked {
         let body = body.map_err(|_| {
             ApiError::new(Code::DeadlineExceeded, "the body took too long to arrive")
         })?;
-        Fields::parse(&body.map_err(|_| too_large())?).map(Self)
+        let body = body.map_err(|_| too_large())?;
+        let is_long = body.len() > LONG_BODY;
+        let parse = move || Fields::parse(&body);
+        let fields = if is_long { app.off_thread(parse).await? } else { parse() };
+        fields.map(Self)
+    }
+}
+
+/// A request for an answer. It has its place in the queue before its body is read, so that the queue bounds
+/// what is done for requests before they wait, too.
+pub(crate) struct Queued {
+    pub(crate) fields: Fields,
+    pub(crate) reservation: Reservation,
+}
+
+impl FromRequest<Arc<App>> for Queued {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let client = request.extensions().get::<Client>().copied();
+        let client = client.ok_or_else(|| ApiError::failed("the client is not known"))?;
+        let reservation = app.engine.reserve(client)?;
+        let Asked(fields) = Asked::from_request(request, app).await?;
+        Ok(Self { fields, reservation })
     }
 }
 
@@ -171,7 +197,7 @@ mod tests {
             serde_json::from_str(include_str!("openapi.json")).expect("the file is JSON");
         let described = described["paths"].as_object().expect("there are paths");
         let mut described: Vec<&str> = described.keys().map(String::as_str).collect();
-        let mut routed = paths().map(|path| path.0);
+        let mut routed = paths().map(|path| path.0.replace("{*", "{"));
         described.sort_unstable();
         routed.sort_unstable();
         assert_eq!(described, routed);

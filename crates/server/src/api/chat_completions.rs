@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -12,23 +11,21 @@ use serde_json::{Map, Value, json};
 use super::{Family, openai, tools};
 use crate::app::{App, now_s};
 use crate::ask::{Ask, Input, MAX_LOGPROBS};
-use crate::engine_thread::Client;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::reply::{Counts, Delta, Whole};
-use crate::router::{Asked, json_response};
+use crate::router::{Queued, json_response};
 use crate::stream::{self, Frames, Framing, Wire};
 
 /// Answers a conversation.
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(fields): Asked,
+    Queued { fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     let (ask, streaming) = read(fields, &app)?;
     let head = Head::new(&app);
     let has_logprobs = ask.logprobs.is_some();
-    let replies = ask.submit(&app, client).await?;
+    let replies = ask.submit(&app, reservation).await?;
     if let Some(Streaming { include_usage }) = streaming {
         let counts = vec![Counts::default(); replies.len()];
         let wire = Chunks { head, app, include_usage, has_logprobs, counts };

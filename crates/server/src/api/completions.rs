@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -11,11 +10,10 @@ use serde_json::{Map, Value, json};
 use super::{Family, openai};
 use crate::app::{App, now_s};
 use crate::ask::{Ask, Input, MAX_LOGPROBS};
-use crate::engine_thread::Client;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::reply::{Counts, Delta, TextToken, Whole};
-use crate::router::{Asked, json_response};
+use crate::router::{Queued, json_response};
 use crate::stream::{self, Frames, Framing, Wire};
 
 /// The API's own default.
@@ -24,8 +22,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 /// Continues a text.
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(fields): Asked,
+    Queued { fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     let Read { ask, is_stream, include_usage } = read(fields, &app)?;
     let head = Head {
@@ -39,7 +36,7 @@ pub(crate) async fn create(
         },
         has_logprobs: ask.logprobs.is_some(),
     };
-    let replies = ask.submit(&app, client).await?;
+    let replies = ask.submit(&app, reservation).await?;
     if is_stream {
         let counts = vec![Counts::default(); replies.len()];
         let offsets = vec![head.echo.chars().count(); replies.len()];

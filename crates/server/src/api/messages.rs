@@ -4,7 +4,6 @@ mod events;
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -15,11 +14,10 @@ use super::{openai, tools};
 use crate::api::messages::events::Events;
 use crate::app::App;
 use crate::ask::{Ask, Input};
-use crate::engine_thread::Client;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::reply::{Counts, Finish, Whole};
-use crate::router::{Asked, json_response};
+use crate::router::{Asked, Queued, json_response};
 use crate::stream;
 
 /// Thoughts are not signed here; clients want something to send back.
@@ -28,8 +26,7 @@ const SIGNATURE: &str = "unsigned";
 /// Answers a conversation.
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(mut fields): Asked,
+    Queued { mut fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     let request = read_request(&mut fields, &app)?;
     let mut ask = Ask::new(&app, Input::Chat(Box::new(request)));
@@ -51,7 +48,7 @@ pub(crate) async fn create(
     fields.finish()?;
 
     let head = Head { id: format!("msg_{}", app.next_id()), model: app.model_name().to_owned() };
-    let replies = ask.submit(&app, client).await?;
+    let replies = ask.submit(&app, reservation).await?;
     if is_stream {
         let wire = Events::new(head, replies.n_prompt());
         return Ok(stream::respond(replies, wire));
@@ -80,8 +77,7 @@ pub(crate) async fn count_tokens(
         let prompt = counting.chat()?.prompt(&counting.tokenizer, &request)?;
         Ok::<_, ApiError>(prompt.tokens.len())
     };
-    let counted = tokio::task::spawn_blocking(work).await;
-    let n_tokens = counted.map_err(|error| ApiError::failed(error.to_string()))??;
+    let n_tokens = app.off_thread(work).await??;
     Ok(json_response(StatusCode::OK, &json!({ "input_tokens": n_tokens })))
 }
 

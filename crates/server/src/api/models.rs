@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -29,8 +30,9 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
 /// One of them.
 pub(crate) async fn one(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    let Path(name) = path.map_err(|_| ApiError::invalid("model", "must be UTF-8"))?;
     app.check_model(&name)?;
     Ok(json_response(StatusCode::OK, &entry(&name, &app)))
 }

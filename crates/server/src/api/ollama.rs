@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -14,11 +13,11 @@ use super::timestamp::timestamp;
 use super::{Family, openai, tools};
 use crate::app::App;
 use crate::ask::{Ask, Input};
-use crate::engine_thread::Client;
+use crate::engine_thread::Reservation;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::reply::{Call, Delta, End, Finish};
-use crate::router::{Asked, json_response};
+use crate::router::{Asked, Queued, json_response};
 use crate::stream::{self, Frames, Framing, Wire};
 
 /// Settings of the machine, which are given when the server starts and change no answer.
@@ -28,8 +27,7 @@ const MACHINE: [&str; 8] =
 /// `POST /api/chat`.
 pub(crate) async fn chat(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(mut fields): Asked,
+    Queued { mut fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     check_model(&mut fields, &app)?;
     let list = fields.list("messages")?.unwrap_or_default();
@@ -46,14 +44,13 @@ pub(crate) async fn chat(
     };
     let is_empty = request.messages.is_empty();
     let ask = Ask::new(&app, Input::Chat(Box::new(request)));
-    answer(app, client, ask, fields, is_empty, Kind::Chat).await
+    answer(app, reservation, ask, fields, is_empty, Kind::Chat).await
 }
 
 /// `POST /api/generate`.
 pub(crate) async fn generate(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(mut fields): Asked,
+    Queued { mut fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     check_model(&mut fields, &app)?;
     let prompt = fields.opt::<String>("prompt")?.unwrap_or_default();
@@ -85,13 +82,13 @@ pub(crate) async fn generate(
         }))
     };
     let ask = Ask::new(&app, input);
-    answer(app, client, ask, fields, is_empty, Kind::Generate).await
+    answer(app, reservation, ask, fields, is_empty, Kind::Generate).await
 }
 
 /// What both have in common. A request for nothing asks to have the model loaded, which it is.
 async fn answer(
     app: Arc<App>,
-    client: Client,
+    reservation: Reservation,
     mut ask: Ask,
     mut fields: Fields,
     is_empty: bool,
@@ -118,7 +115,7 @@ async fn answer(
         value["done_reason"] = "load".into();
         return Ok(json_response(StatusCode::OK, &value));
     }
-    let replies = ask.submit(&app, client).await?;
+    let replies = ask.submit(&app, reservation).await?;
     if is_stream {
         return Ok(stream::respond(replies, wire));
     }
@@ -127,8 +124,11 @@ async fn answer(
     if !whole.reasoning.is_empty() {
         parts.push(("thinking", whole.reasoning.into()));
     }
-    if !whole.calls.is_empty() {
-        parts.push(("tool_calls", whole.calls.iter().map(call).collect()));
+    // A call that the limit has cut has no arguments; in pieces it is not told either.
+    let is_whole = |call: &&Call| serde_json::from_str::<Value>(&call.arguments).is_ok();
+    let calls: Vec<Value> = whole.calls.iter().filter(is_whole).map(call).collect();
+    if !calls.is_empty() {
+        parts.push(("tool_calls", calls.into()));
     }
     let mut value = wire.object(&parts);
     if let Some(end) = &whole.end {
@@ -282,6 +282,7 @@ fn read_options(ask: &mut Ask, options: &mut Fields, app: &App) -> Result<(), Ap
         let why = format!("the server's context is {} tokens", app.model.context);
         return Err(ApiError::unsupported("options.num_ctx", why));
     }
+    // Within that bound it is the size of the memory for a conversation, which the server has already.
     options.accept(&MACHINE);
     options.refuse("mirostat", &[json!(0)], "use temperature, top_k, top_p, min_p")?;
     options.refuse("typical_p", &[json!(1), json!(1.0)], "use top_p or min_p")?;

@@ -5,28 +5,25 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::app::{App, now_s};
-use crate::engine_thread::Client;
 use crate::error::ApiError;
 use crate::reply::{Call, Counts, End, Finish, Whole};
-use crate::router::{Asked, json_response};
+use crate::router::{Queued, json_response};
 use crate::stream;
 
 /// Answers a conversation.
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    Extension(client): Extension<Client>,
-    Asked(fields): Asked,
+    Queued { fields, reservation }: Queued,
 ) -> Result<Response, ApiError> {
     let request::Read { ask, told, is_stream } = request::read(fields, &app)?;
     let head = Head { id: app.next_id(), created: now_s(), told };
-    let replies = ask.submit(&app, client).await?;
+    let replies = ask.submit(&app, reservation).await?;
     if is_stream {
         return Ok(stream::respond(replies, events::Events::new(head)));
     }

@@ -19,9 +19,13 @@ pub(crate) async fn tokenize(
     let text: String = fields.need("content")?;
     let special = fields.opt("parse_special")?.unwrap_or(false);
     fields.finish()?;
-    let tokenizer = &app.tokenizer;
-    let tokens = if special { tokenizer.encode_trusted(&text) } else { tokenizer.encode(&text) };
-    Ok(json_response(StatusCode::OK, &json!({ "tokens": tokens? })))
+    let tokenizer = Arc::clone(&app.tokenizer);
+    let work = move || match special {
+        true => tokenizer.encode_trusted(&text),
+        false => tokenizer.encode(&text),
+    };
+    let tokens = app.off_thread(work).await??;
+    Ok(json_response(StatusCode::OK, &json!({ "tokens": tokens })))
 }
 
 /// The text of tokens.
@@ -32,7 +36,8 @@ pub(crate) async fn detokenize(
     let tokens: Vec<u32> = fields.need("tokens")?;
     fields.finish()?;
     check(&tokens, "tokens", &app)?;
-    let content = app.tokenizer.decode(&tokens, false);
+    let tokenizer = Arc::clone(&app.tokenizer);
+    let content = app.off_thread(move || tokenizer.decode(&tokens, false)).await?;
     Ok(json_response(StatusCode::OK, &json!({ "content": content })))
 }
 

@@ -1,5 +1,7 @@
 //! Clients that go away, requests that take too long, servers that end.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -92,5 +94,19 @@ fn a_shutdown_does_not_wait_for_ever() {
     open.wait_for("\"text\":");
     served.begin_end();
     open.wait_for("\"shutting_down\"");
+    in_time(move || served.end()).expect("the server ends well");
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_clients_that_do_nothing() {
+    let mut served = Served::with(|_, options| options.grace = Duration::ZERO);
+    let mut half = TcpStream::connect(served.address).expect("the server listens");
+    half.write_all(b"GET /health HTTP/1.1\r\nhost: loc").expect("the server reads");
+    // Answers that nobody reads fill what the system holds for a connection, and then the server waits.
+    let mut unread = TcpStream::connect(served.address).expect("the server listens");
+    unread.set_write_timeout(Some(Duration::from_millis(500))).expect("the time is sound");
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(1000);
+    while unread.write_all(request.as_bytes()).is_ok() {}
+    served.begin_end();
     in_time(move || served.end()).expect("the server ends well");
 }

@@ -35,6 +35,10 @@ fn chat_completions() {
     // Two answers come in an order of their own; each by itself is the same every time.
     body["n"] = 1.into();
     assert_snapshot("chat_completions.logprobs.txt", &served.post(path, &body).body);
+    // Thoughts have no probabilities, nor what ends them.
+    let thinking = json!({ "logprobs": true, "max_tokens": 200 });
+    let thinking = served.post(path, &changed(openai(), thinking)).body;
+    assert_snapshot("chat_completions.thinking_logprobs.txt", &thinking);
     let whole =
         json!({ "stream": false, "stream_options": null, "n": 2, "reasoning_effort": "none" });
     let whole = served.post(path, &changed(openai(), whole)).ok();
@@ -139,6 +143,26 @@ fn tokens_and_models() {
     assert_eq!(models["data"][0]["id"], "demo");
     assert_eq!(served.get("/v1/models/demo").ok()["id"], "demo");
     assert_eq!(served.get("/v1/models/other").status, 404);
+    let no_text = served.get("/v1/models/%FF");
+    assert_eq!((no_text.status, &no_text.json()["error"]["param"]), (400, &"model".into()));
+    let named = Served::with(|_, options| options.model_names = vec!["Qwen/X".to_owned()]);
+    assert_eq!(named.get("/v1/models/Qwen/X").ok()["id"], "Qwen/X");
+}
+
+#[test]
+fn raw_prompts_hold_control_tokens() {
+    let served = Served::new();
+    let prompt = "<|im_start|>user\nHi<|im_end|>\n";
+    let special = json!({ "content": prompt, "parse_special": true });
+    let tokens = served.post("/tokenize", &special).ok()["tokens"].clone();
+    let n_tokens = tokens.as_array().map(Vec::len);
+    let body = json!({ "model": "demo", "prompt": prompt, "max_tokens": 1 });
+    let whole = served.post("/v1/completions", &body).ok();
+    assert_eq!(whole["usage"]["prompt_tokens"], json!(n_tokens));
+    let body = json!({ "model": "demo", "prompt": prompt, "raw": true, "stream": false,
+        "options": { "num_predict": 1 } });
+    let whole = served.post("/api/generate", &body).ok();
+    assert_eq!(whole["prompt_eval_count"], json!(n_tokens));
 }
 
 #[test]

@@ -116,3 +116,47 @@ fn answers_have_the_form_that_was_asked_for() {
     let text = ask(json!({ "type": "regex", "pattern": "[0-9]{3}" }));
     assert!(text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
 }
+
+/// A call that the limit of tokens cuts stays a call, and is not told a second time as text.
+#[test]
+fn cut_calls_are_told_once() {
+    let served = Served::new();
+    let tool = json!({ "name": "get_weather", "parameters": schema() });
+    let chat = json!({ "type": "function", "function": tool });
+    let messages = json!([{ "role": "user", "content": QUESTION }]);
+    let mut body = json!({ "model": "demo", "messages": messages, "tools": [chat],
+        "tool_choice": "required", "reasoning_effort": "none", "temperature": 0 });
+    let whole = served.post("/v1/chat/completions", &body).ok();
+    let n_tokens = whole["usage"]["completion_tokens"].as_u64().expect("tokens are counted");
+    // All but the end of the arguments.
+    let limit = n_tokens - 12;
+    body["max_tokens"] = limit.into();
+    for is_stream in [true, false] {
+        let ask = |path: &str, mut body: Value| {
+            body["model"] = "demo".into();
+            body["stream"] = is_stream.into();
+            let answer = served.post(path, &body);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert!(answer.body.contains("get_weather"), "{path}: {answer:?}");
+            assert!(!answer.body.contains("<tool_call>"), "{path}: {answer:?}");
+            answer.body
+        };
+        let body = ask("/v1/chat/completions", body.clone());
+        assert!(body.contains("\"finish_reason\":\"length\""), "{body}");
+        let mut flat = tool.clone();
+        flat["type"] = "function".into();
+        let body = ask(
+            "/v1/responses",
+            json!({ "input": QUESTION, "tools": [flat], "tool_choice": "required",
+                "reasoning": { "effort": "none" }, "max_output_tokens": limit, "temperature": 0 }),
+        );
+        assert!(body.contains("\"status\":\"incomplete\""), "{body}");
+        let body = ask(
+            "/v1/messages",
+            json!({ "messages": messages, "max_tokens": limit, "temperature": 0,
+                "tools": [{ "name": "get_weather", "input_schema": schema() }],
+                "tool_choice": { "type": "any" } }),
+        );
+        assert!(body.contains("\"stop_reason\":\"max_tokens\""), "{body}");
+    }
+}

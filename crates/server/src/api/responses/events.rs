@@ -62,6 +62,8 @@ impl Events {
             Some(Item::Reasoning(text)) => {
                 let more = json!({ "text": text });
                 self.about("response.reasoning_text.done", "rs", more, frames);
+                let more = json!({ "part": reasoning_part(&text) });
+                self.about("response.content_part.done", "rs", more, frames);
                 self.head.reasoning(index, Some(&text), status)
             }
             Some(Item::Message(text)) => {
