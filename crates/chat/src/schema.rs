@@ -15,6 +15,8 @@ const MAX_ENUM: usize = 2_000;
 pub(crate) const MAX_PATTERN: usize = 4_096;
 /// Repetitions that a schema may count: longer ones make automata of as many states.
 const MAX_COUNT: u64 = 4096;
+/// The longest text that a schema may ask for: the first mask of a longer one takes more than a step may.
+const MAX_MIN_LENGTH: u64 = 500;
 /// References followed in a row.
 const MAX_REFERENCES: usize = 16;
 /// Schemas looked at to find the types of one: references may lead in circles.
@@ -256,9 +258,10 @@ fn check_keyword(field: &str, key: &str, value: &Value) -> Result<(), Error> {
             None => refuse("must be a text".to_owned()),
         },
         "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
+            let most = if key == "minLength" { MAX_MIN_LENGTH } else { MAX_COUNT };
             match value.as_u64() {
-                Some(count) if count <= MAX_COUNT => Ok(()),
-                _ => refuse(format!("must be an integer from 0 to {MAX_COUNT}")),
+                Some(count) if count <= most => Ok(()),
+                _ => refuse(format!("must be an integer from 0 to {most}")),
             }
         }
         "$ref" => match value.as_str() {

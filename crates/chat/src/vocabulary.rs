@@ -61,7 +61,9 @@ pub(crate) fn factory(tokenizer: &Tokenizer, stop_tokens: &[u32]) -> Result<Pars
     factory.quiet();
     let limits = factory.limits_mut();
     limits.initial_lexer_fuel = 1_000_000;
-    limits.step_lexer_fuel = 200_000;
+    // About 0.2 s at worst. A text that must be long needs most of it for its first mask: with a tenth of this
+    // a call failed where `minLength` was 100.
+    limits.step_lexer_fuel = 2_000_000;
     limits.step_max_items = 20_000;
     limits.max_items_in_row = 1_000;
     limits.max_lexer_states = 50_000;

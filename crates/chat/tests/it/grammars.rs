@@ -225,6 +225,17 @@ fn the_json_form_is_held_as_well() {
 }
 
 #[test]
+fn texts_that_must_be_long_can_be_said() {
+    for min in [100, 300, 500] {
+        let schema = json!({ "type": "object", "required": ["x"],
+            "properties": { "x": { "type": "string", "minLength": min } } });
+        let request = request(json!([{ "name": "f", "parameters": schema }]));
+        assert_said(&MODELS.xml, &request, &xml("f", &[("x", &"a sea ".repeat(min / 6 + 1))]));
+        assert_refused(&MODELS.xml, &request, &xml("f", &[("x", &"a".repeat(min - 1))]));
+    }
+}
+
+#[test]
 fn values_match_their_schemas() {
     let definitions = json!({ "$defs": { "level": { "enum": ["low", "high"] } }, "type": "object",
         "properties": { "x": { "$ref": "#/$defs/level" } }, "required": ["x"] });
