@@ -148,13 +148,20 @@ fn add_chunk<const ID: u8>(weights: &Vectors, x: TokenChunk<'_>, lanes: __m512) 
 fn add_across(partial: &[__m512i; 8]) -> __m512i {
     let [a, b] = partial.as_chunks::<4>().0 else { panic!("eight are two times four") };
     let (a, b) = (add_fours(a), add_fours(b));
-    let sums = _mm512_add_epi32(
-        _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b),
-        _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b),
-    );
+    let sums = add_quarters(a, b);
     // Blocks 0, 2, 4, 6, 1, 3, 5, 7 and as many again.
     let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     _mm512_permutexvar_epi32(order, sums)
+}
+
+/// Adds the second quarter to the first and the fourth to the third: of `a`, then of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_quarters(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_add_epi32(
+        _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b),
+        _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b),
+    )
 }
 
 /// The sums of four neighbours of each of four vectors: in each quarter, one of each vector.

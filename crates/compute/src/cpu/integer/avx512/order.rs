@@ -168,10 +168,7 @@ pub(super) fn sums_of_blocks<const ID: u8>(weights: &[__m512i; 8], x: &[[i8; 64]
                 add_pairs(product(zero, 2 * index), product(zero, 2 * index + 1))
             });
             let (a, b) = (add_pairs(pairs[0], pairs[1]), add_pairs(pairs[2], pairs[3]));
-            let sums = _mm512_add_epi32(
-                _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b),
-                _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b),
-            );
+            let sums = super::add_quarters(a, b);
             // Blocks 0, 1, 4, 5, then 2, 3, 6, 7, and as many again.
             let order = _mm512_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
             _mm512_permutexvar_epi32(order, sums)
