@@ -2,29 +2,15 @@
 
 use std::path::PathBuf;
 
+use terminal::paths::{user_directory, variable};
+
 /// The directory that the user or the system has for this program's cache, if there is one.
 pub fn directory() -> Option<PathBuf> {
-    if let Some(cache) = variable("FLASH_MOE_CACHE") {
-        return Some(cache);
-    }
-    let home = variable("HOME");
-    let cache = if cfg!(windows) {
-        variable("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home.map(|home| home.join("Library/Caches"))
-    } else {
-        // A relative path there is to be ignored, says the specification.
-        let cache = variable("XDG_CACHE_HOME").filter(|cache| cache.is_absolute());
-        cache.or_else(|| home.map(|home| home.join(".cache")))
-    };
-    cache.map(|cache| cache.join("flash-moe"))
+    let platform = || user_directory("LOCALAPPDATA", "Library/Caches", "XDG_CACHE_HOME", ".cache");
+    variable("FLASH_MOE_CACHE").or_else(platform)
 }
 
 /// Whether the user has said where the cache is to be.
 pub fn is_chosen() -> bool {
     variable("FLASH_MOE_CACHE").is_some()
-}
-
-fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }

@@ -5,36 +5,36 @@ use std::path::PathBuf;
 /// The directory of sessions and history, if the system has one: `$FLASH_MOE_DATA`, else where the platform keeps
 /// a program's data.
 pub fn data_directory() -> Option<PathBuf> {
-    if let Some(data) = variable("FLASH_MOE_DATA") {
-        return Some(data);
-    }
-    let home = variable("HOME");
-    let data = if cfg!(windows) {
-        variable("APPDATA")
-    } else if cfg!(target_os = "macos") {
-        home.map(|home| home.join("Library/Application Support"))
-    } else {
-        // A relative path there is to be ignored, says the specification.
-        let data = variable("XDG_DATA_HOME").filter(|data| data.is_absolute());
-        data.or_else(|| home.map(|home| home.join(".local/share")))
-    };
-    data.map(|data| data.join("flash-moe"))
+    let platform =
+        || user_directory("APPDATA", APPLICATION_SUPPORT, "XDG_DATA_HOME", ".local/share");
+    variable("FLASH_MOE_DATA").or_else(platform)
 }
 
 /// The configuration file, there or not.
 pub fn config_file() -> Option<PathBuf> {
-    let home = variable("HOME");
-    let config = if cfg!(windows) {
-        variable("APPDATA")
-    } else if cfg!(target_os = "macos") {
-        home.map(|home| home.join("Library/Application Support"))
-    } else {
-        let config = variable("XDG_CONFIG_HOME").filter(|config| config.is_absolute());
-        config.or_else(|| home.map(|home| home.join(".config")))
-    };
-    config.map(|config| config.join("flash-moe").join("config.toml"))
+    let directory = user_directory("APPDATA", APPLICATION_SUPPORT, "XDG_CONFIG_HOME", ".config");
+    directory.map(|directory| directory.join("config.toml"))
 }
 
-fn variable(name: &str) -> Option<PathBuf> {
+const APPLICATION_SUPPORT: &str = "Library/Application Support";
+
+/// This program's part of a directory that the platform has for each user: where a variable says on Windows,
+/// under the home directory on macOS, and elsewhere where a variable of the XDG base directories says, or
+/// under the home directory.
+pub fn user_directory(windows: &str, macos: &str, xdg: &str, home: &str) -> Option<PathBuf> {
+    let under_home = |path: &str| variable("HOME").map(|home| home.join(path));
+    let directory = if cfg!(windows) {
+        variable(windows)
+    } else if cfg!(target_os = "macos") {
+        under_home(macos)
+    } else {
+        // A relative path there is to be ignored, says the specification.
+        variable(xdg).filter(|path| path.is_absolute()).or_else(|| under_home(home))
+    };
+    directory.map(|directory| directory.join("flash-moe"))
+}
+
+/// The path that an environment variable holds, if it holds one.
+pub fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
