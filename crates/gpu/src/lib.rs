@@ -1,0 +1,15 @@
+//! The operations a model is made of, on a GPU.
+//!
+//! One set of kernels in WGSL (`kernels/`) serves Vulkan, Metal and DX12 through `wgpu`. [`Gpu`]
+//! implements [`compute::Backend`]: an operation is recorded, and the device begins when somebody waits
+//! for a result or enough was recorded ([`device`]).
+//!
+//! Every output element has one order of additions, whatever the batch and whatever the width of the
+//! device's subgroups: the same bits come out of a row alone and of a row of a long prompt.
+
+#![deny(unsafe_code)]
+
+mod device;
+mod kernel;
+
+pub use device::{Adapter, Device, GpuError, adapters};
