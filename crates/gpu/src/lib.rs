@@ -9,7 +9,9 @@
 
 #![deny(unsafe_code)]
 
+mod buffers;
 mod device;
 mod kernel;
 
-pub use device::{Adapter, Device, GpuError, adapters};
+pub use buffers::{Activations, Constant};
+pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
