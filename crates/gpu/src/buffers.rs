@@ -25,6 +25,10 @@ impl Activations {
         self.rows
     }
 
+    pub(crate) fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
     pub(crate) fn set_rows(&mut self, rows: usize) {
         assert!(rows <= self.max_rows, "{rows} rows fit the buffer");
         self.rows = rows;

@@ -65,8 +65,7 @@ pub fn adapters() -> Vec<Adapter> {
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
     let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let mut adapters: Vec<Adapter> =
-        found.into_iter().map(|adapter| Adapter { adapter }).collect();
+    let mut adapters: Vec<Adapter> = found.into_iter().map(|adapter| Adapter { adapter }).collect();
     adapters.sort_by_key(|adapter| match adapter.info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu => 1,
@@ -203,6 +202,13 @@ pub(crate) struct Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         lock(&self.dropped).push(self.id);
+    }
+}
+
+impl Buffer {
+    /// Its size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.raw.size()
     }
 }
 
@@ -347,6 +353,13 @@ impl Device {
             last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
             self.shared.queue.write_buffer(&buffer.raw, at + whole as u64, &last);
         }
+    }
+
+    /// Waits until what was written has left the host, so that the driver's copies of it are freed.
+    pub(crate) fn finish_writes(&self) {
+        self.submit();
+        self.shared.queue.submit([]);
+        self.wait();
     }
 
     /// Compiles a kernel.

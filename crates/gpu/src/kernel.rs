@@ -18,6 +18,8 @@ pub(crate) struct KernelSource<'a> {
     pub(crate) parts: &'a [&'a str],
     /// Constants that its parts are templates of.
     pub(crate) constants: &'a [(&'a str, u32)],
+    /// Choices that its parts are templates of.
+    pub(crate) flags: &'a [(&'a str, bool)],
     /// For each binding whether it is written.
     pub(crate) writes: &'a [bool],
     /// Whether it adds over teams of eight lanes, in workgroups of so many lanes.
@@ -36,6 +38,9 @@ impl KernelSource<'_> {
         }
         if let Some(lanes) = self.teams {
             constant("WORKGROUP", lanes);
+        }
+        for (name, value) in self.flags {
+            writeln!(text, "const {name}: bool = {value};").expect("a String takes all");
         }
         text.push_str(COMMON);
         if self.teams.is_some() {

@@ -11,7 +11,20 @@
 
 mod buffers;
 mod device;
+mod experts;
+mod formats;
+mod gpu;
 mod kernel;
+pub mod measure;
+mod product;
+mod rowwise;
+mod weights;
 
 pub use buffers::{Activations, Constant};
 pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
+pub use gpu::Gpu;
+pub use product::Tuning;
+pub use weights::{Weights, WeightsError};
+
+#[cfg(test)]
+mod tests;

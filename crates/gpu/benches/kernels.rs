@@ -1,0 +1,61 @@
+//! Kernels on a GPU: rates of products beside what the device can read, and the cost of a meeting. The
+//! first adapter is used; `--all` tries every way of cutting the products.
+
+use checkpoint::{Affine, BlockType, FloatType, Format};
+use gpu::measure::{ProductCase, meeting_seconds, product_rate};
+use gpu::{Device, DeviceOptions, Tuning};
+
+fn main() {
+    let is_all = std::env::args().any(|arg| arg == "--all");
+    let adapters = gpu::adapters();
+    let adapter = adapters.first().expect("a GPU");
+    let options = DeviceOptions { subgroups: true, checked: false };
+    let device = Device::open(adapter, options).expect("the adapter opens");
+    println!("{}", device.name());
+    let meeting = meeting_seconds(&device).expect("the device works");
+    println!("a meeting takes {:.1} us", 1e6 * meeting);
+
+    let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
+    let q4k = Format::Block(BlockType::Q4K);
+    let q8 = Format::Block(BlockType::Q8_0);
+    let scale = if device.is_software() { 64 } else { 1 };
+    let case = |format, rows, cols, experts, pool, is_fused, n_x| {
+        let (rows, pool) = (rows / scale, usize::max(pool / scale, experts));
+        ProductCase { format, rows, cols, experts, pool, is_fused, n_x }
+    };
+    let cases = [
+        ("397B gate+up of 10, 4 bit", case(affine(4), 1024, 4096, 10, 120, true, 1)),
+        ("397B down of 10, 4 bit", case(affine(4), 4096, 1024, 10, 240, false, 1)),
+        ("397B gate+up of 10, 2 bit", case(affine(2), 1024, 4096, 10, 220, true, 1)),
+        ("397B gate+up of 10, Q4_K", case(q4k, 1024, 4096, 10, 120, true, 1)),
+        ("head 4096 x 248320, 4 bit", case(affine(4), 248_320, 4096, 1, 1, false, 1)),
+        ("35B gate+up of 8, 4 bit", case(affine(4), 512, 2048, 8, 480, true, 1)),
+        ("35B gate+up of 8, Q4_K", case(q4k, 512, 2048, 8, 480, true, 1)),
+        ("35B down of 8, Q4_K", case(q4k, 2048, 512, 8, 960, false, 1)),
+        ("35B qkv 2048 x 8192, Q8_0", case(q8, 8192, 2048, 1, 32, false, 1)),
+        ("35B head, Q8_0", case(q8, 248_320, 2048, 1, 1, false, 1)),
+        ("35B gate+up of 8 x 8 rows, Q4_K", case(q4k, 512, 2048, 8, 480, true, 8)),
+        ("8192 x 2048 x 8 rows, Q8_0", case(q8, 8192, 2048, 1, 32, false, 8)),
+    ];
+    let tunings: Vec<Tuning> = if is_all {
+        [64, 128, 256]
+            .into_iter()
+            .flat_map(|workgroup| {
+                [1, 2, 4].map(|rows| Tuning { workgroup, rows, fused_rows: rows })
+            })
+            .collect()
+    } else {
+        vec![Tuning::default()]
+    };
+    for (name, case) in cases {
+        for tuning in &tunings {
+            let rate = product_rate(&device, case, *tuning).expect("the device works");
+            println!(
+                "{name:34} {:?}: {:8.1} us, {:7.1} GB/s",
+                (tuning.workgroup, tuning.rows.max(tuning.fused_rows)),
+                1e6 * rate.seconds,
+                rate.bytes as f64 / rate.seconds / 1e9
+            );
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Experts on the device: how one lies in a slot, and the slots of a layer.
+
+use checkpoint::Format;
+use compute::{ExpertUses, ExpertWeights, Matrix};
+
+use crate::device::{Buffer, Device};
+use crate::formats::{pack, part_bytes};
+use crate::product::{Items, Operand, share};
+use crate::weights::{WeightsError, check, place};
+
+/// No slot.
+const NOWHERE: u32 = u32::MAX;
+/// After so many passes all counts of uses are halved, so that what was hot long ago can leave.
+const HALVE_AFTER: u32 = 256;
+
+/// How the experts of a layer lie in slots. All experts of a layer are stored alike.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ExpertLayout {
+    /// Gate, up, down.
+    matrices: [Stored; 3],
+    /// Bytes of a slot, a multiple of 256.
+    pub(crate) bytes: u64,
+}
+
+/// A matrix of an expert in its slot.
+#[derive(Clone, Debug, PartialEq)]
+struct Stored {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    /// Where codes, scales and biases begin, in bytes.
+    parts: [u64; 3],
+}
+
+impl ExpertLayout {
+    /// The layout of experts of these formats and shapes (rows, cols): gate, up, down.
+    pub(crate) fn new(shapes: [(Format, usize, usize); 3]) -> Result<Self, WeightsError> {
+        let mut sizes = Vec::new();
+        for (format, rows, cols) in shapes {
+            check(format, cols)?;
+            sizes.extend(part_bytes(format, rows, cols));
+        }
+        let (places, bytes) = place(&sizes);
+        let stored = |index: usize| {
+            let (format, rows, cols) = shapes[index];
+            let parts = [0, 1, 2].map(|part| places[3 * index + part]);
+            Stored { format, rows, cols, parts }
+        };
+        Ok(Self { matrices: [stored(0), stored(1), stored(2)], bytes })
+    }
+
+    /// The layout of an expert that is in memory.
+    pub(crate) fn of(weights: &ExpertWeights) -> Result<Self, WeightsError> {
+        let shape = |matrix: &Matrix| (matrix.format, matrix.rows, matrix.cols);
+        Self::new([shape(&weights.gate), shape(&weights.up), shape(&weights.down)])
+    }
+
+    /// Inner width of the experts.
+    pub(crate) fn intermediate(&self) -> usize {
+        self.matrices[0].rows
+    }
+
+    /// Whether gate and up can be computed together.
+    pub(crate) fn is_fused(&self) -> bool {
+        self.matrices[0].format == self.matrices[1].format
+    }
+
+    /// Moves an expert into the slot that begins at a byte of a buffer.
+    pub(crate) fn write(&self, device: &Device, weights: &ExpertWeights, to: &Buffer, at: u64) {
+        let matrices = [&weights.gate, &weights.up, &weights.down];
+        for (stored, matrix) in self.matrices.iter().zip(matrices) {
+            for (place, part) in stored.parts.iter().zip(&pack(matrix).parts) {
+                device.write(to, at + place, part);
+            }
+        }
+    }
+
+    fn operand<'a>(&self, slots: &'a Buffer, index: usize, up: Option<usize>) -> Operand<'a> {
+        let words = |index: usize| self.matrices[index].parts.map(|at| (at / 4) as u32);
+        let Stored { format, rows, cols, .. } = self.matrices[index];
+        Operand {
+            buffer: slots,
+            format,
+            rows,
+            cols,
+            parts: words(index),
+            up: up.map(words),
+            stride: (self.bytes / 4) as u32,
+        }
+    }
+
+    /// Gate and up together.
+    pub(crate) fn gate_up<'a>(&self, slots: &'a Buffer) -> Operand<'a> {
+        self.operand(slots, 0, Some(1))
+    }
+
+    /// Gate alone.
+    pub(crate) fn gate<'a>(&self, slots: &'a Buffer) -> Operand<'a> {
+        self.operand(slots, 0, None)
+    }
+
+    /// Up alone.
+    pub(crate) fn up<'a>(&self, slots: &'a Buffer) -> Operand<'a> {
+        self.operand(slots, 1, None)
+    }
+
+    /// Down.
+    pub(crate) fn down<'a>(&self, slots: &'a Buffer) -> Operand<'a> {
+        self.operand(slots, 2, None)
+    }
+}
+
+/// The slots of a layer, and which experts are in them.
+#[derive(Debug)]
+pub(crate) struct LayerSlots {
+    pub(crate) layout: ExpertLayout,
+    pub(crate) buffer: Buffer,
+    /// For each expert its slot.
+    places: Vec<u32>,
+    /// For each slot its expert.
+    holders: Vec<u32>,
+    /// For each expert how much it was used, halved now and then.
+    uses: Vec<u32>,
+    n_held: usize,
+    passes: u32,
+}
+
+impl LayerSlots {
+    /// Empty slots for as many of the experts as fit into so many bytes.
+    pub(crate) fn new(device: &Device, layout: ExpertLayout, n_experts: usize, bytes: u64) -> Self {
+        let room = bytes.min(device.max_binding_bytes()) / layout.bytes;
+        let n_slots = (room as usize).min(n_experts);
+        let buffer = device.buffer(layout.bytes * n_slots as u64);
+        Self {
+            layout,
+            buffer,
+            places: vec![NOWHERE; n_experts],
+            holders: vec![NOWHERE; n_slots],
+            uses: vec![0; n_experts],
+            n_held: 0,
+            passes: 0,
+        }
+    }
+
+    /// Whether every expert is held, each in the slot of its index.
+    pub(crate) fn holds_all(&self) -> bool {
+        self.n_held == self.places.len()
+    }
+
+    /// The slot of an expert, if it is held.
+    pub(crate) fn place(&self, expert: u32) -> Option<u32> {
+        let place = self.places[expert as usize];
+        (place != NOWHERE).then_some(place)
+    }
+
+    /// Counts the uses of a pass.
+    pub(crate) fn count(&mut self, uses: &ExpertUses) {
+        self.passes += 1;
+        if self.passes.is_multiple_of(HALVE_AFTER) {
+            self.uses.iter_mut().for_each(|uses| *uses /= 2);
+        }
+        for &expert in uses.distinct() {
+            // A prompt counts an expert once: its rows say little about the tokens to come.
+            self.uses[expert as usize] += 4;
+        }
+    }
+
+    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; tells
+    /// whether it did.
+    pub(crate) fn hold(&mut self, device: &Device, expert: u32, weights: &ExpertWeights) -> bool {
+        if self.holders.is_empty() || self.place(expert).is_some() {
+            return self.place(expert).is_some();
+        }
+        let n_slots = self.holders.len();
+        let slot = if n_slots == self.places.len() {
+            expert as usize
+        } else if self.n_held < n_slots {
+            self.n_held
+        } else {
+            let uses_of = |slot: &usize| self.uses[self.holders[*slot] as usize];
+            let coldest = (0..n_slots).min_by_key(uses_of).expect("there are slots");
+            if uses_of(&coldest) + 4 >= self.uses[expert as usize] {
+                return false;
+            }
+            coldest
+        };
+        let before = std::mem::replace(&mut self.holders[slot], expert);
+        if before == NOWHERE {
+            self.n_held += 1;
+        } else {
+            self.places[before as usize] = NOWHERE;
+        }
+        self.places[expert as usize] = slot as u32;
+        self.layout.write(device, weights, &self.buffer, self.layout.bytes * slot as u64);
+        true
+    }
+}
+
+/// The words of a table of items for experts in slots; `None` when there are none.
+pub(crate) fn table(
+    uses: &ExpertUses,
+    experts: impl Iterator<Item = (u32, u32)> + Clone,
+    words: &mut Vec<u32>,
+) -> Option<(u32, usize)> {
+    let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
+    let n_x = share(most);
+    words.clear();
+    let mut len = 0;
+    for (expert, slot) in experts {
+        for uses_here in uses.of(expert).chunks(n_x) {
+            words.extend([slot, uses_here.len() as u32]);
+            let numbers = uses_here.iter().map(|use_| use_.row * uses.top_k() as u32 + use_.rank);
+            words.extend(numbers);
+            words.extend(std::iter::repeat_n(0, n_x - uses_here.len()));
+            len += 1;
+        }
+    }
+    Some((len, n_x))
+}
+
+/// The items of a table that was written to the device.
+pub(crate) fn items(table: &Buffer, (len, n_x): (u32, usize)) -> Items<'_> {
+    Items { table, begin: 0, len, n_x }
+}

@@ -1,0 +1,124 @@
+//! Stored formats on the device: which kernel text decodes them, and how their bytes lie there.
+//!
+//! Most formats lie as they are stored. Where the blocks of a GGUF file are not whole words long, codes and
+//! scales are laid apart: the same bytes in another order, so that a lane reads sixteen at once.
+
+use std::borrow::Cow;
+
+use checkpoint::{Affine, BlockType, FloatType, Format};
+use compute::Matrix;
+
+/// Columns that a lane decodes at a time.
+pub(crate) const UNIT: usize = 32;
+
+/// How a kernel decodes a format.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decoder {
+    /// The text that defines `unit_of`.
+    pub(crate) text: &'static str,
+    /// The constants that it is a template of.
+    pub(crate) constants: [(&'static str, u32); 3],
+}
+
+/// The parts of a matrix in the order of the device, each with its own beginning.
+#[derive(Debug)]
+pub(crate) struct Packed<'a> {
+    pub(crate) parts: [Cow<'a, [u8]>; 3],
+}
+
+const AFFINE: &str = include_str!("kernels/formats/affine.wgsl");
+const FLOAT: &str = include_str!("kernels/formats/float.wgsl");
+const Q8_0: &str = include_str!("kernels/formats/q8_0.wgsl");
+const K4_K5: &str = include_str!("kernels/formats/k4_k5.wgsl");
+const K6: &str = include_str!("kernels/formats/k6.wgsl");
+const MXFP4: &str = include_str!("kernels/formats/mxfp4.wgsl");
+
+fn scales_number(dtype: FloatType) -> u32 {
+    match dtype {
+        FloatType::Bf16 => 0,
+        FloatType::F16 => 1,
+        FloatType::F32 => 2,
+    }
+}
+
+/// How kernels decode a format; `None` if none does.
+pub(crate) fn decoder(format: Format) -> Option<Decoder> {
+    let (text, bits, group, scales) = match format {
+        Format::Affine(Affine { bits, group, scales }) => {
+            (AFFINE, u32::from(bits), u32::from(group), scales_number(scales))
+        }
+        Format::Float(dtype) => (FLOAT, 0, 0, scales_number(dtype)),
+        Format::Block(BlockType::Q8_0) => (Q8_0, 8, 0, 0),
+        Format::Block(BlockType::Q4K) => (K4_K5, 4, 9, 0),
+        Format::Block(BlockType::Q5K) => (K4_K5, 5, 11, 0),
+        Format::Block(BlockType::Q6K) => (K6, 6, 0, 0),
+        Format::Block(BlockType::Mxfp4) => (MXFP4, 4, 0, 0),
+        Format::Block(_) => return None,
+    };
+    let group_name = if text == K4_K5 { "BLOCK_QUADS" } else { "GROUP" };
+    Some(Decoder { text, constants: [("BITS", bits), (group_name, group), ("SCALES", scales)] })
+}
+
+/// Bytes of the parts of a matrix on the device.
+pub(crate) fn part_bytes(format: Format, rows: usize, cols: usize) -> [usize; 3] {
+    let units = cols.div_ceil(UNIT);
+    match format {
+        Format::Float(dtype) => [rows * units * UNIT * dtype.size(), 0, 0],
+        Format::Affine(_) => {
+            let scales = rows * format.scale_row_bytes(cols);
+            [rows * format.row_bytes(cols), scales, scales]
+        }
+        Format::Block(block) => {
+            let blocks = rows * cols / block.values();
+            let apart = apart(block).map_or(0, |range| range.len());
+            [blocks * (block.bytes() - apart), blocks * apart, 0]
+        }
+    }
+}
+
+/// The bytes of a block that are laid apart.
+fn apart(block: BlockType) -> Option<std::ops::Range<usize>> {
+    match block {
+        BlockType::Q8_0 => Some(0..2),
+        BlockType::Q6K => Some(208..210),
+        BlockType::Mxfp4 => Some(0..1),
+        _ => None,
+    }
+}
+
+/// The bytes of a matrix in the order of the device.
+pub(crate) fn pack(matrix: &Matrix) -> Packed<'_> {
+    let empty = Cow::Borrowed(&[][..]);
+    let data = matrix.data();
+    let parts = match matrix.format {
+        Format::Affine(_) => [data, matrix.scales(), matrix.biases()].map(Cow::Borrowed),
+        Format::Float(dtype) if matrix.cols.is_multiple_of(UNIT) => {
+            let _ = dtype;
+            [Cow::Borrowed(data), empty.clone(), empty]
+        }
+        Format::Float(dtype) => {
+            let (stored, padded) =
+                (matrix.cols * dtype.size(), matrix.cols.next_multiple_of(UNIT) * dtype.size());
+            let mut out = vec![0; matrix.rows * padded];
+            for (out, row) in out.chunks_exact_mut(padded).zip(data.chunks_exact(stored)) {
+                out[..stored].copy_from_slice(row);
+            }
+            [Cow::Owned(out), empty.clone(), empty]
+        }
+        Format::Block(block) => match apart(block) {
+            None => [Cow::Borrowed(data), empty.clone(), empty],
+            Some(range) => {
+                let blocks = data.len() / block.bytes();
+                let mut codes = Vec::with_capacity(blocks * (block.bytes() - range.len()));
+                let mut scales = Vec::with_capacity(blocks * range.len());
+                for block in data.chunks_exact(block.bytes()) {
+                    codes.extend_from_slice(&block[..range.start]);
+                    codes.extend_from_slice(&block[range.end..]);
+                    scales.extend_from_slice(&block[range.clone()]);
+                }
+                [Cow::Owned(codes), Cow::Owned(scales), empty]
+            }
+        },
+    };
+    Packed { parts }
+}

@@ -1,0 +1,343 @@
+//! The backend: what a model asks for, as kernels on buffers.
+
+use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routing};
+
+use crate::buffers::Activations;
+use crate::device::{Buffer, Device, GpuError};
+use crate::experts::{ExpertLayout, LayerSlots, items, table};
+use crate::kernel::{Kernel, KernelSource};
+use crate::product::{Items, Operand, Products};
+use crate::rowwise::{Chosen, Rowwise};
+use crate::weights::{Slabs, Weights, WeightsError};
+
+/// Experts that are moved to the device for one use, at a time.
+const TRANSIT_SLOTS: usize = 16;
+/// Rows up to which the routing of a layer that is held stays on the device.
+const MOST_DEVICE_ROUTED_ROWS: usize = 8;
+
+/// A GPU that can run a model.
+pub struct Gpu {
+    pub(crate) device: Device,
+    slabs: Slabs,
+    products: Products,
+    pub(crate) rowwise: Rowwise,
+    gated: Kernel,
+    /// Indices of tokens or rows.
+    indices: Buffer,
+    n_indices: usize,
+    /// Inner activations of experts.
+    inner: [Option<Activations>; 2],
+    chosen: Option<(Chosen, usize)>,
+    /// What is on the device in `chosen`.
+    routed: Routing,
+    table: Option<(Buffer, usize)>,
+    words: Vec<u32>,
+    bytes: Vec<u8>,
+    transit: Option<Buffer>,
+    layers: Vec<Option<LayerSlots>>,
+}
+
+impl Gpu {
+    /// A backend on an open device.
+    pub fn new(device: Device) -> Self {
+        let gated = device.kernel(&KernelSource {
+            name: "gated",
+            parts: &[include_str!("kernels/gated.wgsl")],
+            constants: &[],
+            flags: &[],
+            writes: &[false, true],
+            teams: None,
+        });
+        Self {
+            rowwise: Rowwise::new(&device),
+            slabs: Slabs::default(),
+            products: Products::default(),
+            gated,
+            indices: device.buffer(16),
+            n_indices: 4,
+            inner: [None, None],
+            chosen: None,
+            routed: Routing::default(),
+            table: None,
+            words: Vec::new(),
+            bytes: Vec::new(),
+            transit: None,
+            layers: Vec::new(),
+            device,
+        }
+    }
+
+    /// Whether the device works; results since it failed are worthless.
+    pub fn check(&self) -> Result<(), GpuError> {
+        self.device.check()
+    }
+
+    pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
+        self.slabs.put(&self.device, matrix)
+    }
+
+    fn write_indices(&mut self, indices: &[u32]) {
+        if indices.len() > self.n_indices {
+            self.n_indices = indices.len().next_power_of_two();
+            self.indices = self.device.buffer(4 * self.n_indices as u64);
+        }
+        write_words(&self.device, &self.indices, indices);
+    }
+
+    pub(crate) fn embed_rows(&mut self, table: &Weights, tokens: &[u32], out: &mut Activations) {
+        self.write_indices(tokens);
+        self.products.embed(&self.device, table, &self.indices, tokens.len(), out);
+    }
+
+    pub(crate) fn gather_rows(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
+        self.write_indices(rows);
+        self.rowwise.gather(&self.device, x, (&self.indices, rows.len()), out);
+    }
+
+    pub(crate) fn multiply(&mut self, x: &Activations, weights: &Weights, out: &mut Activations) {
+        self.products.multiply(&self.device, &Operand::of(weights), x, out);
+    }
+
+    /// The shared expert, or a dense block.
+    pub(crate) fn gated_block(
+        &mut self,
+        x: &Activations,
+        weights: &ExpertWeights<Weights>,
+        out: &mut Activations,
+    ) {
+        let ExpertWeights { gate, up, down } = weights;
+        let (rows, width) = (x.rows(), gate.rows);
+        let [inner, other] = &mut self.inner;
+        let inner = sized(inner, &self.device, rows, width);
+        let is_fused = gate.format == up.format && std::sync::Arc::ptr_eq(&gate.buffer, &up.buffer);
+        let mut operand = Operand::of(gate);
+        if is_fused {
+            operand.up = Some(up.parts);
+            self.products.multiply(&self.device, &operand, x, inner);
+        } else {
+            let other = sized(other, &self.device, rows, width);
+            self.products.multiply(&self.device, &operand, x, inner);
+            self.products.multiply(&self.device, &Operand::of(up), x, other);
+            gate_with(&self.device, &self.gated, inner, other);
+        }
+        self.products.multiply(&self.device, &Operand::of(down), inner, out);
+    }
+
+    /// Chooses experts; the choices stay on the device, and come to the host in `routing` if it is there.
+    pub(crate) fn choose(
+        &mut self,
+        logits: &Activations,
+        spec: RouterSpec,
+        routing: Option<&mut Routing>,
+    ) {
+        let uses = logits.rows() * spec.top_k;
+        if self.chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
+            let held = uses.next_power_of_two();
+            let choices = self.device.buffer(8 * held as u64);
+            let items = self.device.buffer(12 * held as u64);
+            self.chosen = Some((Chosen { choices, items }, held));
+        }
+        let (chosen, _) = self.chosen.as_ref().expect("it was just made");
+        self.rowwise.route(&self.device, logits, spec, chosen);
+        self.routed.experts.clear();
+        self.routed.weights.clear();
+        let Some(routing) = routing else { return };
+        self.device.read(&chosen.choices, 0, 8 * uses as u64, &mut self.bytes);
+        let words = || self.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+        routing.top_k = spec.top_k;
+        routing.experts.clear();
+        routing.experts.extend(words().take(uses));
+        routing.weights.clear();
+        routing.weights.extend(words().skip(uses).map(f32::from_bits));
+        self.routed.clone_from(routing);
+    }
+
+    /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
+    /// says.
+    pub(crate) fn combine_outputs(
+        &mut self,
+        x: &mut Activations,
+        routing: Option<&Routing>,
+        top_k: usize,
+        routed: &Activations,
+        shared: Option<[&Activations; 2]>,
+    ) {
+        if let Some(routing) = routing
+            && *routing != self.routed
+        {
+            self.words.clear();
+            self.words.extend_from_slice(&routing.experts);
+            self.words.extend(routing.weights.iter().map(|weight| weight.to_bits()));
+            let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+            write_words(&self.device, &chosen.choices, &self.words);
+            self.routed.clone_from(routing);
+        }
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
+    }
+
+    /// Whether kernels can compute this layer with all of its routing on the device.
+    pub(crate) fn can_route_alone(&self, layer: usize, rows: usize) -> bool {
+        let slots = self.layers.get(layer).and_then(Option::as_ref);
+        rows <= MOST_DEVICE_ROUTED_ROWS && slots.is_some_and(LayerSlots::holds_all)
+    }
+
+    /// Computes the experts that were chosen last, all of which are held.
+    pub(crate) fn chosen_experts(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        top_k: usize,
+        out: &Activations,
+    ) {
+        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        let len = (x.rows() * top_k) as u32;
+        let items = Items { table: &chosen.items, begin: 0, len, n_x: 1 };
+        let parts = (&mut self.products, &self.gated, &mut self.inner);
+        compute(&self.device, parts, &slots.layout, &slots.buffer, items, top_k, x, out);
+    }
+
+    /// Makes slots for the experts of a layer.
+    pub(crate) fn reserve(
+        &mut self,
+        layer: usize,
+        layout: ExpertLayout,
+        n_experts: usize,
+        bytes: u64,
+    ) {
+        if self.layers.len() <= layer {
+            self.layers.resize_with(layer + 1, || None);
+        }
+        let slots = LayerSlots::new(&self.device, layout, n_experts, bytes);
+        self.layers[layer] = Some(slots);
+    }
+
+    pub(crate) fn slots(&mut self, layer: usize) -> Option<&mut LayerSlots> {
+        self.layers.get_mut(layer)?.as_mut()
+    }
+
+    /// Takes an expert into a slot if one can be had.
+    pub(crate) fn hold(&mut self, layer: usize, expert: &LoadedExpert) -> bool {
+        let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return false };
+        slots.hold(&self.device, expert.index, &expert.weights)
+    }
+
+    /// Computes the uses of those of the experts that are held.
+    pub(crate) fn held_experts(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        uses: &ExpertUses,
+        out: &Activations,
+    ) {
+        let Some(slots) = self.layers.get(layer).and_then(Option::as_ref) else { return };
+        let held =
+            uses.distinct().iter().filter_map(|&expert| Some((expert, slots.place(expert)?)));
+        let Some(numbers) = table(uses, held, &mut self.words) else { return };
+        let table = write_table(&self.device, &mut self.table, &self.words);
+        let parts = (&mut self.products, &self.gated, &mut self.inner);
+        let items = items(table, numbers);
+        compute(&self.device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
+    }
+
+    /// Computes the uses of experts that are in the host's memory.
+    pub(crate) fn host_experts(
+        &mut self,
+        x: &Activations,
+        experts: &[LoadedExpert],
+        uses: &ExpertUses,
+        out: &Activations,
+    ) -> Result<(), WeightsError> {
+        for experts in experts.chunks(TRANSIT_SLOTS) {
+            let layout = ExpertLayout::of(&experts[0].weights)?;
+            let needed = layout.bytes * TRANSIT_SLOTS as u64;
+            if self.transit.as_ref().is_none_or(|transit| transit.bytes() < needed) {
+                self.transit = Some(self.device.buffer(needed));
+            }
+            let transit = self.transit.as_ref().expect("it was just made");
+            for (expert, slot) in experts.iter().zip(0..) {
+                layout.write(&self.device, &expert.weights, transit, layout.bytes * slot);
+            }
+            let placed = experts.iter().zip(0..).map(|(expert, slot)| (expert.index, slot));
+            let Some(numbers) = table(uses, placed, &mut self.words) else { continue };
+            let table = write_table(&self.device, &mut self.table, &self.words);
+            let parts = (&mut self.products, &self.gated, &mut self.inner);
+            let items = items(table, numbers);
+            compute(&self.device, parts, &layout, transit, items, uses.top_k(), x, out);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn download_values(&mut self, buffer: &Activations, out: &mut Vec<f32>) {
+        self.device.read(&buffer.buffer, 0, buffer.bytes(), &mut self.bytes);
+        out.clear();
+        out.extend(self.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    }
+}
+
+/// Applies the experts of `items` to the rows of `x` that use them.
+#[expect(clippy::too_many_arguments, reason = "parts of the backend that are borrowed one by one")]
+fn compute(
+    device: &Device,
+    (products, gated, inner): (&mut Products, &Kernel, &mut [Option<Activations>; 2]),
+    layout: &ExpertLayout,
+    slots: &Buffer,
+    items: Items<'_>,
+    top_k: usize,
+    x: &Activations,
+    out: &Activations,
+) {
+    let uses = x.rows() * top_k;
+    let [inner, other] = inner;
+    let inner = sized(inner, device, uses, layout.intermediate());
+    inner.set_rows(uses);
+    if layout.is_fused() {
+        products.multiply_experts(device, &layout.gate_up(slots), items, top_k, x, inner);
+    } else {
+        let other = sized(other, device, uses, layout.intermediate());
+        other.set_rows(uses);
+        products.multiply_experts(device, &layout.gate(slots), items, top_k, x, inner);
+        products.multiply_experts(device, &layout.up(slots), items, top_k, x, other);
+        gate_with(device, gated, inner, other);
+    }
+    products.multiply_experts(device, &layout.down(slots), items, 1, inner, out);
+}
+
+fn gate_with(device: &Device, gated: &Kernel, x: &Activations, y: &Activations) {
+    let len = (x.rows() * x.width()) as u32;
+    let groups = len.div_ceil(256).min(4096);
+    device.dispatch(gated, &[&y.buffer, &x.buffer], &[len], [groups, 1, 1]);
+}
+
+/// Activations of a width with room for so many rows, made anew when there is too little.
+fn sized<'a>(
+    held: &'a mut Option<Activations>,
+    device: &Device,
+    rows: usize,
+    width: usize,
+) -> &'a mut Activations {
+    if held.as_ref().is_none_or(|held| held.width() != width || held.max_rows() < rows) {
+        *held = Some(Activations::new(device, rows.next_power_of_two(), width));
+    }
+    held.as_mut().expect("it was just made")
+}
+
+fn write_table<'a>(
+    device: &Device,
+    table: &'a mut Option<(Buffer, usize)>,
+    words: &[u32],
+) -> &'a Buffer {
+    if table.as_ref().is_none_or(|(_, held)| *held < words.len()) {
+        let held = words.len().next_power_of_two();
+        *table = Some((device.buffer(4 * held as u64), held));
+    }
+    let (buffer, _) = table.as_ref().expect("it was just made");
+    write_words(device, buffer, words);
+    buffer
+}
+
+fn write_words(device: &Device, buffer: &Buffer, words: &[u32]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    device.write(buffer, 0, &bytes);
+}

@@ -1,0 +1,238 @@
+//! Products of activations with stored weights, of one matrix or of the experts of a layer.
+
+use std::collections::HashMap;
+
+use checkpoint::Format;
+
+use crate::buffers::Activations;
+use crate::device::{Buffer, Device};
+use crate::formats::{UNIT, decoder};
+use crate::kernel::{Kernel, KernelSource};
+use crate::weights::Weights;
+
+const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
+const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
+const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+const PRODUCT: &str = include_str!("kernels/product.wgsl");
+const EMBED: &str = include_str!("kernels/embed.wgsl");
+
+/// Most workgroups in one dimension of a dispatch, in every API.
+const MOST_WORKGROUPS: u32 = 65_535;
+/// Rows of activations that can share the decoding of weights.
+const SHARES: [usize; 3] = [1, 4, 8];
+
+/// A form of the product kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    format: Format,
+    n_x: usize,
+    is_fused: bool,
+    is_grouped: bool,
+}
+
+/// How the products are cut; results are the same bits whatever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Lanes of a workgroup: a multiple of 8, at most 256.
+    pub workgroup: u32,
+    /// Rows of weights of a team of eight lanes.
+    pub rows: u32,
+    /// The same where gate and up are computed together.
+    pub fused_rows: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { workgroup: 128, rows: 2, fused_rows: 1 }
+    }
+}
+
+impl Tuning {
+    fn rows_of(self, form: Form) -> u32 {
+        if form.is_fused { self.fused_rows } else { self.rows }
+    }
+}
+
+/// Compiled products, made when they are first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Products {
+    pub(crate) tuning: Tuning,
+    kernels: HashMap<Form, Kernel>,
+    embed: HashMap<Format, Kernel>,
+}
+
+/// Which rows use which experts, on the device: see `rows_of_experts.wgsl`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Items<'a> {
+    /// The table.
+    pub(crate) table: &'a Buffer,
+    /// Where its items begin, in words.
+    pub(crate) begin: u32,
+    /// How many there are.
+    pub(crate) len: u32,
+    /// Uses of an item: one of [`SHARES`].
+    pub(crate) n_x: usize,
+}
+
+/// The matrices of a product: one, or gate and up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operand<'a> {
+    pub(crate) buffer: &'a Buffer,
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Where codes, scales and biases begin, in words.
+    pub(crate) parts: [u32; 3],
+    /// The same of the matrix that is multiplied with the outcome's SiLU.
+    pub(crate) up: Option<[u32; 3]>,
+    /// Words from an expert to the next.
+    pub(crate) stride: u32,
+}
+
+impl<'a> Operand<'a> {
+    pub(crate) fn of(weights: &'a Weights) -> Self {
+        Self {
+            buffer: &weights.buffer,
+            format: weights.format,
+            rows: weights.rows,
+            cols: weights.cols,
+            parts: weights.parts,
+            up: None,
+            stride: 0,
+        }
+    }
+}
+
+/// How many rows share the decoding of weights when there are so many.
+pub(crate) fn share(n_rows: usize) -> usize {
+    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
+}
+
+/// Calls `use_source` with the source of a form.
+fn with_source<T>(
+    form: Form,
+    tuning: Tuning,
+    use_source: impl FnOnce(&KernelSource<'_>) -> T,
+) -> T {
+    let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
+    let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
+    let [a, b, c] = decoder.constants;
+    let constants = [a, b, c, ("N_X", form.n_x as u32), ("N_ROWS", tuning.rows_of(form))];
+    let writes: &[bool] = if form.is_grouped {
+        &[false, false, false, true, false]
+    } else {
+        &[false, false, false, true]
+    };
+    let parts = [WEIGHTS, decoder.text, rows, PRODUCT];
+    use_source(&KernelSource {
+        name: "product",
+        parts: &parts,
+        constants: &constants,
+        flags: &[("FUSED", form.is_fused)],
+        writes,
+        teams: Some(tuning.workgroup),
+    })
+}
+
+impl Products {
+    /// `y = x W^T` for all rows of `x`, or what [`Operand::up`] says.
+    pub(crate) fn multiply(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        x: &Activations,
+        y: &mut Activations,
+    ) {
+        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+        y.set_rows(x.rows());
+        let n_x = share(x.rows());
+        let items = x.rows().div_ceil(n_x) as u32;
+        self.start(device, operand, n_x, None, [x.rows() as u32, 1, items], x, y);
+    }
+
+    /// The same for the experts that `items` tells; `top_k` uses of a row of `x` each, or one.
+    pub(crate) fn multiply_experts(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        items: Items<'_>,
+        top_k: usize,
+        x: &Activations,
+        y: &Activations,
+    ) {
+        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+        let numbers = [items.begin, top_k as u32, items.len];
+        self.start(device, operand, items.n_x, Some(items.table), numbers, x, y);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "both products have all of them")]
+    fn start(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        n_x: usize,
+        table: Option<&Buffer>,
+        [n_x_or_begin, x_div, items]: [u32; 3],
+        x: &Activations,
+        y: &Activations,
+    ) {
+        let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
+        let form = Form { format, n_x, is_fused: up.is_some(), is_grouped: table.is_some() };
+        let tuning = self.tuning;
+        let kernel = self
+            .kernels
+            .entry(form)
+            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
+        let up_parts = up.unwrap_or_default();
+        let mut words = [0; 12];
+        words[..3].copy_from_slice(&parts);
+        words[3..6].copy_from_slice(&up_parts);
+        words[6..].copy_from_slice(&[
+            stride,
+            rows as u32,
+            cols.div_ceil(UNIT) as u32,
+            n_x_or_begin,
+            x_div,
+            (cols / 4) as u32,
+        ]);
+        let groups = (rows as u32).div_ceil(tuning.workgroup / 8 * tuning.rows_of(form));
+        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
+        let buffers = [buffer, buffer, &x.buffer, &y.buffer];
+        match table {
+            Some(table) => {
+                let buffers = [buffer, buffer, &x.buffer, &y.buffer, table];
+                device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
+            }
+            None => device.dispatch(kernel, &buffers, &words, [groups, items, 1]),
+        }
+    }
+
+    /// `out[i] = table[tokens[i]]`.
+    pub(crate) fn embed(
+        &mut self,
+        device: &Device,
+        table: &Weights,
+        tokens: &Buffer,
+        n_tokens: usize,
+        out: &mut Activations,
+    ) {
+        assert_eq!(table.cols, out.width(), "shapes agree");
+        out.set_rows(n_tokens);
+        let kernel = self.embed.entry(table.format).or_insert_with(|| {
+            let decoder = decoder(table.format).expect("formats were checked");
+            device.kernel(&KernelSource {
+                name: "embed",
+                parts: &[WEIGHTS, decoder.text, EMBED],
+                constants: &decoder.constants,
+                flags: &[],
+                writes: &[false, false, false, true],
+                teams: None,
+            })
+        });
+        let units = table.cols.div_ceil(UNIT) as u32;
+        let [codes, scales, biases] = table.parts;
+        let words = [codes, scales, biases, units, table.cols as u32, n_tokens as u32];
+        let buffers = [&*table.buffer, &table.buffer, tokens, &out.buffer];
+        device.dispatch(kernel, &buffers, &words, [units.div_ceil(64), n_tokens as u32, 1]);
+    }
+}
