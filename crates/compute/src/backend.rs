@@ -11,6 +11,7 @@
 //! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
 //! positions.
 
+use crate::device::{DeviceError, Memory};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 
@@ -198,6 +199,8 @@ pub struct ScratchNeeds<'a> {
 pub trait Backend {
     /// Activations on the device, (rows, width).
     type Buffer: Send;
+    /// A matrix of the trunk on the device.
+    type Matrix: Send + Sync;
     /// A small constant on the device, such as the weight of a norm.
     type Vector: Send + Sync;
     /// Keys and values of one attention layer of one sequence.
@@ -208,8 +211,16 @@ pub trait Backend {
     /// A name for people, such as `cpu avx2`.
     fn name(&self) -> String;
 
+    /// Where matrices, constants, states and buffers are kept.
+    fn memory(&self) -> Memory {
+        Memory::Host
+    }
+
     /// An empty buffer that can hold `max_rows` rows of `width` values.
     fn buffer(&self, max_rows: usize, width: usize) -> Self::Buffer;
+    /// Moves a matrix to the device. One that copies it keeps nothing of the stored one, so its memory is
+    /// free again when the caller drops it.
+    fn matrix(&self, stored: &Matrix) -> Result<Self::Matrix, DeviceError>;
     /// Moves a constant to the device.
     fn vector(&self, values: &[f32]) -> Self::Vector;
     /// An empty cache that can grow to `max_positions`.
@@ -224,7 +235,7 @@ pub trait Backend {
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64;
 
     /// `out[i] = table[tokens[i]]`.
-    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Self::Buffer);
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer);
 
     /// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
     fn rms_norm(
@@ -236,7 +247,12 @@ pub trait Backend {
     );
 
     /// `outs[i] = x weights[i]^T` for matrices that share their input.
-    fn project(&mut self, x: &Self::Buffer, weights: &[&Matrix], outs: &mut [&mut Self::Buffer]);
+    fn project(
+        &mut self,
+        x: &Self::Buffer,
+        weights: &[&Self::Matrix],
+        outs: &mut [&mut Self::Buffer],
+    );
 
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer);
@@ -282,7 +298,12 @@ pub trait Backend {
     );
 
     /// `out = (silu(x gate^T) * (x up^T)) down^T` for all rows: the shared expert.
-    fn swiglu(&mut self, x: &Self::Buffer, weights: &ExpertWeights, out: &mut Self::Buffer);
+    fn swiglu(
+        &mut self,
+        x: &Self::Buffer,
+        weights: &ExpertWeights<Self::Matrix>,
+        out: &mut Self::Buffer,
+    );
 
     /// `x += sum over rank of weight * routed + sigmoid(gate) * shared`, in order of rank.
     fn combine(&mut self, x: &mut Self::Buffer, outputs: MoeOutputs<'_, Self>);

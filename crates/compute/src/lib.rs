@@ -10,6 +10,7 @@
 mod backend;
 mod bandwidth;
 mod cpu;
+mod device;
 mod host;
 mod matrix;
 pub mod memory;
@@ -24,6 +25,7 @@ pub use backend::{
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
+pub use device::{DeviceError, Memory};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};

@@ -7,6 +7,7 @@ use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
+use crate::device::DeviceError;
 use crate::host::{HostBuffer, delta_gates, rotary_angles, rotate, route_rows, sigmoid, silu};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::snapshots::{STATE_BLOCK, Snapshots, read_floats, write_floats};
@@ -78,6 +79,7 @@ fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 
 impl Backend for Reference {
     type Buffer = HostBuffer;
+    type Matrix = Matrix;
     type Vector = Vec<f32>;
     type KvCache = PlainKvCache;
     type DeltaState = PlainDeltaState;
@@ -88,6 +90,10 @@ impl Backend for Reference {
 
     fn buffer(&self, max_rows: usize, width: usize) -> HostBuffer {
         HostBuffer::new(max_rows, width)
+    }
+
+    fn matrix(&self, stored: &Matrix) -> Result<Matrix, DeviceError> {
+        Ok(stored.clone())
     }
 
     fn vector(&self, values: &[f32]) -> Vec<f32> {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use checkpoint::ExpertTable;
-use compute::{Backend, ScratchNeeds};
+use compute::{Backend, Memory, ScratchNeeds};
 use experts::{ExpertStore, MemoryLimits};
 use model::Workspace;
 use trace::Recorder;
@@ -40,11 +40,11 @@ pub struct MemoryPlan {
     pub reserve: u64,
     /// What the caller needs beside the engine.
     pub beside: u64,
-    /// The trunk.
+    /// The trunk, unless the device has memory of its own.
     pub trunk: u64,
-    /// States of all sessions at their full context.
+    /// States of all sessions at their full context, unless the device has memory of its own.
     pub states: u64,
-    /// Buffers of a forward pass.
+    /// Buffers of a forward pass, as far as they are not on such a device.
     pub workspace: u64,
     /// What generations choose tokens with.
     pub sampling: u64,
@@ -60,6 +60,46 @@ pub struct MemoryPlan {
     pub chunk: usize,
     /// Rows with logits of a forward pass, at most.
     pub logit_rows: usize,
+    /// How the device's own memory is spent, if it has some.
+    pub device: Option<DevicePlan>,
+}
+
+/// How the memory of a device is spent, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// The whole budget.
+    pub total: u64,
+    /// The trunk.
+    pub trunk: u64,
+    /// States of all sessions at their full context.
+    pub states: u64,
+    /// Buffers of a forward pass.
+    pub workspace: u64,
+    /// Left for routed experts.
+    pub experts: u64,
+}
+
+impl DevicePlan {
+    /// The plan of a device with memory of its own that has to hold the trunk.
+    fn new(memory: Memory, vram: Option<u64>, trunk: u64) -> Result<Option<Self>, Error> {
+        let total = match (memory, vram) {
+            (Memory::Host, _) => return Ok(None),
+            (Memory::Own(Some(bytes)), Some(asked)) => asked.min(bytes),
+            (Memory::Own(Some(bytes)), None) => bytes - bytes / 10,
+            (Memory::Own(None), Some(asked)) => asked,
+            (Memory::Own(None), None) => return Err(Error::UnknownDeviceMemory),
+        };
+        Ok(Some(Self { total, trunk, ..Self::default() }))
+    }
+
+    /// What is taken whatever the experts get.
+    pub(crate) fn fixed(&self) -> u64 {
+        self.trunk.saturating_add(self.states).saturating_add(self.workspace)
+    }
+
+    fn left(&self) -> u64 {
+        self.total.saturating_sub(self.fixed())
+    }
 }
 
 impl MemoryPlan {
@@ -79,13 +119,23 @@ impl MemoryPlan {
         let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
         let all_experts = slot * n_experts as u64;
         let least_experts = slot * ExpertStore::MIN_SLOTS as u64;
-        let left_of = |plan: &Self| plan.total.saturating_sub(plan.fixed());
+        let device = DevicePlan::new(backend.memory(), options.vram, trunk)?;
+        // Slots are first used when the trunk has been copied, so both do not add up.
+        let least_left = match device {
+            Some(_) => least_experts.max(crate::trunk::upload_bytes(inventory)),
+            None => least_experts,
+        };
+        // Where states and buffers are.
+        let left_of = |plan: &Self| match &plan.device {
+            Some(device) => device.left(),
+            None => plan.total.saturating_sub(plan.fixed()),
+        };
         let mut plan = Self {
             total,
             process,
             reserve: RESERVE_BYTES + options.recorder.as_ref().map_or(0, Recorder::bytes),
             beside: beside_bytes(inventory, options),
-            trunk,
+            trunk: if device.is_some() { 0 } else { trunk },
             states: 0,
             workspace: 0,
             sampling: sampling_bytes(inventory, options),
@@ -95,13 +145,20 @@ impl MemoryPlan {
             context: 0,
             chunk: 0,
             logit_rows: 0,
+            device,
         };
 
         let free = left_of(&plan);
         plan.set_context(inventory, backend, options, free / 8)?;
         let free = left_of(&plan);
         plan.set_chunk(inventory, backend, options, free / 4);
-        let needed = plan.fixed().saturating_add(least_experts);
+        if let Some(device) = &mut plan.device {
+            if device.fixed() > device.total {
+                return Err(Error::DeviceBudget { plan: *device });
+            }
+            device.experts = device.left();
+        }
+        let needed = plan.fixed().saturating_add(least_left);
         if needed > total {
             return Err(Error::Budget { needed, plan: Box::new(plan) });
         }
@@ -150,7 +207,11 @@ impl MemoryPlan {
                 context.min(limit)
             }
         };
-        self.states = states(self.context);
+        let states = states(self.context);
+        match &mut self.device {
+            Some(device) => device.states = states,
+            None => self.states = states,
+        }
         Ok(())
     }
 
@@ -194,8 +255,16 @@ impl MemoryPlan {
         // A batch holds at least a token of every session.
         self.chunk = self.chunk.max(options.sessions);
         self.logit_rows = logit_rows(self.chunk).max(options.sessions);
-        self.workspace =
+        let bytes =
             Workspace::<B>::bytes(config, self.chunk, self.logit_rows) + scratch(self.chunk);
+        match &mut self.device {
+            // The host has its copy of the logits.
+            Some(device) => {
+                let logits = logit_row_bytes / 2 * self.logit_rows as u64;
+                (device.workspace, self.workspace) = (bytes - logits, logits);
+            }
+            None => self.workspace = bytes,
+        }
     }
 }
 
@@ -210,8 +279,10 @@ impl std::fmt::Display for MemoryPlan {
         if self.beside > 0 {
             line(self.beside, "grammars and other needs of the program".to_owned());
         }
-        line(self.trunk, "trunk".to_owned());
-        line(self.states, format!("states of a context of {} tokens", self.context));
+        if self.device.is_none() {
+            line(self.trunk, "trunk".to_owned());
+            line(self.states, format!("states of a context of {} tokens", self.context));
+        }
         line(self.workspace, format!("buffers of {} prompt rows", self.chunk));
         line(self.sampling, "logits that tokens are chosen from".to_owned());
         if self.prefix_cache > 0 {
@@ -219,7 +290,24 @@ impl std::fmt::Display for MemoryPlan {
         }
         let all = format_bytes(self.all_experts);
         line(self.experts, format!("routed experts, of {all} for all of them"));
+        if let Some(device) = &self.device {
+            write!(text, "the device's memory\n{device}").expect("a String takes all");
+        }
         f.write_str(text.trim_end())
+    }
+}
+
+impl std::fmt::Display for DevicePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [
+            (self.total, "budget of the device"),
+            (self.trunk, "trunk"),
+            (self.states, "states of all sessions"),
+            (self.workspace, "buffers"),
+            (self.experts, "routed experts"),
+        ];
+        let lines = parts.map(|(bytes, what)| format!("  {:>10}  {what}", format_bytes(bytes)));
+        f.write_str(&lines.join("\n"))
     }
 }
 

@@ -124,7 +124,8 @@ impl Engine {
         }
     }
 
-    fn on<B: Backend + Send + 'static>(
+    /// Opens a checkpoint on a backend.
+    pub(crate) fn on<B: Backend + Send + 'static>(
         inventory: Inventory,
         tokenizer: Result<Tokenizer, tokenizer::Error>,
         backend: B,

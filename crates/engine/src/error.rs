@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::budget::{MemoryPlan, format_bytes};
+use crate::budget::{DevicePlan, MemoryPlan, format_bytes};
 use crate::constraint::ConstraintError;
 
 /// Why the engine could not do what it was asked.
@@ -41,6 +41,27 @@ pub enum Error {
         /// Canonical name of the tensor.
         tensor: String,
     },
+    /// The device cannot take a tensor: it has no kernel for its format, or too little memory.
+    #[error("the device cannot take tensor {tensor}: {source}\nhint: use --device cpu")]
+    DeviceRefuses {
+        /// Canonical name of the tensor.
+        tensor: String,
+        /// What the device said.
+        source: compute::DeviceError,
+    },
+    /// The memory of the device is smaller than what must be in it.
+    #[error(
+        "{} of the device's memory cannot hold this model's trunk and states: they need {}\n{plan}\n\
+         hint: raise --vram where the device has more, lower --context, or use --device cpu",
+        format_bytes(plan.total), format_bytes(plan.fixed())
+    )]
+    DeviceBudget {
+        /// The sum that shows it.
+        plan: DevicePlan,
+    },
+    /// The device does not tell how much memory it has.
+    #[error("how much memory the device has cannot be found out\nhint: give a budget with --vram")]
+    UnknownDeviceMemory,
     /// The budget is smaller than what must be in memory.
     #[error(
         "{} of memory cannot hold this model: it needs at least {}\n{plan}\n\

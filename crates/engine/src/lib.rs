@@ -34,12 +34,14 @@ mod sampler;
 mod scheduler;
 mod session;
 mod stop;
+#[cfg(test)]
+mod test_device;
 mod trunk;
 mod usage;
 pub mod verify;
 mod writer;
 
-pub use budget::{MemoryPlan, format_bytes};
+pub use budget::{DevicePlan, MemoryPlan, format_bytes};
 pub use constraint::{Constraint, ConstraintError};
 pub use engine::{Engine, Part, plan_memory};
 pub use error::Error;

@@ -32,6 +32,9 @@ pub struct Beside {
 pub struct EngineOptions {
     /// Bound of everything that the process makes resident, in bytes; default: measured.
     pub memory: Option<u64>,
+    /// Bound of what the engine keeps in the memory of a device that has some of its own, in bytes;
+    /// default: nine tenths of it.
+    pub vram: Option<u64>,
     /// What the caller needs beside the engine; default: nothing.
     pub beside: Beside,
     /// Bound of the memory for routed experts within that, in bytes; default: all that is left.
@@ -69,6 +72,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             memory: None,
+            vram: None,
             beside: Beside::default(),
             expert_cache: None,
             threads: None,

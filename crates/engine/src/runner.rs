@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Matrix, Routing};
+use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Routing};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SavedParts, SequenceState, SourceError,
@@ -51,9 +51,12 @@ pub(crate) trait Runner: Send {
     fn state_values(&self, state: &State) -> Vec<LayerValues>;
 }
 
+/// A decoder whose weights are on a backend's device.
+pub(crate) type DecoderOn<B> = Decoder<<B as Backend>::Matrix, <B as Backend>::Vector>;
+
 /// A decoder with its weights on a device.
 pub(crate) struct DecoderRunner<B: Backend> {
-    pub(crate) decoder: Decoder<Matrix, B::Vector>,
+    pub(crate) decoder: DecoderOn<B>,
     pub(crate) workspace: Workspace<B>,
     pub(crate) experts: StreamedExperts,
 }

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use checkpoint::{Extent, Format, VectorKind};
 use compute::memory::{Arena, BLOCK_ALIGNMENT, Block};
-use compute::{Backend, Matrix};
+use compute::{Backend, Matrix, Memory};
 use experts::{DataFiles, IoError, ReadPlan};
-use model::{Decoder, WeightSource};
+use model::WeightSource;
 
 use crate::error::Error;
 use crate::inventory::{Inventory, TrunkLocation, TrunkTensor};
+use crate::runner::DecoderOn;
 
 /// Bytes that the loaded trunk takes: matrices as stored, in whole pages, and vectors as `f32`.
 pub(crate) fn resident_bytes(inventory: &Inventory) -> u64 {
@@ -29,16 +30,37 @@ pub(crate) fn resident_bytes(inventory: &Inventory) -> u64 {
 /// Bytes of each tensor that tell two checkpoints of the same shapes apart.
 const SAMPLE_BYTES: usize = 4096;
 
+/// Bytes of the trunk that are read at a time for a device that copies them: enough to keep a drive busy,
+/// and small beside what the process needs anyway.
+const GROUP_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 256 << 20 };
+
+/// Bytes of the host's memory that hold parts of the trunk on their way to a device that copies them.
+pub(crate) fn upload_bytes(inventory: &Inventory) -> u64 {
+    let read = |tensor: &TrunkTensor| ReadPlan::new(tensor.extents()).bytes() as u64;
+    let largest = inventory.trunk.iter().map(read).max().unwrap_or(0);
+    GROUP_BYTES.max(largest).min(resident_bytes(inventory))
+}
+
 /// Reads the trunk and builds the model from it; gives also a hash of samples of its tensors.
 pub(crate) fn load_trunk<B: Backend>(
     inventory: &Inventory,
     files: &DataFiles,
     backend: &B,
     io_threads: usize,
-) -> Result<(Decoder<Matrix, B::Vector>, blake3::Hash), Error> {
-    let reads = read_ahead(&inventory.trunk, files, io_threads)?;
-    let tensors = inventory.trunk.iter().zip(reads).collect();
-    let mut source = LoadedSource { backend, files, tensors, samples: blake3::Hasher::new() };
+) -> Result<(DecoderOn<B>, blake3::Hash), Error> {
+    let group_bytes = match backend.memory() {
+        Memory::Host => u64::MAX,
+        Memory::Own(_) => GROUP_BYTES,
+    };
+    let mut source = LoadedSource {
+        backend,
+        files,
+        io_threads,
+        group_bytes,
+        unread: &inventory.trunk,
+        reads: VecDeque::new(),
+        samples: blake3::Hasher::new(),
+    };
     let decoder = model::load(inventory.checkpoint.config(), &mut source)?;
     Ok((decoder, source.samples.finalize()))
 }
@@ -125,13 +147,20 @@ fn arena(bytes: usize) -> Result<Arena, Error> {
 struct LoadedSource<'a, B> {
     backend: &'a B,
     files: &'a DataFiles,
-    tensors: VecDeque<(&'a TrunkTensor, Option<Read>)>,
+    io_threads: usize,
+    /// Bytes that are read at a time: one group's memory is free when the device has copied it.
+    group_bytes: u64,
+    unread: &'a [TrunkTensor],
+    reads: VecDeque<(&'a TrunkTensor, Option<Read>)>,
     samples: blake3::Hasher,
 }
 
 impl<'a, B> LoadedSource<'a, B> {
     fn next(&mut self, name: &str) -> Result<(&'a TrunkTensor, Read), Error> {
-        let (tensor, read) = self.tensors.pop_front().expect("the model asks as it did before");
+        if self.reads.is_empty() {
+            self.read_group()?;
+        }
+        let (tensor, read) = self.reads.pop_front().expect("the model asks as it did before");
         assert_eq!(tensor.name, name, "the model asks in the same order");
         let read = match read {
             Some(read) => read,
@@ -143,14 +172,30 @@ impl<'a, B> LoadedSource<'a, B> {
         }
         Ok((tensor, read))
     }
+
+    /// Reads as many of the next tensors as make a group, and one at least.
+    fn read_group(&mut self) -> Result<(), Error> {
+        let mut left = self.group_bytes;
+        let fits = |tensor: &TrunkTensor| {
+            let bytes = ReadPlan::new(tensor.extents()).bytes() as u64;
+            let fits = bytes <= left;
+            left = left.saturating_sub(bytes);
+            fits
+        };
+        let n_fitting = self.unread.iter().map(fits).take_while(|fits| *fits).count();
+        let (group, unread) = self.unread.split_at(n_fitting.max(1).min(self.unread.len()));
+        self.unread = unread;
+        self.reads.extend(group.iter().zip(read_ahead(group, self.files, self.io_threads)?));
+        Ok(())
+    }
 }
 
 impl<B: Backend> WeightSource for LoadedSource<'_, B> {
-    type Matrix = Matrix;
+    type Matrix = B::Matrix;
     type Vector = B::Vector;
     type Error = Error;
 
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<B::Matrix, Error> {
         let (tensor, Read { plan, block }) = self.next(name)?;
         let TrunkLocation::Matrix(location) = &tensor.location else {
             unreachable!("{name} was listed as a matrix");
@@ -171,7 +216,9 @@ impl<B: Backend> WeightSource for LoadedSource<'_, B> {
                 return Err(Error::NotFinite { tensor: name.to_owned() });
             }
         }
-        Ok(matrix)
+        self.backend
+            .matrix(&matrix)
+            .map_err(|source| Error::DeviceRefuses { tensor: name.to_owned(), source })
     }
 
     fn matrix_of_rows(
@@ -179,7 +226,7 @@ impl<B: Backend> WeightSource for LoadedSource<'_, B> {
         name: &str,
         (_, cols): (usize, usize),
         rows: Vec<Range<usize>>,
-    ) -> Result<Matrix, Error> {
+    ) -> Result<B::Matrix, Error> {
         self.matrix(name, rows.iter().map(ExactSizeIterator::len).sum(), cols)
     }
 

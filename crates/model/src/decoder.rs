@@ -1,7 +1,7 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
 use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
-use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Matrix, Routing};
+use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Routing};
 
 use crate::batch::Batch;
 use crate::blocks::{
@@ -51,12 +51,12 @@ pub(crate) enum Mixer<M, V> {
     DeltaNet(DeltaNet<M, V>),
 }
 
-impl<V> Decoder<Matrix, V> {
+impl<M, V> Decoder<M, V> {
     /// Computes the rows of a batch, after what `states` (one a span) have seen, and leaves the
     /// wanted logits in the workspace.
     ///
     /// On an error the states are in between two tokens and must not be used again.
-    pub fn forward<B: Backend<Vector = V>>(
+    pub fn forward<B: Backend<Matrix = M, Vector = V>>(
         &self,
         workspace: &mut Workspace<B>,
         batch: &Batch,
@@ -154,7 +154,7 @@ impl<V> Decoder<Matrix, V> {
     }
 
     /// The empty state of a sequence of at most `max_positions` tokens.
-    pub fn sequence_state<B: Backend<Vector = V>>(
+    pub fn sequence_state<B: Backend>(
         &self,
         backend: &B,
         max_positions: usize,

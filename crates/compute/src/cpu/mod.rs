@@ -25,6 +25,7 @@ use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
+use crate::device::DeviceError;
 use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::snapshots::STATE_BLOCK;
@@ -118,6 +119,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     type Buffer = HostBuffer;
+    type Matrix = Matrix;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
     type DeltaState = DeltaState;
@@ -133,6 +135,10 @@ impl Backend for Cpu {
 
     fn buffer(&self, max_rows: usize, width: usize) -> HostBuffer {
         HostBuffer::new(max_rows, width)
+    }
+
+    fn matrix(&self, stored: &Matrix) -> Result<Matrix, DeviceError> {
+        Ok(stored.clone())
     }
 
     fn vector(&self, values: &[f32]) -> Vec<f32> {

@@ -2,7 +2,7 @@
 
 use compute::{Backend, Cpu, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, Routing};
 
-use crate::support::{Random, code_formats, download, fast_cpus, matrix, upload};
+use crate::support::{Random, code_formats, download, fast_cpus, matrix, on, upload};
 
 /// Largest error of the products of a token against exact arithmetic, relative to their norm. Half a step
 /// of 1/127 a value gives 0.003; random bytes of some formats are weights of one sign, whose products
@@ -11,10 +11,12 @@ const TOLERANCE: f64 = 0.02;
 
 fn project<B: Backend>(backend: &mut B, x: &[f32], weights: &Matrix, batch: usize) -> Vec<f32> {
     let mut all = Vec::new();
-    for x in x.chunks(batch * weights.cols) {
-        let x = upload(backend, x, weights.cols);
-        let mut out = backend.buffer(batch, weights.rows);
-        backend.project(&x, &[weights], &mut [&mut out]);
+    let (rows, cols) = (weights.rows, weights.cols);
+    let weights = on(backend, weights);
+    for x in x.chunks(batch * cols) {
+        let x = upload(backend, x, cols);
+        let mut out = backend.buffer(batch, rows);
+        backend.project(&x, &[&weights], &mut [&mut out]);
         all.extend(download(backend, &out));
     }
     all

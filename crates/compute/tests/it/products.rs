@@ -6,7 +6,7 @@ use compute::{
     Routing,
 };
 
-use crate::support::{Random, assert_close, cpus, download, formats, matrix, upload};
+use crate::support::{Random, assert_close, cpus, download, formats, matrix, on, upload};
 
 /// Relative to sums of some hundred products of numbers below one.
 const TOLERANCE: f32 = 2e-5;
@@ -41,8 +41,9 @@ fn project<B: Backend>(
 ) -> [Vec<f32>; 2] {
     let x = upload(backend, x, first.cols);
     let mut outs = [backend.buffer(64, first.rows), backend.buffer(64, second.rows)];
+    let [first, second] = [first, second].map(|matrix| on(backend, matrix));
     let [a, b] = &mut outs;
-    backend.project(&x, &[first, second], &mut [a, b]);
+    backend.project(&x, &[&first, &second], &mut [a, b]);
     outs.map(|out| download(backend, &out))
 }
 
@@ -102,7 +103,12 @@ fn experts<B: Backend>(
     backend.experts(&normed, first, &uses, &mut routed);
     backend.experts(&normed, rest, &uses, &mut routed);
     let mut shared_out = backend.buffer(rows, hidden);
-    backend.swiglu(&normed, shared, &mut shared_out);
+    let shared = ExpertWeights {
+        gate: on(backend, &shared.gate),
+        up: on(backend, &shared.up),
+        down: on(backend, &shared.down),
+    };
+    backend.swiglu(&normed, &shared, &mut shared_out);
     let gates: Vec<f32> = (0..rows).map(|row| row as f32 * 0.1 - 1.0).collect();
     let shared_gate = upload(backend, &gates, 1);
     let outputs = MoeOutputs {
@@ -208,6 +214,7 @@ fn norm<B: Backend>(backend: &mut B, x: &[f32], weight: &[f32]) -> Vec<f32> {
 
 fn embedded<B: Backend>(backend: &mut B, table: &compute::Matrix) -> Vec<f32> {
     let mut out = backend.buffer(3, table.cols);
-    backend.embed(table, &[8, 0, 8], &mut out);
+    let table = on(backend, table);
+    backend.embed(&table, &[8, 0, 8], &mut out);
     download(backend, &out)
 }

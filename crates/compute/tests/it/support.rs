@@ -90,6 +90,11 @@ pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> 
     Matrix::new(format, (rows, cols), Arc::new(block), offsets)
 }
 
+/// A matrix on a backend's device.
+pub fn on<B: Backend>(backend: &B, matrix: &Matrix) -> B::Matrix {
+    backend.matrix(matrix).expect("the backend takes the format")
+}
+
 /// A buffer of a backend with the given rows.
 pub fn upload<B: Backend>(backend: &mut B, values: &[f32], width: usize) -> B::Buffer {
     // Identity rows of a plain matrix are the only way into a buffer that every backend has.
@@ -103,6 +108,7 @@ pub fn upload<B: Backend>(backend: &mut B, values: &[f32], width: usize) -> B::B
     let table = Matrix::new(format, (rows, width), Arc::new(block), [0; 3]);
     let mut buffer = backend.buffer(rows, width);
     let tokens: Vec<u32> = (0..rows as u32).collect();
+    let table = on(backend, &table);
     backend.embed(&table, &tokens, &mut buffer);
     buffer
 }

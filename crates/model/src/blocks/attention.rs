@@ -1,7 +1,7 @@
 //! Full attention with normed heads and partial rotary embedding, gated or not.
 
 use checkpoint::AttentionConfig;
-use compute::{AttentionInputs, AttentionSpec, Backend, Matrix, Span};
+use compute::{AttentionInputs, AttentionSpec, Backend, Span};
 
 use crate::decoder::Norm;
 use crate::source::WeightSource;
@@ -43,9 +43,9 @@ impl<M, V> Attention<M, V> {
     }
 }
 
-impl<V> Attention<Matrix, V> {
+impl<M, V> Attention<M, V> {
     /// `out = attention(x)`, all (rows, hidden).
-    pub(crate) fn forward<B: Backend<Vector = V>>(
+    pub(crate) fn forward<B: Backend<Matrix = M, Vector = V>>(
         &self,
         backend: &mut B,
         scratch: &mut AttentionScratch<B>,

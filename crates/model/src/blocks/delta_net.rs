@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use checkpoint::{DeltaNetConfig, Projections, VectorKind};
-use compute::{Backend, DeltaNetInputs, DeltaNetSpec, Matrix, Span};
+use compute::{Backend, DeltaNetInputs, DeltaNetSpec, Span};
 
 use crate::source::WeightSource;
 
@@ -131,9 +131,9 @@ fn rows_of_key_heads(n_heads: usize, stride: usize, begin: usize, len: usize) ->
     (0..n_heads).map(|head| head * stride + begin..head * stride + begin + len).collect()
 }
 
-impl<V> DeltaNet<Matrix, V> {
+impl<M, V> DeltaNet<M, V> {
     /// `out = delta_net(x)`, all (rows, hidden).
-    pub(crate) fn forward<B: Backend<Vector = V>>(
+    pub(crate) fn forward<B: Backend<Matrix = M, Vector = V>>(
         &self,
         backend: &mut B,
         scratch: &mut DeltaNetScratch<B>,

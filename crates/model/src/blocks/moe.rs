@@ -1,9 +1,7 @@
 //! Mixture of experts: router, routed experts that arrive one by one, shared expert.
 
 use checkpoint::MoeConfig;
-use compute::{
-    Backend, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MoeOutputs, RouterSpec, Routing,
-};
+use compute::{Backend, ExpertUses, ExpertWeights, LoadedExpert, MoeOutputs, RouterSpec, Routing};
 
 use crate::source::WeightSource;
 
@@ -65,9 +63,9 @@ pub(crate) fn load_swiglu<S: WeightSource>(
 /// The steps of the block for the normed rows `x`, in order. Between them the decoder asks for the
 /// experts and receives them; outputs are summed in order of rank, so the order of arrival leaves no
 /// trace.
-impl Moe<Matrix> {
+impl<M> Moe<M> {
     /// Chooses the experts of every row and groups their uses.
-    pub(crate) fn route<B: Backend>(
+    pub(crate) fn route<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
@@ -81,7 +79,7 @@ impl Moe<Matrix> {
     }
 
     /// Predicts the choices of the rows from `x`, which is not quite what the router will see.
-    pub(crate) fn predict<B: Backend>(
+    pub(crate) fn predict<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
@@ -92,7 +90,7 @@ impl Moe<Matrix> {
     }
 
     /// Computes the shared expert and its gate, if there is one.
-    pub(crate) fn shared_expert<B: Backend>(
+    pub(crate) fn shared_expert<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
