@@ -18,7 +18,7 @@ fn main() {
     let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
     let q4k = Format::Block(BlockType::Q4K);
     let q8 = Format::Block(BlockType::Q8_0);
-    let scale = if device.is_software() { 64 } else { 1 };
+    let scale = if device.is_software() { 64_usize } else { 1 };
     let case = |format, rows, cols, experts, pool, is_fused, n_x| {
         let (rows, pool) = (rows / scale, usize::max(pool / scale, experts));
         ProductCase { format, rows, cols, experts, pool, is_fused, n_x }

@@ -82,7 +82,7 @@ pub fn product_rate(
     fill(device, &x.buffer, x.bytes());
     let mut y = Activations::new(device, uses, rows);
     y.set_rows(uses);
-    let mut products = Products { tuning, ..Products::default() };
+    let mut products = Products::new(tuning);
     let mut run = || {
         let begin = Instant::now();
         for index in 0..DISPATCHES {

@@ -56,7 +56,7 @@ impl Tuning {
 /// Compiled products, made when they are first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
-    pub(crate) tuning: Tuning,
+    tuning: Tuning,
     kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
 }
@@ -135,6 +135,11 @@ fn with_source<T>(
 }
 
 impl Products {
+    /// No kernels yet, of this tuning.
+    pub(crate) fn new(tuning: Tuning) -> Self {
+        Self { tuning, ..Self::default() }
+    }
+
     /// `y = x W^T` for all rows of `x`, or what [`Operand::up`] says.
     pub(crate) fn multiply(
         &mut self,
