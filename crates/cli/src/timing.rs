@@ -42,6 +42,20 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         None => "-".to_owned(),
     };
     row("expert hits", hits(prompt), "", hits(decode));
+    if prompt.held_uses + decode.held_uses > 0 {
+        let uses =
+            |usage: &Usage| format!("{:.1}", usage.held_uses as f64 / f64::from(count(usage)));
+        row("experts on the device", String::new(), &uses(prompt), uses(decode));
+    }
+    if prompt.handoffs.waits + decode.handoffs.waits > 0 {
+        let each = |n: u64, usage: &Usage| format!("{:.1}", n as f64 / f64::from(count(usage)));
+        let counts = |name: &str, of: &dyn Fn(&Usage) -> u64| {
+            row(name, of(prompt).to_string(), &each(of(prompt), prompt), each(of(decode), decode));
+        };
+        counts("waits for the device", &|usage| usage.handoffs.waits);
+        counts("submissions to it", &|usage| usage.handoffs.submissions);
+        counts("kernels started", &|usage| usage.handoffs.dispatches);
+    }
     let ahead = |usage: &Usage| match usage.ahead_reads {
         0 => "-".to_owned(),
         reads => {
@@ -121,6 +135,10 @@ pub fn to_json(usage: &Usage) -> Value {
         "tokens": usage.tokens,
         "seconds": usage.wall.as_secs_f64(),
         "tokens_per_second": usage.tokens_per_second(),
+        "device_expert_uses": usage.held_uses,
+        "device_waits": usage.handoffs.waits,
+        "device_submissions": usage.handoffs.submissions,
+        "device_dispatches": usage.handoffs.dispatches,
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),

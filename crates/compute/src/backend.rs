@@ -11,7 +11,7 @@
 //! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
 //! positions.
 
-use crate::device::{DeviceError, Memory};
+use crate::device::{DeviceError, ExpertShape, Handoffs, Memory};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 
@@ -156,6 +156,22 @@ pub struct MoeOutputs<'a, B: Backend + ?Sized> {
     pub shared: Option<[&'a B::Buffer; 2]>,
 }
 
+/// What [`Backend::held_moe`] works with.
+#[derive(Debug)]
+pub struct HeldMoe<'a, B: Backend + ?Sized> {
+    /// How experts are chosen.
+    pub spec: RouterSpec,
+    /// (rows, n_experts): the router's logits.
+    pub logits: &'a B::Buffer,
+    /// (rows, hidden): the input of the experts.
+    pub x: &'a B::Buffer,
+    /// If there is a shared expert: its output, (rows, hidden), and its gate before the sigmoid,
+    /// (rows, 1).
+    pub shared: Option<[&'a B::Buffer; 2]>,
+    /// Room for (rows * top_k, hidden), for the outputs of the routed experts.
+    pub routed: &'a mut B::Buffer,
+}
+
 /// The recurrent state of one gated-delta-net layer of one sequence, as plain values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeltaStateValues {
@@ -289,8 +305,11 @@ pub trait Backend {
     /// Applies routed experts to the rows that use them:
     /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
     /// alone; the caller has set its row count with [`Backend::set_rows`].
+    ///
+    /// A device with room for experts may keep those that it is given here, by a policy of its own.
     fn experts(
         &mut self,
+        layer: usize,
         x: &Self::Buffer,
         experts: &[LoadedExpert],
         uses: &ExpertUses,
@@ -316,6 +335,64 @@ pub trait Backend {
 
     /// Copies a buffer's rows to the host, replacing what `out` held. Waits for the device.
     fn download(&mut self, buffer: &Self::Buffer, out: &mut Vec<f32>);
+
+    /// Whether all that was computed so far is sound. Operations do not fail by themselves: after a
+    /// failure of the device what they give is worthless, and this tells why. It is asked whenever results
+    /// came to the host.
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What was said between program and device since the backend was made.
+    fn handoffs(&self) -> Handoffs {
+        Handoffs::default()
+    }
+
+    /// Sets memory of the device apart for routed experts, at most so many bytes, and tells for how many
+    /// experts of each layer there is room. `layers` has `None` for a layer that has none or whose
+    /// experts are not all alike. Called once, after the trunk was moved and buffers were made.
+    fn reserve_experts(
+        &mut self,
+        layers: &[Option<ExpertShape>],
+        bytes: u64,
+    ) -> Result<Vec<usize>, DeviceError> {
+        let _ = bytes;
+        Ok(vec![0; layers.len()])
+    }
+
+    /// Copies an expert into the room that was set apart for its layer, which has a place left.
+    fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
+        let _ = (layer, expert);
+        Ok(())
+    }
+
+    /// Whether the device holds all experts of a layer, so that the host need not know who is chosen.
+    fn holds_all(&self, layer: usize) -> bool {
+        let _ = layer;
+        false
+    }
+
+    /// Chooses the experts of each row, applies them, and adds their weighted outputs and the shared
+    /// expert's to the residual stream `x`: [`Backend::route`], [`Backend::experts`] and
+    /// [`Backend::combine`] without the host. Only for layers of which [`Backend::holds_all`] is true.
+    fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Self::Buffer) {
+        let _ = (moe, x);
+        panic!("no expert of layer {layer} is on the device");
+    }
+
+    /// Applies those experts that the device holds to the rows that use them, as [`Backend::experts`]
+    /// does, takes them out of `uses`, and tells how many uses that were. What is left is asked of the
+    /// drive meanwhile.
+    fn take_held(
+        &mut self,
+        layer: usize,
+        x: &Self::Buffer,
+        uses: &mut ExpertUses,
+        out: &mut Self::Buffer,
+    ) -> usize {
+        let _ = (layer, x, uses, out);
+        0
+    }
 
     /// What the bits of results depend on besides the inputs, such as the instruction set. States are
     /// only taken up by a backend of which this is the same.

@@ -1,4 +1,9 @@
-//! What a device says about itself: where its memory is, and why it could not do something.
+//! What is said between an engine and a device besides operations: where memory is, which experts could
+//! be held, what it cost to talk, and why something could not be done.
+
+use std::ops::{AddAssign, Sub};
+
+use checkpoint::Format;
 
 /// Where a backend keeps the trunk, states and buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,3 +19,54 @@ pub enum Memory {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DeviceError(pub String);
+
+/// What a stored matrix is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixShape {
+    /// How the values are stored.
+    pub format: Format,
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub cols: usize,
+}
+
+/// What the routed experts of a layer are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertShape {
+    /// How many there are.
+    pub n_experts: usize,
+    /// Gate, up and down of each of them.
+    pub matrices: [MatrixShape; 3],
+}
+
+/// What a program and a device had to say to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handoffs {
+    /// Kernels started.
+    pub dispatches: u64,
+    /// Times that work was handed over.
+    pub submissions: u64,
+    /// Times that the program waited for the device.
+    pub waits: u64,
+}
+
+impl Sub for Handoffs {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            dispatches: self.dispatches - before.dispatches,
+            submissions: self.submissions - before.submissions,
+            waits: self.waits - before.waits,
+        }
+    }
+}
+
+impl AddAssign for Handoffs {
+    fn add_assign(&mut self, other: Self) {
+        self.dispatches += other.dispatches;
+        self.submissions += other.submissions;
+        self.waits += other.waits;
+    }
+}

@@ -21,11 +21,11 @@ mod uses;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
+    HeldMoe, KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
-pub use device::{DeviceError, Memory};
+pub use device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};

@@ -282,6 +282,7 @@ impl Backend for Reference {
 
     fn experts(
         &mut self,
+        _: usize,
         x: &HostBuffer,
         experts: &[LoadedExpert],
         uses: &ExpertUses,

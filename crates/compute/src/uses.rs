@@ -65,7 +65,15 @@ impl ExpertUses {
         &self.distinct
     }
 
-    /// The uses of an expert, in order of row.
+    /// Asks for each expert that is used, with its uses, whether somebody else computes it, and takes it out
+    /// of the distinct ones if so.
+    pub fn take(&mut self, mut takes: impl FnMut(u32, &[ExpertUse]) -> bool) {
+        let mut distinct = std::mem::take(&mut self.distinct);
+        distinct.retain(|&expert| !takes(expert, self.of(expert)));
+        self.distinct = distinct;
+    }
+
+    /// The uses of an expert, in order of row, whether it was taken or not.
     pub fn of(&self, expert: u32) -> &[ExpertUse] {
         let expert = expert as usize;
         let begin = if expert == 0 { 0 } else { self.ends[expert - 1] };
@@ -91,6 +99,9 @@ mod tests {
             assert_eq!(of(1), []);
             assert_eq!(of(2), [(1, 1), (2, 1)]);
             assert_eq!(of(3), [(0, 0), (2, 0)]);
+            uses.take(|expert, uses| expert == 3 && uses.len() == 2);
+            assert_eq!(uses.distinct(), [0, 2]);
+            assert_eq!(uses.of(3).len(), 2);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use checkpoint::{EmbeddedText, ModelConfig};
+use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
 use model::{Batch, Workspace};
@@ -18,6 +18,7 @@ use crate::constraint::Constraint;
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generation};
 use crate::heat::{Heat, HeatReport, HeatSaveError};
+use crate::held;
 use crate::inventory::Inventory;
 use crate::options::{Device, EngineOptions};
 use crate::prefix_cache::key::identity;
@@ -136,17 +137,9 @@ impl Engine {
             inventory.checkpoint.files().iter().map(|file| file.path.clone()).collect();
         let files = Arc::new(DataFiles::open(&paths, mode)?);
         let trunk_bytes = crate::trunk::resident_bytes(&inventory);
-        let plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
+        let mut plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
 
         let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
-        let store_options = StoreOptions {
-            cache_bytes: plan.experts,
-            reader: options.reader,
-            look_ahead: options.look_ahead,
-            io_threads: options.io_threads,
-            recorder: options.recorder.clone(),
-            ..StoreOptions::default()
-        };
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
             let (numerics, is_shared) = (backend.numerics(), options.directory.is_some());
             let weights = [weights, sample_experts(&inventory, &files)?];
@@ -155,17 +148,34 @@ impl Engine {
         });
         let prefix_cache = prefix_cache.transpose()?;
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
-        let heat = Heat::new(&options.heat_map, &paths, &experts);
+        let mut workspace =
+            Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        workspace.log.timeline.record_to(options.recorder.clone());
+        let is_held = held::reserve(&mut workspace.backend, &experts, &mut plan)?;
+        let store_options = StoreOptions {
+            cache_bytes: plan.experts,
+            reader: options.reader,
+            look_ahead: options.look_ahead,
+            io_threads: options.io_threads,
+            recorder: options.recorder.clone(),
+            ..StoreOptions::default()
+        };
+        // Where the drive is read once, there is nothing to remember.
+        let heat = match is_held {
+            true => None,
+            false => Heat::new(&options.heat_map, &paths, &experts),
+        };
+        let counts: Vec<usize> = experts.iter().map(ExpertTable::len).collect();
         let mut store = ExpertStore::new(files, experts, &store_options)?;
+        if is_held {
+            held::load_all(&mut workspace.backend, &mut store, &counts)?;
+        }
         let heat = heat.map(|(heat, map)| {
             if let Some(map) = map {
                 store.recall(&map);
             }
             heat
         });
-        let mut workspace =
-            Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
-        workspace.log.timeline.record_to(options.recorder.clone());
         let config = checkpoint.config().clone();
         let mut stop_tokens = checkpoint.generation().eos_token_ids.clone();
         stop_tokens.extend_from_slice(&config.eos_token_ids);
@@ -385,7 +395,9 @@ impl Engine {
         self.mark_snapshots(parts);
         let position = parts.first().map_or(0, |part| part.session.tokens.len());
         let before = self.runner.experts().stats().clone();
+        let handoffs = self.runner.handoffs();
         self.runner.log().timeline.reset();
+        let held_uses = self.runner.log().held_uses;
         // One sequence, the common case, needs no list: decoding allocates nothing.
         let result = match &mut *parts {
             [one] => self.runner.forward(&self.batch, &mut [&mut one.session.state]),
@@ -421,8 +433,11 @@ impl Engine {
             recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
         }
         let after = self.runner.experts().stats().clone();
-        let timeline = &self.runner.log().timeline;
-        let usage = Usage::of_pass(n_tokens, end - begin, timeline, &before, &after);
+        let handoffs = self.runner.handoffs() - handoffs;
+        let log = self.runner.log();
+        let held_uses = log.held_uses - held_uses;
+        let usage = Usage::of_pass(n_tokens, end - begin, &log.timeline, &before, &after);
+        let usage = Usage { held_uses, handoffs, ..usage };
         self.usage += &usage;
         Ok(usage)
     }

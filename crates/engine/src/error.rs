@@ -62,6 +62,9 @@ pub enum Error {
     /// The device does not tell how much memory it has.
     #[error("how much memory the device has cannot be found out\nhint: give a budget with --vram")]
     UnknownDeviceMemory,
+    /// The device failed while the model was loaded.
+    #[error("the device failed while the model was loaded: {0}\nhint: use --device cpu")]
+    Device(compute::DeviceError),
     /// The budget is smaller than what must be in memory.
     #[error(
         "{} of memory cannot hold this model: it needs at least {}\n{plan}\n\

@@ -23,6 +23,7 @@ mod engine;
 mod error;
 mod generate;
 mod heat;
+mod held;
 mod inventory;
 pub mod measure;
 mod options;

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use compute::{Backend, DeltaStateValues, ExpertUses, KvValues, LoadedExpert, Routing};
+use compute::{Backend, DeltaStateValues, ExpertUses, Handoffs, KvValues, LoadedExpert, Routing};
 use experts::ExpertStore;
 use model::{
     Batch, Decoder, ExpertSource, ForwardLog, LayerState, SavedParts, SequenceState, SourceError,
@@ -29,6 +29,8 @@ pub(crate) trait Runner: Send {
     fn new_state(&self, context: usize) -> State;
     /// Computes a batch; the wanted logits are in [`Runner::logits`] afterwards.
     fn forward(&mut self, batch: &Batch, states: &mut [&mut State]) -> Result<(), SourceError>;
+    /// What was said between program and device so far.
+    fn handoffs(&self) -> Handoffs;
     /// The logits of the last pass.
     fn logits(&self) -> &[f32];
     /// What the passes tell about themselves.
@@ -83,6 +85,10 @@ where
                 decoder.forward(workspace, batch, &mut states, experts)
             }
         }
+    }
+
+    fn handoffs(&self) -> Handoffs {
+        self.workspace.backend.handoffs()
     }
 
     fn logits(&self) -> &[f32] {
@@ -160,6 +166,10 @@ impl ExpertSource for StreamedExperts {
 
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
         Ok(self.0.next_ready(ready)?)
+    }
+
+    fn records_requests(&self) -> bool {
+        self.0.is_traced()
     }
 
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {

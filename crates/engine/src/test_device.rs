@@ -5,24 +5,60 @@ use std::path::Path;
 use compute::memory::Arena;
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    DeviceError, ExpertUses, ExpertWeights, HostBuffer, KvValues, LoadedExpert, Matrix, Memory,
-    MoeOutputs, PlainDeltaState, PlainKvCache, Reference, RouterSpec, Routing, ScratchNeeds, Span,
+    DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, HostBuffer, KvValues,
+    LoadedExpert, Matrix, Memory, MoeOutputs, PlainDeltaState, PlainKvCache, Reference, RouterSpec,
+    Routing, ScratchNeeds, Span,
 };
 
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::inventory::Inventory;
 use crate::options::EngineOptions;
+use crate::usage::Usage;
 
 /// The device.
 struct Copying {
     reference: Reference,
     memory: Option<u64>,
+    /// Experts of a layer that there is room for.
+    room: usize,
+    /// The experts that it holds, of each layer.
+    held: Vec<Vec<LoadedExpert>>,
+    n_experts: Vec<usize>,
+    /// Waits after which it fails.
+    lasts: u64,
+    waits: u64,
 }
 
 impl Copying {
-    fn new(memory: Option<u64>) -> Self {
-        Self { reference: Reference::new(), memory }
+    fn new(memory: Option<u64>, room: usize) -> Self {
+        let (held, n_experts) = (Vec::new(), Vec::new());
+        let reference = Reference::new();
+        Self { reference, memory, room, held, n_experts, lasts: u64::MAX, waits: 0 }
+    }
+
+    /// Applies experts that it holds.
+    fn apply(
+        &mut self,
+        layer: usize,
+        x: &HostBuffer,
+        uses: &mut ExpertUses,
+        out: &mut HostBuffer,
+    ) -> usize {
+        let mut n_uses = 0;
+        for expert in &self.held[layer] {
+            let (mut is_used, index) = (false, expert.index);
+            uses.take(|used, uses| {
+                let is_this = used == index;
+                is_used |= is_this;
+                n_uses += if is_this { uses.len() } else { 0 };
+                is_this
+            });
+            if is_used {
+                self.reference.experts(layer, x, std::slice::from_ref(expert), uses, out);
+            }
+        }
+        n_uses
     }
 }
 
@@ -129,18 +165,80 @@ impl Backend for Copying {
         self.reference.gated_delta_net(spec, inputs, spans, states, out);
     }
 
+    fn check(&self) -> Result<(), DeviceError> {
+        match self.waits > self.lasts {
+            true => Err(DeviceError("the device is lost".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn handoffs(&self) -> Handoffs {
+        Handoffs { waits: self.waits, ..Handoffs::default() }
+    }
+
+    fn reserve_experts(
+        &mut self,
+        layers: &[Option<ExpertShape>],
+        _: u64,
+    ) -> Result<Vec<usize>, DeviceError> {
+        let counts = layers.iter().map(|layer| layer.map_or(0, |shape| shape.n_experts));
+        self.n_experts = counts.collect();
+        self.held = vec![Vec::new(); layers.len()];
+        Ok(vec![self.room; layers.len()])
+    }
+
+    fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
+        assert!(self.held[layer].len() < self.room, "there is a place left");
+        let ExpertWeights { gate, up, down } = &expert.weights;
+        let weights = ExpertWeights { gate: copy(gate), up: copy(up), down: copy(down) };
+        self.held[layer].push(LoadedExpert { index: expert.index, weights });
+        Ok(())
+    }
+
+    fn holds_all(&self, layer: usize) -> bool {
+        self.held[layer].len() == self.n_experts[layer]
+    }
+
+    fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut HostBuffer) {
+        let HeldMoe { spec, logits, x: input, shared, routed } = moe;
+        let mut routing = Routing::default();
+        self.reference.route(logits, spec, &mut routing);
+        let mut uses = ExpertUses::new(self.n_experts[layer]);
+        uses.group(&routing);
+        self.apply(layer, input, &mut uses, routed);
+        assert!(uses.distinct().is_empty(), "all are held");
+        self.reference.combine(x, MoeOutputs { routing: &routing, routed, shared });
+    }
+
+    fn take_held(
+        &mut self,
+        layer: usize,
+        x: &HostBuffer,
+        uses: &mut ExpertUses,
+        out: &mut HostBuffer,
+    ) -> usize {
+        self.apply(layer, x, uses, out)
+    }
+
     fn route(&mut self, logits: &HostBuffer, spec: RouterSpec, routing: &mut Routing) {
+        self.waits += 1;
         self.reference.route(logits, spec, routing);
     }
 
     fn experts(
         &mut self,
+        layer: usize,
         x: &HostBuffer,
         experts: &[LoadedExpert],
         uses: &ExpertUses,
         out: &mut HostBuffer,
     ) {
-        self.reference.experts(x, experts, uses, out);
+        self.reference.experts(layer, x, experts, uses, out);
+        for expert in experts {
+            if self.held[layer].len() < self.room {
+                self.hold_expert(layer, expert).expect("there is room");
+            }
+        }
     }
 
     fn swiglu(&mut self, x: &HostBuffer, weights: &ExpertWeights, out: &mut HostBuffer) {
@@ -161,6 +259,7 @@ impl Backend for Copying {
     }
 
     fn download(&mut self, buffer: &HostBuffer, out: &mut Vec<f32>) {
+        self.waits += 1;
         self.reference.download(buffer, out);
     }
 
@@ -227,19 +326,24 @@ fn options() -> EngineOptions {
 
 /// Logits after each of some tokens, in two passes: a prompt and a token.
 fn logits(engine: &mut Engine) -> Vec<f32> {
-    let mut session = engine.session().expect("a session");
-    let mut all = Vec::new();
+    evaluate(engine).expect("they can be computed").0
+}
+
+/// The same, and what it cost.
+fn evaluate(engine: &mut Engine) -> Result<(Vec<f32>, Usage), Error> {
+    let mut session = engine.session()?;
+    let (mut all, mut usage) = (Vec::new(), Usage::default());
     for tokens in [&[5, 9, 2, 7, 7, 30, 4][..], &[11]] {
         let visit = |_, row: &[f32]| all.extend_from_slice(row);
-        engine.evaluate(&mut session, tokens, |_| true, visit).expect("they can be computed");
+        usage += &engine.evaluate(&mut session, tokens, |_| true, visit)?;
     }
-    all
+    Ok((all, usage))
 }
 
 #[test]
 fn a_device_that_copies_gets_the_trunk_in_pieces() {
     let mut host = open(Reference::new(), &options()).expect("it opens");
-    let mut device = open(Copying::new(Some(1 << 30)), &options()).expect("it opens");
+    let mut device = open(Copying::new(Some(1 << 30), 0), &options()).expect("it opens");
     let (ours, on_device) = (host.plan().clone(), device.plan().clone());
     let plan = on_device.device.expect("it has memory of its own");
     let piece = crate::trunk::upload_bytes(&inventory());
@@ -249,4 +353,72 @@ fn a_device_that_copies_gets_the_trunk_in_pieces() {
     assert_eq!(plan.workspace + on_device.workspace, ours.workspace);
     assert_eq!(plan.total, (1 << 30) - (1 << 30) / 10);
     assert!(logits(&mut host) == logits(&mut device), "the same weights arrived");
+}
+
+#[test]
+fn experts_on_the_device_are_used_there() {
+    let mut host = open(Reference::new(), &options()).expect("it opens");
+    let expected = logits(&mut host);
+    let (n_layers, top_k) = (host.config().mixers.len(), host.config().moe.top_k);
+    let n_experts = host.config().moe.n_experts;
+    for room in [n_experts, n_experts / 2, 1] {
+        let device = Copying::new(Some(1 << 30), room);
+        let mut device = open(device, &options()).expect("it opens");
+        let is_held = room == n_experts;
+        for pass in 0..2 {
+            let (ours, usage) = evaluate(&mut device).expect("it can be computed");
+            assert!(ours == expected, "room for {room}, pass {pass}");
+            let all = (8 * n_layers * top_k) as u64;
+            assert_eq!(usage.held_uses == all, is_held, "room for {room}: {}", usage.held_uses);
+            assert!(usage.held_uses > 0 || pass == 0, "it keeps what it was given");
+            // One wait for the logits of each pass, and one a layer if the host must know who is chosen.
+            let waits = if is_held { 2 } else { 2 * (1 + n_layers as u64) };
+            assert!(usage.handoffs.waits >= waits, "{:?}", usage.handoffs);
+            assert_eq!(usage.handoffs.waits == 2, is_held);
+            assert_eq!(usage.hits + usage.misses == 0, is_held, "the drive is read once");
+        }
+        // Whoever records sees all.
+        device.record_routing(true);
+        assert!(logits(&mut device) == expected, "room for {room}");
+        assert_eq!(device.take_routing().len(), 2 * n_layers);
+        device.record_routing(false);
+        let before = device.expert_stats();
+        device.record_trace(Box::new(std::io::sink()));
+        assert!(logits(&mut device) == expected, "room for {room}");
+        device.finish_trace().expect("nothing can fail");
+        let after = device.expert_stats();
+        assert!(after.hits + after.misses > before.hits + before.misses, "all were asked for");
+    }
+}
+
+#[test]
+fn a_lost_device_ends_the_request_and_says_so() {
+    for room in [0, 1000] {
+        for lasts in [0, 3] {
+            let device = Copying { lasts, ..Copying::new(Some(1 << 30), room) };
+            let mut device = open(device, &options()).expect("it opens");
+            let error = loop {
+                if let Err(error) = evaluate(&mut device) {
+                    break error;
+                }
+            };
+            let source = std::error::Error::source(&error).expect("there is a cause").to_string();
+            assert_eq!(source, "the device is lost");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_too_small_or_does_not_tell_its_size_is_explained() {
+    let message = |memory, vram| {
+        let options = EngineOptions { vram, ..options() };
+        match open(Copying::new(memory, 0), &options) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    };
+    assert!(message(Some(1000), None).contains("hint: raise --vram"), "too small");
+    assert!(message(Some(1 << 30), Some(1000)).contains("hint: raise --vram"), "bounded");
+    assert!(message(None, None).contains("give a budget with --vram"), "unknown");
+    assert_eq!(message(None, Some(1 << 30)), "");
 }

@@ -3,6 +3,7 @@
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use compute::Handoffs;
 use model::{Phase, Timeline};
 
 /// The cost of one or several forward passes.
@@ -14,6 +15,10 @@ pub struct Usage {
     pub wall: Duration,
     /// Time by phase, in the order of [`Phase::ALL`].
     pub phases: [Duration; Phase::ALL.len()],
+    /// How often rows used experts that the device held.
+    pub held_uses: u64,
+    /// What was said between program and device.
+    pub handoffs: Handoffs,
     /// Experts that were in memory when they were asked for.
     pub hits: u64,
     /// Experts that were read.
@@ -37,7 +42,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The cost of a pass, from its timeline and from the experts' statistics around it.
+    /// The cost of a pass, from its timeline and from the experts' statistics around it; without what a
+    /// device of its own had to do with it.
     pub(crate) fn of_pass(
         tokens: usize,
         wall: Duration,
@@ -49,6 +55,8 @@ impl Usage {
             tokens,
             wall,
             phases: Phase::ALL.map(|phase| timeline.total(phase)),
+            held_uses: 0,
+            handoffs: Handoffs::default(),
             hits: after.hits - before.hits,
             misses: after.misses - before.misses,
             ahead_reads: after.ahead_reads.saturating_sub(before.ahead_reads),
@@ -98,6 +106,8 @@ impl AddAssign<&Self> for Usage {
         for (phase, more) in self.phases.iter_mut().zip(other.phases) {
             *phase += more;
         }
+        self.held_uses += other.held_uses;
+        self.handoffs += other.handoffs;
         self.hits += other.hits;
         self.misses += other.misses;
         self.ahead_reads += other.ahead_reads;

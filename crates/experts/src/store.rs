@@ -212,6 +212,11 @@ impl ExpertStore {
         self.trace = Some(TraceWriter::new(out, &self.layers));
     }
 
+    /// Whether requests are recorded.
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// Ends the recording and tells whether all could be written.
     pub fn finish_trace(&mut self) -> std::io::Result<()> {
         self.trace.take().map_or(Ok(()), TraceWriter::finish)

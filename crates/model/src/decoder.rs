@@ -65,7 +65,9 @@ impl<M, V> Decoder<M, V> {
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
-        let ForwardLog { timeline, routing: routing_log } = log;
+        let ForwardLog { timeline, held_uses, routing: routing_log } = log;
+        // Whoever records choices or requests must see them all.
+        let is_recorded = experts.records_requests();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
@@ -107,7 +109,17 @@ impl<M, V> Decoder<M, V> {
                     continue;
                 }
             };
+            if backend.holds_all(index) && routing_log.is_none() && !is_recorded {
+                let rows = (&*normed, batch.tokens.len());
+                *held_uses += block.held(backend, moe, index, rows, x) as u64;
+                timeline.lap(Some(index), Phase::Experts);
+                continue;
+            }
             block.route(backend, moe, normed);
+            backend.check()?;
+            if !is_recorded {
+                *held_uses += block.take_held(backend, moe, index, normed) as u64;
+            }
             experts.request(index, &moe.uses)?;
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
@@ -118,7 +130,7 @@ impl<M, V> Decoder<M, V> {
                 if ready.is_empty() {
                     break;
                 }
-                block.routed_experts(backend, moe, normed, ready);
+                block.routed_experts(backend, moe, index, normed, ready);
                 ready.clear();
                 timeline.lap(Some(index), Phase::Experts);
             }
@@ -129,6 +141,7 @@ impl<M, V> Decoder<M, V> {
             }
             // The next layer's router, on what it will see but for its mixer's part.
             if let Some(Layer { ffn_norm, ffn: Ffn::Moe(next), .. }) = self.layers.get(index + 1)
+                && !backend.holds_all(index + 1)
                 && experts.wants_prediction(index + 1, batch.tokens.len())
             {
                 backend.rms_norm(x, ffn_norm, eps, normed);
@@ -146,6 +159,7 @@ impl<M, V> Decoder<M, V> {
             backend.project(normed, &[lm_head], &mut [head]);
             backend.download(head, logits);
         }
+        backend.check()?;
         for (state, span) in states.iter_mut().zip(spans) {
             state.position += span.len;
         }
@@ -352,6 +366,8 @@ struct Scratch<B: Backend> {
 pub struct ForwardLog {
     /// Where the time went.
     pub timeline: Timeline,
+    /// How often rows used experts that the device held.
+    pub held_uses: u64,
     /// When there, every layer's routing is appended to it.
     pub routing: Option<Vec<Routing>>,
 }
@@ -359,6 +375,6 @@ pub struct ForwardLog {
 impl ForwardLog {
     /// An empty log that keeps times only.
     pub fn new(config: &ModelConfig) -> Self {
-        Self { timeline: Timeline::new(config.mixers.len()), routing: None }
+        Self { timeline: Timeline::new(config.mixers.len()), held_uses: 0, routing: None }
     }
 }

@@ -51,6 +51,9 @@ pub trait ExpertSource {
     /// were delivered. An expert's memory is free again when its weights are dropped.
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError>;
 
+    /// Whether requests are recorded, so that all experts must be asked for, those on the device, too.
+    fn records_requests(&self) -> bool;
+
     /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
 

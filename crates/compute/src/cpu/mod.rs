@@ -244,6 +244,7 @@ impl Backend for Cpu {
 
     fn experts(
         &mut self,
+        _: usize,
         x: &HostBuffer,
         experts: &[LoadedExpert],
         uses: &ExpertUses,

@@ -74,7 +74,7 @@ fn apply(cpu: &mut Cpu, x: &[f32], experts: &[LoadedExpert], routing: &Routing) 
     uses.group(routing);
     let mut out = cpu.buffer(rows * routing.top_k, hidden);
     cpu.set_rows(&mut out, rows * routing.top_k);
-    cpu.experts(&x, experts, &uses, &mut out);
+    cpu.experts(0, &x, experts, &uses, &mut out);
     download(cpu, &out)
 }
 

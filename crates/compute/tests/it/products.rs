@@ -100,8 +100,8 @@ fn experts<B: Backend>(
         .collect();
     // In two calls, as experts arrive.
     let (first, rest) = loaded.split_at(1);
-    backend.experts(&normed, first, &uses, &mut routed);
-    backend.experts(&normed, rest, &uses, &mut routed);
+    backend.experts(0, &normed, first, &uses, &mut routed);
+    backend.experts(0, &normed, rest, &uses, &mut routed);
     let mut shared_out = backend.buffer(rows, hidden);
     let shared = ExpertWeights {
         gate: on(backend, &shared.gate),
@@ -179,7 +179,7 @@ fn apply(cpu: &mut Cpu, x: &[f32], expert: &ExpertWeights, rows: &[u32]) -> Vec<
     let mut uses = ExpertUses::new(2);
     uses.group(&routing);
     let expert = LoadedExpert { index: 0, weights: expert.clone() };
-    cpu.experts(&x, &[expert], &uses, &mut out);
+    cpu.experts(0, &x, &[expert], &uses, &mut out);
     let out = download(cpu, &out);
     rows.iter().flat_map(|&row| out[row as usize * 128..][..128].to_vec()).collect()
 }

@@ -1,7 +1,9 @@
 //! Mixture of experts: router, routed experts that arrive one by one, shared expert.
 
 use checkpoint::MoeConfig;
-use compute::{Backend, ExpertUses, ExpertWeights, LoadedExpert, MoeOutputs, RouterSpec, Routing};
+use compute::{
+    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouterSpec, Routing,
+};
 
 use crate::source::WeightSource;
 
@@ -78,6 +80,39 @@ impl<M> Moe<M> {
         uses.group(routing);
     }
 
+    /// All of the block on a device that holds all experts of the layer, for so many rows; gives the number
+    /// of uses.
+    pub(crate) fn held<B: Backend<Matrix = M>>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        layer: usize,
+        (x, n_rows): (&B::Buffer, usize),
+        residual: &mut B::Buffer,
+    ) -> usize {
+        let n_uses = n_rows * self.spec.top_k;
+        self.shared_expert(backend, scratch, x);
+        let MoeScratch { logits, routed, shared, shared_gate, .. } = scratch;
+        backend.project(x, &[&self.router], &mut [logits]);
+        backend.set_rows(routed, n_uses);
+        let shared = self.shared.as_ref().map(|_| [&*shared, &*shared_gate]);
+        let moe = HeldMoe { spec: self.spec, logits, x, shared, routed };
+        backend.held_moe(layer, moe, residual);
+        n_uses
+    }
+
+    /// Applies the experts that the device holds and takes them out of the uses; gives how many uses those
+    /// were.
+    pub(crate) fn take_held<B: Backend<Matrix = M>>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        layer: usize,
+        x: &B::Buffer,
+    ) -> usize {
+        backend.take_held(layer, x, &mut scratch.uses, &mut scratch.routed)
+    }
+
     /// Predicts the choices of the rows from `x`, which is not quite what the router will see.
     pub(crate) fn predict<B: Backend<Matrix = M>>(
         &self,
@@ -107,10 +142,11 @@ impl<M> Moe<M> {
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
+        layer: usize,
         x: &B::Buffer,
         experts: &[LoadedExpert],
     ) {
-        backend.experts(x, experts, &scratch.uses, &mut scratch.routed);
+        backend.experts(layer, x, experts, &scratch.uses, &mut scratch.routed);
     }
 
     /// Adds the weighted outputs to the residual stream.
