@@ -65,8 +65,7 @@ pub fn adapters() -> Vec<Adapter> {
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
     let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let mut adapters: Vec<Adapter> =
-        found.into_iter().map(|adapter| Adapter { adapter }).collect();
+    let mut adapters: Vec<Adapter> = found.into_iter().map(|adapter| Adapter { adapter }).collect();
     adapters.sort_by_key(|adapter| match adapter.info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu => 1,

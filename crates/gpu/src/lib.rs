@@ -9,9 +9,15 @@
 
 #![deny(unsafe_code)]
 
+mod attention;
 mod buffers;
+mod delta_net;
 mod device;
 mod kernel;
+mod kv_cache;
+mod scratch;
+#[cfg(test)]
+mod testing;
 
 pub use buffers::{Activations, Constant};
 pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
