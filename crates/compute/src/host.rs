@@ -85,12 +85,7 @@ pub(crate) fn delta_gates(a: f32, b: f32, a_log: f32, dt_bias: f32) -> (f32, f32
 
 /// Cosine and sine of each rotary frequency at a position, as the reference implementation computes
 /// them: frequency and angle in `f32`. Appended to `out`.
-pub(crate) fn rotary_angles(
-    theta: f64,
-    rotary_dim: usize,
-    position: usize,
-    out: &mut Vec<[f32; 2]>,
-) {
+pub fn rotary_angles(theta: f64, rotary_dim: usize, position: usize, out: &mut Vec<[f32; 2]>) {
     out.extend((0..rotary_dim / 2).map(|pair| {
         let exponent = (2 * pair) as f64 / rotary_dim as f64;
         let frequency = 1.0 / theta.powf(exponent) as f32;

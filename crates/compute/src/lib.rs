@@ -26,7 +26,7 @@ pub use backend::{
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
 pub use device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
-pub use host::HostBuffer;
+pub use host::{HostBuffer, rotary_angles};
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};
 pub use snapshots::STATE_BLOCK;

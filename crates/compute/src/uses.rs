@@ -55,6 +55,11 @@ impl ExpertUses {
         }
     }
 
+    /// Experts of the layer.
+    pub fn n_experts(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Experts of a row.
     pub fn top_k(&self) -> usize {
         self.top_k

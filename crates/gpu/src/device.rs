@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use compute::Handoffs;
+
 use crate::kernel::{Kernel, KernelSource};
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
@@ -77,6 +79,10 @@ pub fn adapters() -> Vec<Adapter> {
 }
 
 impl Adapter {
+    pub(crate) fn raw(&self) -> &wgpu::Adapter {
+        &self.adapter
+    }
+
     fn info(&self) -> wgpu::AdapterInfo {
         self.adapter.get_info()
     }
@@ -159,6 +165,7 @@ struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
     limits: wgpu::Limits,
+    memory_bytes: Option<u64>,
     /// Whether eight neighbouring lanes can be added by subgroup operations.
     subgroups: bool,
     checked: bool,
@@ -178,18 +185,7 @@ struct Recording {
     n_dispatches: u32,
     groups: HashMap<[u64; MAX_BINDINGS + 1], wgpu::BindGroup>,
     next_id: u64,
-    counts: Counts,
-}
-
-/// What the program and the device had to say to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Kernels started.
-    pub dispatches: u64,
-    /// Times that work was handed over.
-    pub submissions: u64,
-    /// Times that the program waited for the device.
-    pub waits: u64,
+    counts: Handoffs,
 }
 
 /// Memory of a device.
@@ -269,6 +265,7 @@ impl Device {
                 is_software: info.device_type == wgpu::DeviceType::Cpu,
                 name: info.name,
                 limits: device.limits(),
+                memory_bytes: adapter.memory_bytes(),
                 device,
                 queue,
                 subgroups,
@@ -291,6 +288,11 @@ impl Device {
         self.shared.is_software
     }
 
+    /// Bytes of its own memory, where the driver tells.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.shared.memory_bytes
+    }
+
     /// Whether eight lanes are added by subgroup operations.
     pub fn has_subgroups(&self) -> bool {
         self.shared.subgroups
@@ -308,7 +310,7 @@ impl Device {
     }
 
     /// What was said so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Handoffs {
         lock(&self.shared.recording).counts
     }
 
@@ -318,6 +320,11 @@ impl Device {
             Some(message) => Err(GpuError::Failed(message.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Makes it known that results are worthless, and why.
+    pub(crate) fn fail(&self, reason: impl std::fmt::Display) {
+        lock(&self.shared.failure).get_or_insert_with(|| reason.to_string());
     }
 
     /// Memory of so many bytes, which are zero.

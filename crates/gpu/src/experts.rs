@@ -1,7 +1,7 @@
 //! Experts on the device: how one lies in a slot, and the slots of a layer.
 
 use checkpoint::Format;
-use compute::{ExpertUses, ExpertWeights, Matrix};
+use compute::{ExpertShape, ExpertUses, ExpertWeights, Matrix, MatrixShape};
 
 use crate::device::{Buffer, Device};
 use crate::formats::{pack, part_bytes};
@@ -33,16 +33,16 @@ struct Stored {
 }
 
 impl ExpertLayout {
-    /// The layout of experts of these formats and shapes (rows, cols): gate, up, down.
-    pub(crate) fn new(shapes: [(Format, usize, usize); 3]) -> Result<Self, WeightsError> {
+    /// The layout of experts of these shapes: gate, up, down.
+    pub(crate) fn new(shapes: [MatrixShape; 3]) -> Result<Self, WeightsError> {
         let mut sizes = Vec::new();
-        for (format, rows, cols) in shapes {
+        for MatrixShape { format, rows, cols } in shapes {
             check(format, cols)?;
             sizes.extend(part_bytes(format, rows, cols));
         }
         let (places, bytes) = place(&sizes);
         let stored = |index: usize| {
-            let (format, rows, cols) = shapes[index];
+            let MatrixShape { format, rows, cols } = shapes[index];
             let parts = [0, 1, 2].map(|part| places[3 * index + part]);
             Stored { format, rows, cols, parts }
         };
@@ -51,7 +51,10 @@ impl ExpertLayout {
 
     /// The layout of an expert that is in memory.
     pub(crate) fn of(weights: &ExpertWeights) -> Result<Self, WeightsError> {
-        let shape = |matrix: &Matrix| (matrix.format, matrix.rows, matrix.cols);
+        let shape = |matrix: &Matrix| {
+            let Matrix { format, rows, cols, .. } = *matrix;
+            MatrixShape { format, rows, cols }
+        };
         Self::new([shape(&weights.gate), shape(&weights.up), shape(&weights.down)])
     }
 
@@ -127,11 +130,17 @@ pub(crate) struct LayerSlots {
 
 impl LayerSlots {
     /// Empty slots for as many of the experts as fit into so many bytes.
-    pub(crate) fn new(device: &Device, layout: ExpertLayout, n_experts: usize, bytes: u64) -> Self {
+    pub(crate) fn new(
+        device: &Device,
+        shape: &ExpertShape,
+        bytes: u64,
+    ) -> Result<Self, WeightsError> {
+        let layout = ExpertLayout::new(shape.matrices)?;
+        let n_experts = shape.n_experts;
         let room = bytes.min(device.max_binding_bytes()) / layout.bytes;
         let n_slots = (room as usize).min(n_experts);
         let buffer = device.buffer(layout.bytes * n_slots as u64);
-        Self {
+        Ok(Self {
             layout,
             buffer,
             places: vec![NOWHERE; n_experts],
@@ -139,7 +148,17 @@ impl LayerSlots {
             uses: vec![0; n_experts],
             n_held: 0,
             passes: 0,
-        }
+        })
+    }
+
+    /// How many experts it can hold.
+    pub(crate) fn n_slots(&self) -> usize {
+        self.holders.len()
+    }
+
+    /// How many experts the layer has.
+    pub(crate) fn n_experts(&self) -> usize {
+        self.places.len()
     }
 
     /// Whether every expert is held, each in the slot of its index.

@@ -2,7 +2,9 @@
 
 use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routing};
 
+use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
+use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, GpuError};
 use crate::experts::{ExpertLayout, LayerSlots, items, table};
 use crate::kernel::{Kernel, KernelSource};
@@ -34,7 +36,11 @@ pub struct Gpu {
     words: Vec<u32>,
     bytes: Vec<u8>,
     transit: Option<Buffer>,
-    layers: Vec<Option<LayerSlots>>,
+    pub(crate) layers: Vec<Option<LayerSlots>>,
+    pub(crate) attention: AttentionKernels,
+    pub(crate) delta_net: DeltaNetKernels,
+    /// Uses of a prompt's rows in a layer that is held.
+    uses: ExpertUses,
 }
 
 impl Gpu {
@@ -63,6 +69,9 @@ impl Gpu {
             bytes: Vec::new(),
             transit: None,
             layers: Vec::new(),
+            attention: AttentionKernels::default(),
+            delta_net: DeltaNetKernels::default(),
+            uses: ExpertUses::new(0),
             device,
         }
     }
@@ -176,10 +185,30 @@ impl Gpu {
         self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
     }
 
-    /// Whether kernels can compute this layer with all of its routing on the device.
-    pub(crate) fn can_route_alone(&self, layer: usize, rows: usize) -> bool {
-        let slots = self.layers.get(layer).and_then(Option::as_ref);
-        rows <= MOST_DEVICE_ROUTED_ROWS && slots.is_some_and(LayerSlots::holds_all)
+    /// Chooses and computes the experts of a layer that is held as a whole. Few rows leave their choices on
+    /// the device; many are grouped by expert, on the host.
+    pub(crate) fn held_layer(
+        &mut self,
+        layer: usize,
+        (logits, spec): (&Activations, RouterSpec),
+        x: &Activations,
+        out: &Activations,
+    ) {
+        if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
+            self.choose(logits, spec, None);
+            self.chosen_experts(layer, x, spec.top_k, out);
+            return;
+        }
+        let mut routing = Routing::default();
+        self.choose(logits, spec, Some(&mut routing));
+        let n_experts = slots_of(&self.layers, layer).map_or(0, LayerSlots::n_experts);
+        let mut uses = std::mem::replace(&mut self.uses, ExpertUses::new(0));
+        if uses.n_experts() != n_experts {
+            uses = ExpertUses::new(n_experts);
+        }
+        uses.group(&routing);
+        self.held_experts(layer, x, &uses, out);
+        self.uses = uses;
     }
 
     /// Computes the experts that were chosen last, all of which are held.
@@ -198,42 +227,39 @@ impl Gpu {
         compute(&self.device, parts, &slots.layout, &slots.buffer, items, top_k, x, out);
     }
 
-    /// Makes slots for the experts of a layer.
-    pub(crate) fn reserve(
+    /// Counts the uses of a layer, computes those of experts that are held, and takes them out; gives their
+    /// number.
+    pub(crate) fn take_held_experts(
         &mut self,
         layer: usize,
-        layout: ExpertLayout,
-        n_experts: usize,
-        bytes: u64,
-    ) {
-        if self.layers.len() <= layer {
-            self.layers.resize_with(layer + 1, || None);
-        }
-        let slots = LayerSlots::new(&self.device, layout, n_experts, bytes);
-        self.layers[layer] = Some(slots);
-    }
-
-    pub(crate) fn slots(&mut self, layer: usize) -> Option<&mut LayerSlots> {
-        self.layers.get_mut(layer)?.as_mut()
-    }
-
-    /// Takes an expert into a slot if one can be had.
-    pub(crate) fn hold(&mut self, layer: usize, expert: &LoadedExpert) -> bool {
-        let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return false };
-        slots.hold(&self.device, expert.index, &expert.weights)
+        x: &Activations,
+        uses: &mut ExpertUses,
+        out: &Activations,
+    ) -> usize {
+        let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return 0 };
+        slots.count(uses);
+        self.held_experts(layer, x, uses, out);
+        let Some(slots) = slots_of(&self.layers, layer) else { return 0 };
+        let mut n_uses = 0;
+        uses.take(|expert, uses| {
+            let is_held = slots.place(expert).is_some();
+            n_uses += if is_held { uses.len() } else { 0 };
+            is_held
+        });
+        n_uses
     }
 
     /// Computes the uses of those of the experts that are held.
-    pub(crate) fn held_experts(
+    fn held_experts(
         &mut self,
         layer: usize,
         x: &Activations,
         uses: &ExpertUses,
         out: &Activations,
     ) {
-        let Some(slots) = self.layers.get(layer).and_then(Option::as_ref) else { return };
-        let held =
-            uses.distinct().iter().filter_map(|&expert| Some((expert, slots.place(expert)?)));
+        let Some(slots) = slots_of(&self.layers, layer) else { return };
+        let all = uses.distinct().iter();
+        let held = all.filter_map(|&expert| Some((expert, slots.place(expert)?)));
         let Some(numbers) = table(uses, held, &mut self.words) else { return };
         let table = write_table(&self.device, &mut self.table, &self.words);
         let parts = (&mut self.products, &self.gated, &mut self.inner);
@@ -241,32 +267,52 @@ impl Gpu {
         compute(&self.device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
     }
 
-    /// Computes the uses of experts that are in the host's memory.
+    /// Computes the uses of experts that are in the host's memory. Those that are used more than what is
+    /// held stay on the device.
     pub(crate) fn host_experts(
         &mut self,
+        layer: usize,
         x: &Activations,
         experts: &[LoadedExpert],
         uses: &ExpertUses,
         out: &Activations,
-    ) -> Result<(), WeightsError> {
-        for experts in experts.chunks(TRANSIT_SLOTS) {
-            let layout = ExpertLayout::of(&experts[0].weights)?;
+    ) {
+        let Self { device, layers, products, gated, inner, words, transit, .. } = self;
+        let Some(first) = experts.first() else { return };
+        let layout = match ExpertLayout::of(&first.weights) {
+            Ok(layout) => layout,
+            Err(error) => return device.fail(error),
+        };
+        let mut slots = layers.get_mut(layer).and_then(Option::as_mut);
+        if let Some(slots) = &mut slots {
+            experts.iter().for_each(|expert| {
+                slots.hold(device, expert.index, &expert.weights);
+            });
+        }
+        // Only now is it known who stays: a later one may have taken an earlier one's slot.
+        let place = |expert: &LoadedExpert| slots.as_deref()?.place(expert.index);
+        let kept = experts.iter().filter_map(|expert| Some((expert.index, place(expert)?)));
+        if let (Some(slots), Some(numbers)) = (slots.as_deref(), table(uses, kept, words)) {
+            let table = write_table(device, &mut self.table, words);
+            let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
+            compute(device, parts, &layout, &slots.buffer, items, uses.top_k(), x, out);
+        }
+        let passing: Vec<_> = experts.iter().filter(|expert| place(expert).is_none()).collect();
+        for experts in passing.chunks(TRANSIT_SLOTS) {
             let needed = layout.bytes * TRANSIT_SLOTS as u64;
-            if self.transit.as_ref().is_none_or(|transit| transit.bytes() < needed) {
-                self.transit = Some(self.device.buffer(needed));
+            if transit.as_ref().is_none_or(|transit| transit.bytes() < needed) {
+                *transit = Some(device.buffer(needed));
             }
-            let transit = self.transit.as_ref().expect("it was just made");
+            let transit = transit.as_ref().expect("it was just made");
             for (expert, slot) in experts.iter().zip(0..) {
-                layout.write(&self.device, &expert.weights, transit, layout.bytes * slot);
+                layout.write(device, &expert.weights, transit, layout.bytes * slot);
             }
             let placed = experts.iter().zip(0..).map(|(expert, slot)| (expert.index, slot));
-            let Some(numbers) = table(uses, placed, &mut self.words) else { continue };
-            let table = write_table(&self.device, &mut self.table, &self.words);
-            let parts = (&mut self.products, &self.gated, &mut self.inner);
-            let items = items(table, numbers);
-            compute(&self.device, parts, &layout, transit, items, uses.top_k(), x, out);
+            let Some(numbers) = table(uses, placed, words) else { continue };
+            let table = write_table(device, &mut self.table, words);
+            let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
+            compute(device, parts, &layout, transit, items, uses.top_k(), x, out);
         }
-        Ok(())
     }
 
     pub(crate) fn download_values(&mut self, buffer: &Activations, out: &mut Vec<f32>) {
@@ -274,6 +320,10 @@ impl Gpu {
         out.clear();
         out.extend(self.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
     }
+}
+
+fn slots_of(layers: &[Option<LayerSlots>], layer: usize) -> Option<&LayerSlots> {
+    layers.get(layer)?.as_ref()
 }
 
 /// Applies the experts of `items` to the rows of `x` that use them.

@@ -9,22 +9,31 @@
 
 #![deny(unsafe_code)]
 
+mod adapter_memory;
+mod attention;
+mod backend;
 mod buffers;
+mod delta_net;
 mod device;
 mod experts;
 mod formats;
 mod gpu;
 mod kernel;
+mod kv_cache;
 pub mod measure;
 mod product;
 mod rowwise;
+mod scratch;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use buffers::{Activations, Constant};
-pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
+pub use delta_net::DeltaState;
+pub use device::{Adapter, Device, DeviceOptions, GpuError, adapters};
 pub use gpu::Gpu;
+pub use kv_cache::KvCache;
 pub use product::Tuning;
 pub use weights::{Weights, WeightsError};
-
-#[cfg(test)]
-mod tests;

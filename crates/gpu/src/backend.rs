@@ -1,0 +1,252 @@
+//! [`Gpu`] as a [`Backend`]: the operations of a model, each handed to the kernels of its topic.
+
+use compute::{
+    AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
+    DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
+    Matrix, Memory, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
+};
+
+use crate::attention;
+use crate::buffers::{Activations, Constant};
+use crate::delta_net::{self, DeltaState};
+use crate::experts::LayerSlots;
+use crate::gpu::Gpu;
+use crate::kv_cache::KvCache;
+use crate::weights::Weights;
+
+/// Kept for pipelines, staging and what the driver needs itself.
+const DRIVER_BYTES: u64 = 256 << 20;
+
+fn device_error(error: impl std::fmt::Display) -> DeviceError {
+    DeviceError(error.to_string())
+}
+
+impl Backend for Gpu {
+    type Buffer = Activations;
+    type Matrix = Weights;
+    type Vector = Constant;
+    type KvCache = KvCache;
+    type DeltaState = DeltaState;
+
+    fn name(&self) -> String {
+        format!("gpu {}", self.device.name())
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::Own(self.device.memory_bytes())
+    }
+
+    fn buffer(&self, max_rows: usize, width: usize) -> Activations {
+        Activations::new(&self.device, max_rows, width)
+    }
+
+    fn matrix(&self, stored: &Matrix) -> Result<Weights, DeviceError> {
+        self.put(stored).map_err(device_error)
+    }
+
+    fn vector(&self, values: &[f32]) -> Constant {
+        Constant::new(&self.device, values)
+    }
+
+    fn kv_cache(&self, spec: &AttentionSpec, max_positions: usize) -> KvCache {
+        KvCache::new(spec, max_positions)
+    }
+
+    fn delta_state(&self, spec: &DeltaNetSpec) -> DeltaState {
+        DeltaState::new(&self.device, spec)
+    }
+
+    fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
+        KvCache::bytes(spec, max_positions)
+    }
+
+    fn scratch_bytes(&self, needs: &ScratchNeeds<'_>) -> u64 {
+        let attention =
+            needs.attention.map_or(0, |spec| attention::scratch_bytes(spec, needs.rows));
+        // Inner activations of every use of an expert, of gate and of up where they are stored unlike.
+        let inner = (2 * size_of::<f32>() * 16 * needs.rows * needs.intermediate) as u64;
+        DRIVER_BYTES + attention + inner
+    }
+
+    fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
+        DeltaState::bytes(spec)
+    }
+
+    fn embed(&mut self, table: &Weights, tokens: &[u32], out: &mut Activations) {
+        self.embed_rows(table, tokens, out);
+    }
+
+    fn rms_norm(&mut self, x: &Activations, weight: &Constant, eps: f32, out: &mut Activations) {
+        self.rowwise.norm(&self.device, x, None, (weight, eps), out);
+    }
+
+    fn project(&mut self, x: &Activations, weights: &[&Weights], outs: &mut [&mut Activations]) {
+        for (weights, out) in weights.iter().zip(outs) {
+            self.multiply(x, weights, out);
+        }
+    }
+
+    fn add(&mut self, x: &mut Activations, y: &Activations) {
+        self.rowwise.add(&self.device, x, y);
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        inputs: AttentionInputs<'_, Self>,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+        out: &mut Activations,
+    ) {
+        let AttentionInputs { query, key, value, query_norm, key_norm } = inputs;
+        let inputs = attention::Inputs { query, key, value, query_norm, key_norm };
+        self.attention.attention(&self.device, spec, inputs, spans, caches, out);
+    }
+
+    fn gated_delta_net(
+        &mut self,
+        spec: &DeltaNetSpec,
+        inputs: DeltaNetInputs<'_, Self>,
+        spans: &[Span],
+        states: &mut [&mut DeltaState],
+        out: &mut Activations,
+    ) {
+        let DeltaNetInputs { qkv, z, b, a, conv, a_log, dt_bias, norm } = inputs;
+        let inputs = delta_net::Inputs { qkv, z, b, a, conv, a_log, dt_bias, norm };
+        self.delta_net.gated_delta_net(&self.device, spec, inputs, spans, states, out);
+    }
+
+    fn route(&mut self, logits: &Activations, spec: RouterSpec, routing: &mut Routing) {
+        self.choose(logits, spec, Some(routing));
+    }
+
+    fn experts(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        experts: &[LoadedExpert],
+        uses: &ExpertUses,
+        out: &mut Activations,
+    ) {
+        self.host_experts(layer, x, experts, uses, out);
+    }
+
+    fn swiglu(&mut self, x: &Activations, weights: &ExpertWeights<Weights>, out: &mut Activations) {
+        self.gated_block(x, weights, out);
+    }
+
+    fn combine(&mut self, x: &mut Activations, outputs: MoeOutputs<'_, Self>) {
+        let MoeOutputs { routing, routed, shared } = outputs;
+        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared);
+    }
+
+    fn gather(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
+        self.gather_rows(x, rows, out);
+    }
+
+    fn set_rows(&self, buffer: &mut Activations, rows: usize) {
+        buffer.set_rows(rows);
+    }
+
+    fn download(&mut self, buffer: &Activations, out: &mut Vec<f32>) {
+        self.download_values(buffer, out);
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        self.device.check().map_err(device_error)
+    }
+
+    fn handoffs(&self) -> Handoffs {
+        self.device.counts()
+    }
+
+    fn reserve_experts(
+        &mut self,
+        layers: &[Option<ExpertShape>],
+        bytes: u64,
+    ) -> Result<Vec<usize>, DeviceError> {
+        let n_layers = layers.iter().flatten().count().max(1) as u64;
+        let slots = layers.iter().map(|shape| {
+            let Some(shape) = shape else { return Ok(None) };
+            LayerSlots::new(&self.device, shape, bytes / n_layers).map(Some)
+        });
+        self.layers = slots.collect::<Result<_, _>>().map_err(device_error)?;
+        self.device.check().map_err(device_error)?;
+        let room = |slots: &Option<LayerSlots>| slots.as_ref().map_or(0, LayerSlots::n_slots);
+        Ok(self.layers.iter().map(room).collect())
+    }
+
+    fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
+        if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
+            slots.hold(&self.device, expert.index, &expert.weights);
+        }
+        self.device.check().map_err(device_error)
+    }
+
+    fn holds_all(&self, layer: usize) -> bool {
+        let slots = self.layers.get(layer).and_then(Option::as_ref);
+        slots.is_some_and(LayerSlots::holds_all)
+    }
+
+    fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {
+        let HeldMoe { spec, logits, x: input, shared, routed } = moe;
+        self.held_layer(layer, (logits, spec), input, routed);
+        self.combine_outputs(x, None, spec.top_k, routed, shared);
+    }
+
+    fn take_held(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        uses: &mut ExpertUses,
+        out: &mut Activations,
+    ) -> usize {
+        self.take_held_experts(layer, x, uses, out)
+    }
+
+    fn numerics(&self) -> String {
+        format!("gpu {}", self.device.name())
+    }
+
+    fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {
+        KvCache::block_bytes(spec)
+    }
+
+    fn save_kv_block(&self, _: &AttentionSpec, cache: &KvCache, block: usize) -> Vec<u8> {
+        cache.save_block(&self.device, block)
+    }
+
+    fn load_kv_block(&self, _: &AttentionSpec, cache: &mut KvCache, bytes: &[u8]) {
+        cache.load_block(&self.device, bytes);
+    }
+
+    fn snapshot_bytes(&self, spec: &DeltaNetSpec) -> usize {
+        DeltaState::snapshot_bytes(spec)
+    }
+
+    fn mark_snapshot(&self, state: &mut DeltaState, position: usize) {
+        state.mark_snapshot(position);
+    }
+
+    fn take_snapshot(&self, state: &mut DeltaState, position: usize) -> Option<Vec<u8>> {
+        state.take_snapshot(&self.device, position)
+    }
+
+    fn load_snapshot(
+        &self,
+        _: &DeltaNetSpec,
+        state: &mut DeltaState,
+        position: usize,
+        bytes: &[u8],
+    ) {
+        state.load_snapshot(&self.device, position, bytes);
+    }
+
+    fn kv_values(&self, spec: &AttentionSpec, cache: &KvCache) -> KvValues {
+        cache.values(&self.device, spec)
+    }
+
+    fn delta_values(&self, spec: &DeltaNetSpec, state: &DeltaState) -> DeltaStateValues {
+        state.values(&self.device, spec)
+    }
+}

@@ -1,0 +1,333 @@
+//! The gated delta net between its projections.
+//!
+//! Three kernels: convolution with normalised queries and keys and the gates, parallel over rows; the
+//! delta rule, row after row with the state in registers, parallel over columns of the states; the gated
+//! norm. The state is read and written once for all rows of a call.
+
+use std::collections::HashMap;
+
+use compute::{DeltaNetSpec, DeltaStateValues, STATE_BLOCK, Span};
+
+use crate::buffers::{Activations, Constant};
+use crate::device::{Buffer, Device};
+use crate::kernel::{Kernel, KernelSource};
+use crate::scratch::Scratch;
+
+/// Lanes of a workgroup; eight of them are a team.
+const LANES: u32 = 64;
+/// Teams of a workgroup.
+const TEAMS: usize = LANES as usize / 8;
+/// Most rows that are computed at once: they bound the working memory.
+const MAX_ROWS: usize = 512;
+
+/// What a gated delta net reads besides the state, as [`compute::DeltaNetInputs`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) qkv: &'a Activations,
+    pub(crate) z: &'a Activations,
+    pub(crate) b: &'a Activations,
+    pub(crate) a: &'a Activations,
+    pub(crate) conv: &'a Constant,
+    pub(crate) a_log: &'a Constant,
+    pub(crate) dt_bias: &'a Constant,
+    pub(crate) norm: &'a Constant,
+}
+
+/// State of a layer of a sequence, on the device.
+#[derive(Debug)]
+pub struct DeltaState {
+    /// Tokens seen.
+    len: usize,
+    /// (conv_kernel - 1, channels): the last inputs of the convolution, newest last.
+    history: Buffer,
+    /// (n_value_heads, value_dim, key_dim).
+    recurrent: Buffer,
+    sizes: Sizes,
+    /// Positions at which a snapshot is wanted.
+    marks: Vec<usize>,
+    /// Snapshots by position: the history, then the recurrent state.
+    kept: Vec<(usize, Buffer)>,
+}
+
+/// Bytes of the parts of a state.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    history: u64,
+    recurrent: u64,
+}
+
+impl Sizes {
+    fn of(spec: &DeltaNetSpec) -> Self {
+        let history = (spec.conv_kernel - 1) * spec.channels();
+        let recurrent = spec.n_value_heads * spec.key_dim * spec.value_dim;
+        let [history, recurrent] = [history, recurrent].map(|len| (size_of::<f32>() * len) as u64);
+        Self { history, recurrent }
+    }
+}
+
+impl DeltaState {
+    /// A zero state.
+    pub(crate) fn new(device: &Device, spec: &DeltaNetSpec) -> Self {
+        let sizes = Sizes::of(spec);
+        Self {
+            len: 0,
+            history: device.buffer(sizes.history),
+            recurrent: device.buffer(sizes.recurrent),
+            sizes,
+            marks: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Bytes of a state.
+    pub(crate) fn bytes(spec: &DeltaNetSpec) -> u64 {
+        let Sizes { history, recurrent } = Sizes::of(spec);
+        history + recurrent
+    }
+
+    /// Bytes of a snapshot.
+    pub(crate) fn snapshot_bytes(spec: &DeltaNetSpec) -> usize {
+        Self::bytes(spec) as usize
+    }
+
+    /// See [`compute::Backend::mark_snapshot`].
+    pub(crate) fn mark_snapshot(&mut self, position: usize) {
+        assert!(position.is_multiple_of(STATE_BLOCK), "snapshots are made at the ends of blocks");
+        if !self.marks.contains(&position) {
+            self.marks.push(position);
+        }
+    }
+
+    /// See [`compute::Backend::take_snapshot`]. Waits for the device.
+    pub(crate) fn take_snapshot(&mut self, device: &Device, position: usize) -> Option<Vec<u8>> {
+        let index = self.kept.iter().position(|(kept, _)| *kept == position)?;
+        let (_, snapshot) = self.kept.swap_remove(index);
+        let mut bytes = Vec::new();
+        device.read(&snapshot, 0, self.sizes.history + self.sizes.recurrent, &mut bytes);
+        Some(bytes)
+    }
+
+    /// See [`compute::Backend::load_snapshot`].
+    pub(crate) fn load_snapshot(&mut self, device: &Device, position: usize, bytes: &[u8]) {
+        let (history, recurrent) = bytes.split_at(self.sizes.history as usize);
+        assert_eq!(recurrent.len() as u64, self.sizes.recurrent, "the bytes are a snapshot");
+        device.write(&self.history, 0, history);
+        device.write(&self.recurrent, 0, recurrent);
+        self.len = position;
+    }
+
+    /// See [`compute::Backend::delta_values`]. Waits for the device.
+    pub(crate) fn values(&self, device: &Device, spec: &DeltaNetSpec) -> DeltaStateValues {
+        let mut bytes = Vec::new();
+        let mut read = |buffer: &Buffer, len: u64| -> Vec<f32> {
+            device.read(buffer, 0, len, &mut bytes);
+            bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        let conv = read(&self.history, self.sizes.history);
+        let by_column = read(&self.recurrent, self.sizes.recurrent);
+        let DeltaNetSpec { key_dim, value_dim, .. } = *spec;
+        let heads = by_column.chunks_exact(key_dim * value_dim).flat_map(|head| {
+            (0..key_dim * value_dim).map(move |at| head[at % value_dim * key_dim + at / value_dim])
+        });
+        DeltaStateValues { recurrent: heads.collect(), conv }
+    }
+
+    /// Rows until the next position at which a snapshot is wanted.
+    fn until_mark(&self) -> usize {
+        let to_come = self.marks.iter().filter_map(|mark| mark.checked_sub(self.len));
+        to_come.filter(|rows| *rows > 0).min().unwrap_or(usize::MAX)
+    }
+
+    /// Counts rows, and keeps a snapshot if one is wanted after them.
+    fn advance(&mut self, device: &Device, rows: usize) {
+        self.len += rows;
+        let Some(index) = self.marks.iter().position(|mark| *mark == self.len) else {
+            return;
+        };
+        self.marks.swap_remove(index);
+        let Sizes { history, recurrent } = self.sizes;
+        let snapshot = device.buffer(history + recurrent);
+        if history > 0 {
+            device.copy((&self.history, 0), (&snapshot, 0), history);
+        }
+        device.copy((&self.recurrent, 0), (&snapshot, history), recurrent);
+        self.kept.push((self.len, snapshot));
+    }
+}
+
+/// Kernels of gated delta nets with their working memory.
+#[derive(Debug, Default)]
+pub(crate) struct DeltaNetKernels {
+    compiled: HashMap<Shape, Compiled>,
+    mixed: Scratch,
+}
+
+/// What the texts of the kernels depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    n_key_heads: usize,
+    n_value_heads: usize,
+    tiled_values: bool,
+    key_dim: usize,
+    value_dim: usize,
+    conv_kernel: usize,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    mix: Kernel,
+    rule: Kernel,
+    norm: Kernel,
+}
+
+/// Why a gated delta net of this shape cannot be computed, if it cannot.
+pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
+    let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, conv_kernel, .. } = *spec;
+    if key_dim == 0 || key_dim > 256 || !key_dim.is_multiple_of(4) {
+        return Some(format!(
+            "linear key heads of {key_dim} values: the GPU takes multiples of 4 up to 256"
+        ));
+    }
+    if n_key_heads == 0 || !n_value_heads.is_multiple_of(n_key_heads) || conv_kernel == 0 {
+        return Some(format!(
+            "{n_value_heads} linear value heads that share {n_key_heads} key heads, with a \
+             convolution of {conv_kernel}"
+        ));
+    }
+    None
+}
+
+impl DeltaNetKernels {
+    /// See [`compute::Backend::gated_delta_net`].
+    pub(crate) fn gated_delta_net(
+        &mut self,
+        device: &Device,
+        spec: &DeltaNetSpec,
+        inputs: Inputs<'_>,
+        spans: &[Span],
+        states: &mut [&mut DeltaState],
+        out: &mut Activations,
+    ) {
+        let reason = unsupported(spec);
+        assert!(reason.is_none(), "the shape was checked: {reason:?}");
+        out.set_rows(inputs.qkv.rows());
+        let shape = Shape::of(spec);
+        self.compiled.entry(shape).or_insert_with(|| shape.compile(device));
+        for (span, state) in spans.iter().zip(states) {
+            assert_eq!(state.len, span.position, "the state has seen what came before");
+            let mut row = span.row;
+            let end = span.row + span.len;
+            while row < end {
+                let rows = (end - row).min(MAX_ROWS).min(state.until_mark());
+                self.apply(device, spec, inputs, [row, rows], state, out);
+                state.advance(device, rows);
+                row += rows;
+            }
+        }
+    }
+
+    /// Computes so many rows from `row` on.
+    fn apply(
+        &mut self,
+        device: &Device,
+        spec: &DeltaNetSpec,
+        inputs: Inputs<'_>,
+        [row, rows]: [usize; 2],
+        state: &DeltaState,
+        out: &Activations,
+    ) {
+        let shape = Shape::of(spec);
+        let kernels = &self.compiled[&shape];
+        let mixed = self.mixed.at_least(device, size_of::<f32>() * rows * shape.mixed_width());
+        let workgroups = |teams: usize| teams.div_ceil(TEAMS) as u32;
+        let scale = 1.0 / (spec.key_dim as f32).sqrt();
+        device.dispatch(
+            &kernels.mix,
+            &[
+                &inputs.qkv.buffer,
+                &state.history,
+                &inputs.conv.buffer,
+                &inputs.a.buffer,
+                &inputs.b.buffer,
+                &inputs.a_log.buffer,
+                &inputs.dt_bias.buffer,
+                mixed,
+            ],
+            &[row as u32, scale.to_bits()],
+            [workgroups(spec.n_key_heads + spec.n_value_heads), rows as u32, 1],
+        );
+        device.dispatch(
+            &kernels.rule,
+            &[mixed, &state.recurrent, &inputs.qkv.buffer, &state.history, &out.buffer],
+            &[row as u32, rows as u32],
+            [workgroups(spec.value_dim), spec.n_value_heads as u32, 1],
+        );
+        device.dispatch(
+            &kernels.norm,
+            &[&out.buffer, &inputs.z.buffer, &inputs.norm.buffer],
+            &[row as u32, spec.eps.to_bits()],
+            [workgroups(spec.n_value_heads), rows as u32, 1],
+        );
+    }
+}
+
+impl Shape {
+    fn of(spec: &DeltaNetSpec) -> Self {
+        let DeltaNetSpec { n_key_heads, n_value_heads, tiled_values, key_dim, .. } = *spec;
+        let DeltaNetSpec { value_dim, conv_kernel, .. } = *spec;
+        Self { n_key_heads, n_value_heads, tiled_values, key_dim, value_dim, conv_kernel }
+    }
+
+    /// Values of a row of the first kernel's results.
+    fn mixed_width(self) -> usize {
+        let channels = 2 * self.n_key_heads * self.key_dim + self.n_value_heads * self.value_dim;
+        (channels + 2 * self.n_value_heads + self.n_key_heads).next_multiple_of(4)
+    }
+
+    fn compile(self, device: &Device) -> Compiled {
+        let [mix, rule, norm] = self.with_sources(|source| device.kernel(source));
+        Compiled { mix, rule, norm }
+    }
+
+    /// Applies a function to the sources of the kernels: of the first part, the rule, the norm.
+    fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 3] {
+        let constants = [
+            ("N_KEY_HEADS", self.n_key_heads as u32),
+            ("N_VALUE_HEADS", self.n_value_heads as u32),
+            ("TILED", u32::from(self.tiled_values)),
+            ("KEY_DIM", self.key_dim as u32),
+            ("VALUE_DIM", self.value_dim as u32),
+            ("TAPS", self.conv_kernel as u32),
+            ("MIXED", self.mixed_width() as u32),
+            ("COLUMNS", self.value_dim.div_ceil(TEAMS) as u32),
+        ];
+        let source = |name, part, writes| KernelSource {
+            flags: &[],
+            name,
+            parts: part,
+            constants: &constants,
+            writes,
+            teams: Some(LANES),
+        };
+        [
+            apply(&source(
+                "delta net: mix",
+                &[include_str!("kernels/delta_net_mix.wgsl")],
+                &[false, false, false, false, false, false, false, true],
+            )),
+            apply(&source(
+                "delta net: rule",
+                &[include_str!("kernels/delta_net_rule.wgsl")],
+                &[false, true, false, true, true],
+            )),
+            apply(&source(
+                "delta net: norm",
+                &[include_str!("kernels/delta_net_norm.wgsl")],
+                &[true, false, false],
+            )),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests;

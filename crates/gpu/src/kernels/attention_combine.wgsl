@@ -1,0 +1,44 @@
+// The end of attention: merges partial results in order, divides, and applies the gates.
+//
+// N_HEADS, HEAD_DIM, QUERY_WIDTH: shape; the gates follow the query if QUERY_WIDTH is more than HEAD_DIM.
+
+struct Params {
+    // First row of the batch.
+    row: u32,
+    rows: u32,
+    position: u32,
+    // Positions of a partial result.
+    share: u32,
+}
+
+@group(0) @binding(0) var<storage, read> partial_sums: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> partial_totals: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> query: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+var<immediate> params: Params;
+
+const CHUNKS: u32 = HEAD_DIM / 4u;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let at = id.x;
+    let index = id.y;
+    if (at >= N_HEADS * CHUNKS) {
+        return;
+    }
+    let head = at / CHUNKS;
+    var whole = Partial(NOTHING, 0.0, vec4<f32>());
+    let n_slots = (params.position + index) / params.share + 1u;
+    for (var slot = 0u; slot < n_slots; slot++) {
+        let source = (slot * params.rows + index) * N_HEADS + head;
+        let totals = partial_totals[source];
+        whole = merged(whole, Partial(totals.x, totals.y, partial_sums[source * CHUNKS + at % CHUNKS]));
+    }
+    var result = whole.sums / whole.total;
+    let row = params.row + index;
+    if (QUERY_WIDTH > HEAD_DIM) {
+        let gates = query[(row * N_HEADS + head) * QUERY_WIDTH / 4u + CHUNKS + at % CHUNKS];
+        result *= vec4<f32>(1.0) / (vec4<f32>(1.0) + exp(-gates));
+    }
+    out[row * N_HEADS * CHUNKS + at] = result;
+}
