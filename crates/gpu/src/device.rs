@@ -78,6 +78,10 @@ pub fn adapters() -> Vec<Adapter> {
 }
 
 impl Adapter {
+    pub(crate) fn raw(&self) -> &wgpu::Adapter {
+        &self.adapter
+    }
+
     fn info(&self) -> wgpu::AdapterInfo {
         self.adapter.get_info()
     }

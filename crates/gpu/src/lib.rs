@@ -9,9 +9,12 @@
 
 #![deny(unsafe_code)]
 
+mod adapter_memory;
+mod bandwidth;
 mod buffers;
 mod device;
 mod kernel;
 
+pub use bandwidth::read_bandwidth;
 pub use buffers::{Activations, Constant};
 pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
