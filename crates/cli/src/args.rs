@@ -27,6 +27,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Measure speeds under several memory budgets, beside the machine's limits.
     Bench(BenchArgs),
+    /// Show what can compute: the CPU and the GPUs, and how fast each reads its memory.
+    Devices(DevicesArgs),
     /// Show what a checkpoint holds and what it needs.
     Inspect(InspectArgs),
     /// Compare with golden outputs of a reference implementation.
@@ -64,9 +66,16 @@ pub struct EngineArgs {
     /// Most prompt tokens in one forward pass; default: what the budget allows.
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
     pub prompt_chunk: Option<usize>,
-    /// What computes.
-    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
-    pub device: DeviceArg,
+    /// What computes: cpu, gpu, or gpu:N with a number from `flash-moe devices`; auto takes the GPU if it
+    /// reads its memory faster than the CPU and the model's trunk fits into that. For tests: reference,
+    /// which is slow and what everything is compared with, and the CPU with certain instructions,
+    /// cpu-scalar, cpu-avx2, cpu-avx512, cpu-neon, cpu-neon-dotprod.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: Device,
+    /// Bound of what is kept in the memory of a GPU, within that the trunk and as many routed experts as
+    /// fit; default: nine tenths of it.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub vram: Option<u64>,
     /// Multiply low-bit weights with activations in 32-bit floats instead of 8-bit integers: slower, and
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
@@ -88,7 +97,8 @@ impl EngineArgs {
             io_threads: self.io_threads,
             context: self.context,
             prompt_chunk: self.prompt_chunk,
-            device: self.device.into(),
+            device: self.device,
+            vram: self.vram,
             precise: self.precise,
             direct_io: !self.buffered_io,
             ..EngineOptions::default()
@@ -138,37 +148,26 @@ impl From<LookAheadArg> for LookAhead {
     }
 }
 
-/// Names of devices.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum DeviceArg {
-    /// The CPU, with the best instructions that it has.
-    Cpu,
-    /// The CPU with plain instructions.
-    CpuScalar,
-    /// The CPU with AVX2 and FMA.
-    CpuAvx2,
-    /// The CPU with AVX-512, its VNNI and VBMI.
-    CpuAvx512,
-    /// The CPU with NEON.
-    CpuNeon,
-    /// The CPU with NEON and its dot products.
-    CpuNeonDotprod,
-    /// The slow reference that everything else is compared with.
-    Reference,
-}
+/// The devices that have names of their own.
+const DEVICES: [(&str, Device); 9] = [
+    ("auto", Device::Auto),
+    ("cpu", Device::Cpu),
+    ("cpu-scalar", Device::CpuIsa(Isa::Scalar)),
+    ("cpu-avx2", Device::CpuIsa(Isa::Avx2)),
+    ("cpu-avx512", Device::CpuIsa(Isa::Avx512)),
+    ("cpu-neon", Device::CpuIsa(Isa::Neon)),
+    ("cpu-neon-dotprod", Device::CpuIsa(Isa::NeonDotprod)),
+    ("gpu", Device::Gpu(None)),
+    ("reference", Device::Reference),
+];
 
-impl From<DeviceArg> for Device {
-    fn from(device: DeviceArg) -> Self {
-        match device {
-            DeviceArg::Cpu => Self::Cpu,
-            DeviceArg::CpuScalar => Self::CpuIsa(Isa::Scalar),
-            DeviceArg::CpuAvx2 => Self::CpuIsa(Isa::Avx2),
-            DeviceArg::CpuAvx512 => Self::CpuIsa(Isa::Avx512),
-            DeviceArg::CpuNeon => Self::CpuIsa(Isa::Neon),
-            DeviceArg::CpuNeonDotprod => Self::CpuIsa(Isa::NeonDotprod),
-            DeviceArg::Reference => Self::Reference,
-        }
-    }
+fn device(text: &str) -> Result<Device, String> {
+    let number = || text.strip_prefix("gpu:")?.parse().ok();
+    let named = DEVICES.iter().find(|(name, _)| *name == text).map(|(_, device)| *device);
+    named.or_else(|| number().map(|number| Device::Gpu(Some(number)))).ok_or_else(|| {
+        let names = DEVICES.map(|(name, _)| name).join(", ");
+        format!("must be one of {names}, or gpu:N with a number from `flash-moe devices`")
+    })
 }
 
 #[derive(Args, Debug)]
@@ -220,6 +219,13 @@ pub struct RunArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What the answer has to be.

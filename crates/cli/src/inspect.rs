@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use engine::{Error, Inventory, MemoryPlan, format_bytes};
+use engine::{Device, Error, Inventory, MemoryPlan, format_bytes};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -17,15 +17,25 @@ pub fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let directory = demo::resolve(&args.model)?;
     let inventory =
         Inventory::read(&directory).with_context(|| format!("inspecting {}", args.model))?;
+    let mut options = args.engine.options();
+    let mut device_reason = None;
     let plan = if inventory.problems.is_empty() {
-        Some(engine::plan_memory(&inventory, &args.engine.options()))
+        device_reason = engine::settle_device(&inventory, &mut options);
+        Some(engine::plan_memory(&inventory, &options))
     } else {
         None
     };
     if args.json {
-        output::json(&to_json(&args.model, &inventory, &plan))?;
+        let mut object = to_json(&args.model, &inventory, &plan);
+        object["device_reason"] = device_reason.into();
+        output::json(&object)?;
     } else {
-        output::stream(&to_text(&args.model, &inventory, &plan))?;
+        let mut text = to_text(&args.model, &inventory, &plan);
+        if let Some(reason) = device_reason {
+            let device = if options.device == Device::Cpu { "the CPU" } else { "the GPU" };
+            text += &format!("\ndevice: {device}, because {reason}\n");
+        }
+        output::stream(&text)?;
     }
     let sound = inventory.problems.is_empty() && inventory.leftover.unknown.is_empty();
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -10,6 +10,7 @@ mod cache;
 mod cache_sim;
 mod chat;
 mod demo;
+mod devices;
 mod form;
 mod inspect;
 mod output;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Devices(args) => devices::devices(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),

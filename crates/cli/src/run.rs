@@ -108,6 +108,14 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             format_bytes(plan.experts),
             format_bytes(plan.all_experts),
         );
+        if let Some(device) = &plan.device {
+            let [used, total, experts] =
+                [device.fixed(), device.total, device.experts].map(format_bytes);
+            eprintln!("{used} of {total} on the device, {experts} left for routed experts");
+        }
+        if let Some(reason) = engine.device_reason() {
+            eprintln!("this device, because {reason}");
+        }
         eprintln!("{}", timing::reader_line(engine.reader()));
         if let Some(report) = engine.heat_map() {
             eprintln!("{}", timing::heat_map_line(report));
@@ -252,6 +260,7 @@ impl Answer {
         let mut object = json!({
             "model": model,
             "device": engine.device_name(),
+            "device_reason": engine.device_reason(),
             "text": self.text,
             "finish_reason": finish,
             "prompt_tokens": prompt_tokens,

@@ -93,7 +93,7 @@ impl DevicePlan {
     }
 
     /// What is taken whatever the experts get.
-    pub(crate) fn fixed(&self) -> u64 {
+    pub fn fixed(&self) -> u64 {
         self.trunk.saturating_add(self.states).saturating_add(self.workspace)
     }
 

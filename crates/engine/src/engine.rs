@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
-use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
+use compute::{Backend, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
 use model::{Batch, Workspace};
 use tokenizer::Tokenizer;
@@ -15,12 +15,13 @@ use trace::{Kind, Recorder, Span};
 
 use crate::budget::MemoryPlan;
 use crate::constraint::Constraint;
+use crate::device::{OnDevice, on_device, settle};
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generation};
 use crate::heat::{Heat, HeatReport, HeatSaveError};
 use crate::held;
 use crate::inventory::Inventory;
-use crate::options::{Device, EngineOptions};
+use crate::options::EngineOptions;
 use crate::prefix_cache::key::identity;
 use crate::prefix_cache::{PrefixCache, Shapes};
 use crate::runner::{DecoderRunner, LayerValues, Runner, StreamedExperts};
@@ -37,6 +38,7 @@ pub struct Engine {
     tokenizer: Result<Arc<Tokenizer>, tokenizer::Error>,
     /// The template inside the checkpoint's own file.
     chat_template: Option<String>,
+    device_reason: Option<String>,
     unknown_tensors: Vec<String>,
     plan: MemoryPlan,
     pub(crate) runner: Box<dyn Runner>,
@@ -72,26 +74,45 @@ fn open_tokenizer(path: &Path, text: Option<&EmbeddedText>) -> Result<Tokenizer,
 
 /// How an engine with these options would spend memory on a checkpoint. The tokenizer is there while
 /// this is found out, because it is part of what the process takes.
+///
+/// [`Device::Auto`](crate::Device::Auto) is settled anew by every call, which takes a measurement where
+/// there is a GPU; [`settle_device`] does it once.
 pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<MemoryPlan, Error> {
+    let mut options = options.clone();
+    settle_device(inventory, &mut options);
     let checkpoint = &inventory.checkpoint;
     let _tokenizer = open_tokenizer(checkpoint.path(), checkpoint.text());
     let trunk = crate::trunk::resident_bytes(inventory);
-    match options.device {
-        Device::Reference => MemoryPlan::new(inventory, &Reference::new(), options, trunk),
-        Device::Cpu | Device::CpuIsa(_) => {
-            MemoryPlan::new(inventory, &cpu(options)?, options, trunk)
+    struct Plan<'a>(&'a Inventory, &'a EngineOptions, u64);
+    impl OnDevice for Plan<'_> {
+        type Output = MemoryPlan;
+
+        fn run<B: Backend + Send + 'static>(self, backend: B) -> Result<MemoryPlan, Error> {
+            MemoryPlan::new(self.0, &backend, self.1, self.2)
         }
     }
+    on_device(&options, Plan(inventory, &options, trunk))
 }
 
-/// The CPU backend that the options ask for.
-fn cpu(options: &EngineOptions) -> Result<Cpu, Error> {
-    let isa = match options.device {
-        Device::CpuIsa(isa) => Some(isa),
-        Device::Cpu | Device::Reference => None,
-    };
-    let EngineOptions { threads, precise, .. } = *options;
-    Ok(Cpu::new(CpuOptions { threads, isa, precise })?)
+/// Puts the faster device for a checkpoint in the place of [`Device::Auto`](crate::Device::Auto), and tells
+/// why it is that one; other devices stay, and there is nothing to tell.
+pub fn settle_device(inventory: &Inventory, options: &mut EngineOptions) -> Option<String> {
+    settle(options, crate::trunk::resident_bytes(inventory))
+}
+
+/// A checkpoint that is to be opened on a device.
+struct Opening<'a> {
+    inventory: Inventory,
+    tokenizer: Result<Tokenizer, tokenizer::Error>,
+    options: &'a EngineOptions,
+}
+
+impl OnDevice for Opening<'_> {
+    type Output = Engine;
+
+    fn run<B: Backend + Send + 'static>(self, backend: B) -> Result<Engine, Error> {
+        Engine::on(self.inventory, self.tokenizer, backend, self.options)
+    }
 }
 
 impl Engine {
@@ -107,22 +128,12 @@ impl Engine {
         let path = inventory.checkpoint.path();
         let tokenizer = open_tokenizer(path, text.as_ref());
         let chat_template = text.and_then(|text| text.chat_template);
-        let mut engine = Self::on_device(inventory, tokenizer, options)?;
+        let mut options = options.clone();
+        let device_reason = settle_device(&inventory, &mut options);
+        let mut engine = on_device(&options, Opening { inventory, tokenizer, options: &options })?;
         engine.chat_template = chat_template;
+        engine.device_reason = device_reason;
         Ok(engine)
-    }
-
-    fn on_device(
-        inventory: Inventory,
-        tokenizer: Result<Tokenizer, tokenizer::Error>,
-        options: &EngineOptions,
-    ) -> Result<Self, Error> {
-        match options.device {
-            Device::Reference => Self::on(inventory, tokenizer, Reference::new(), options),
-            Device::Cpu | Device::CpuIsa(_) => {
-                Self::on(inventory, tokenizer, cpu(options)?, options)
-            }
-        }
     }
 
     /// Opens a checkpoint on a backend.
@@ -187,6 +198,7 @@ impl Engine {
             stop_tokens,
             tokenizer: tokenizer.map(Arc::new),
             chat_template: None,
+            device_reason: None,
             unknown_tensors: leftover.unknown,
             plan,
             runner: Box::new(DecoderRunner { decoder, workspace, experts: StreamedExperts(store) }),
@@ -250,6 +262,11 @@ impl Engine {
     /// A name of the device for people.
     pub fn device_name(&self) -> String {
         self.runner.device_name()
+    }
+
+    /// Why it is that device, if the choice was left to a measurement.
+    pub fn device_reason(&self) -> Option<&str> {
+        self.device_reason.as_deref()
     }
 
     /// What moving experts cost since the engine was opened.

@@ -25,6 +25,9 @@ pub enum Error {
     /// The CPU backend could not be set up.
     #[error(transparent)]
     Cpu(#[from] compute::CpuError),
+    /// The GPU that is asked for cannot be used.
+    #[error("{0}")]
+    Gpu(String),
     /// The checkpoint lacks tensors or has wrong ones.
     #[error("{} cannot run: {}", .path.display(), .problems.join("\n  "))]
     Incomplete {

@@ -19,6 +19,7 @@
 
 mod budget;
 mod constraint;
+mod device;
 mod engine;
 mod error;
 mod generate;
@@ -44,7 +45,8 @@ mod writer;
 
 pub use budget::{DevicePlan, MemoryPlan, format_bytes};
 pub use constraint::{Constraint, ConstraintError};
-pub use engine::{Engine, Part, plan_memory};
+pub use device::{DeviceInfo, HAS_GPUS, gpus};
+pub use engine::{Engine, Part, plan_memory, settle_device};
 pub use error::Error;
 pub use generate::{FinishReason, GenerateOptions, Generation, Step};
 pub use heat::{HeatMapPlace, HeatReport, HeatSaveError};

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use compute::{Backend, Cpu, CpuOptions, Reference};
+use compute::Backend;
 use experts::{DataFiles, ExpertStore, IoMode};
 
+use crate::device::{OnDevice, on_device};
 use crate::error::Error;
 use crate::inventory::Inventory;
-use crate::options::{Device, EngineOptions};
+use crate::options::EngineOptions;
 
 pub use compute::memory_bandwidth;
 pub use experts::{
@@ -36,14 +37,16 @@ impl DecodeBytes {
         options: &EngineOptions,
         position: usize,
     ) -> Result<Self, Error> {
-        let states = match options.device {
-            Device::Reference => state_bytes(inventory, &Reference::new(), position),
-            Device::Cpu | Device::CpuIsa(_) => {
-                let precise = options.precise;
-                let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None, precise })?;
-                state_bytes(inventory, &cpu, position)
+        struct StateBytes<'a>(&'a Inventory, usize);
+        impl OnDevice for StateBytes<'_> {
+            type Output = u64;
+
+            fn run<B: Backend>(self, backend: B) -> Result<u64, Error> {
+                Ok(self.0.outline.sequence_state_bytes(&backend, self.1))
             }
-        };
+        }
+        let options = EngineOptions { threads: Some(1), ..options.clone() };
+        let states = on_device(&options, StateBytes(inventory, position))?;
         let config = inventory.checkpoint.config();
         let embedding = inventory.trunk.iter().find(|t| t.name == "embed_tokens.weight");
         let embedding = embedding.map_or(0, |tensor| tensor.bytes());
@@ -58,10 +61,6 @@ impl DecodeBytes {
     pub fn total(&self) -> u64 {
         self.dense + self.experts + self.states
     }
-}
-
-fn state_bytes<B: Backend>(inventory: &Inventory, backend: &B, position: usize) -> u64 {
-    inventory.outline.sequence_state_bytes(backend, position)
 }
 
 /// A checkpoint's data files, open for measurements of their drive.

@@ -9,11 +9,16 @@ use crate::prefix_cache::PrefixCacheOptions;
 /// The device that computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
+    /// A GPU if a measurement finds that it reads its memory faster than the CPU does and the trunk fits
+    /// into that, else the CPU.
+    Auto,
     /// The CPU with the best instructions it has.
     #[default]
     Cpu,
     /// The CPU with certain instructions.
     CpuIsa(compute::Isa),
+    /// The GPU of a number in the list of [`crate::gpus`], or the first.
+    Gpu(Option<usize>),
     /// The plain scalar reference: slow, and the oracle that everything else is held to.
     Reference,
 }

@@ -304,11 +304,6 @@ impl Device {
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256
     }
 
-    /// Bytes of memory that the lanes of a workgroup can share.
-    pub(crate) fn workgroup_bytes(&self) -> u32 {
-        self.shared.limits.max_compute_workgroup_storage_size
-    }
-
     /// What was said so far.
     pub fn counts(&self) -> Handoffs {
         lock(&self.shared.recording).counts
@@ -495,14 +490,6 @@ impl Device {
         *pass = None;
         let encoder = encoder.get_or_insert_with(|| self.encoder());
         encoder.copy_buffer_to_buffer(&from.0.raw, from.1, &to.0.raw, to.1, bytes);
-    }
-
-    /// Records that a buffer becomes zero.
-    pub(crate) fn clear(&self, buffer: &Buffer) {
-        let mut recording = lock(&self.shared.recording);
-        let Recording { pass, encoder, .. } = &mut *recording;
-        *pass = None;
-        encoder.get_or_insert_with(|| self.encoder()).clear_buffer(&buffer.raw, 0, None);
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {

@@ -5,7 +5,7 @@ use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routi
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
-use crate::device::{Buffer, Device, GpuError};
+use crate::device::{Buffer, Device};
 use crate::experts::{ExpertLayout, LayerSlots, items, table};
 use crate::kernel::{Kernel, KernelSource};
 use crate::product::{Items, Operand, Products};
@@ -74,11 +74,6 @@ impl Gpu {
             uses: ExpertUses::new(0),
             device,
         }
-    }
-
-    /// Whether the device works; results since it failed are worthless.
-    pub fn check(&self) -> Result<(), GpuError> {
-        self.device.check()
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {

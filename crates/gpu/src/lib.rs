@@ -12,6 +12,7 @@
 mod adapter_memory;
 mod attention;
 mod backend;
+mod bandwidth;
 mod buffers;
 mod delta_net;
 mod device;
@@ -30,6 +31,7 @@ mod testing;
 mod tests;
 mod weights;
 
+pub use bandwidth::read_bandwidth;
 pub use buffers::{Activations, Constant};
 pub use delta_net::DeltaState;
 pub use device::{Adapter, Device, DeviceOptions, GpuError, adapters};

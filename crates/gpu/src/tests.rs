@@ -34,7 +34,7 @@ pub(crate) fn upload(gpu: &Gpu, values: &[f32], width: usize) -> Activations {
 pub(crate) fn download(gpu: &mut Gpu, buffer: &Activations) -> Vec<f32> {
     let mut out = Vec::new();
     gpu.download_values(buffer, &mut out);
-    gpu.check().expect("the device works");
+    gpu.device.check().expect("the device works");
     out
 }
 

@@ -87,7 +87,6 @@ pub(crate) struct Slabs {
 #[derive(Debug, Default)]
 struct State {
     last: Option<(Arc<Buffer>, u64)>,
-    bytes: u64,
     in_flight: u64,
 }
 
@@ -107,7 +106,6 @@ impl Slabs {
             // A large matrix has a slab of its own, so that no other is left half empty for it.
             let size = if bytes > SLAB_BYTES / 4 { bytes } else { SLAB_BYTES.min(limit) };
             let slab = Arc::new(device.buffer(size));
-            state.bytes += size;
             if bytes > SLAB_BYTES / 4 && state.last.is_some() {
                 return Ok(Self::fill(&mut state, device, matrix, &slab, 0, &places));
             }
@@ -144,10 +142,5 @@ impl Slabs {
             buffer: Arc::clone(slab),
             parts: [word(0), word(1), word(2)],
         }
-    }
-
-    /// Bytes of all slabs.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
 }

@@ -54,6 +54,8 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     settings.engine.recorder = trace.as_ref().map(|trace| trace.recorder().clone());
 
+    // Every budget is measured on the same device.
+    engine::settle_device(&inventory, &mut settings.engine);
     let date = machine::utc_now();
     let files = inventory.checkpoint.files();
     let machine = Machine::detect(files.first().map(|file| file.path.as_path()));

@@ -1,0 +1,213 @@
+//! Which device computes: the one that the options ask for, or the one that a measurement finds faster.
+
+use compute::{Backend, Cpu, CpuOptions, Isa, Reference};
+
+use crate::error::Error;
+use crate::options::{Device, EngineOptions};
+
+/// What is to be done on a device, whatever its backend is.
+pub(crate) trait OnDevice {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn run<B: Backend + Send + 'static>(self, backend: B) -> Result<Self::Output, Error>;
+}
+
+/// Does something on the device of the options, which is not [`Device::Auto`].
+pub(crate) fn on_device<T: OnDevice>(options: &EngineOptions, task: T) -> Result<T::Output, Error> {
+    match options.device {
+        Device::Reference => task.run(Reference::new()),
+        Device::Auto | Device::Cpu => task.run(cpu(options, None)?),
+        Device::CpuIsa(isa) => task.run(cpu(options, Some(isa))?),
+        Device::Gpu(index) => gpus::on_gpu(index, task),
+    }
+}
+
+/// The CPU backend that the options ask for.
+fn cpu(options: &EngineOptions, isa: Option<Isa>) -> Result<Cpu, Error> {
+    let EngineOptions { threads, precise, .. } = *options;
+    Ok(Cpu::new(CpuOptions { threads, isa, precise })?)
+}
+
+/// Puts the faster device in the place of [`Device::Auto`], for a model with a trunk of so many bytes, and
+/// tells why it is that one. Other devices stay, and there is nothing to tell.
+///
+/// Decoding reads all weights that it uses once a token, so the faster device is the one that reads its
+/// memory faster, if the trunk fits into that.
+pub(crate) fn settle(options: &mut EngineOptions, trunk_bytes: u64) -> Option<String> {
+    if options.device != Device::Auto {
+        return None;
+    }
+    match gpus::faster_gpu(options, trunk_bytes) {
+        Ok((index, reason)) => {
+            options.device = Device::Gpu(Some(index));
+            Some(reason)
+        }
+        Err(reason) => {
+            options.device = Device::Cpu;
+            Some(reason)
+        }
+    }
+}
+
+/// A device that could compute, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is: `discrete`, `integrated`, `virtual`, `software`, `other`.
+    pub kind: &'static str,
+    /// The interface through which it is reached: `Vulkan`, `Metal`, `DX12`.
+    pub api: String,
+    /// Its driver.
+    pub driver: String,
+    /// Whether it is the CPU in disguise.
+    pub is_software: bool,
+    /// Bytes of its memory, where that is known.
+    pub memory_bytes: Option<u64>,
+    /// Bytes that a kernel can reach through one binding.
+    pub max_binding_bytes: u64,
+    /// Bytes of the largest buffer.
+    pub max_buffer_bytes: u64,
+    /// Fewest and most lanes of a subgroup; `None` without subgroup operations.
+    pub subgroup_lanes: Option<[u32; 2]>,
+    /// Bytes a second that it reads from its memory, or why that could not be measured.
+    pub read_bandwidth: Result<f64, String>,
+}
+
+pub use gpus::{HAS_GPUS, gpus};
+
+/// GPUs, where the program was built with them.
+#[cfg(feature = "gpu")]
+mod gpus {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use compute::memory_bandwidth;
+    use gpu::{Adapter, DeviceOptions};
+
+    use super::{DeviceInfo, OnDevice};
+    use crate::budget::format_bytes;
+    use crate::error::Error;
+    use crate::options::EngineOptions;
+
+    /// Whether the program was built with the GPU backend.
+    pub const HAS_GPUS: bool = true;
+    /// Bytes that measurements of a device read: more than its caches hold.
+    const MEASURED_BYTES: u64 = 1 << 30;
+    /// The same for the CPU, and for devices that are one.
+    const MEASURED_HOST_BYTES: u64 = 256 << 20;
+    /// How long a choice measures each device.
+    const CHOICE_TIME: Duration = Duration::from_millis(60);
+
+    /// The GPUs in the order of their numbers, each measured for so long.
+    pub fn gpus(duration: Duration) -> Vec<DeviceInfo> {
+        let adapters = gpu::adapters().into_iter();
+        let infos = adapters.map(|adapter| DeviceInfo {
+            name: adapter.name(),
+            kind: adapter.kind(),
+            api: adapter.api(),
+            driver: adapter.driver(),
+            is_software: adapter.is_software(),
+            memory_bytes: adapter.memory_bytes(),
+            max_binding_bytes: adapter.max_binding_bytes(),
+            max_buffer_bytes: adapter.max_buffer_bytes(),
+            subgroup_lanes: adapter.subgroup_lanes(),
+            read_bandwidth: read_bandwidth(&adapter, duration),
+        });
+        infos.collect()
+    }
+
+    fn read_bandwidth(adapter: &Adapter, duration: Duration) -> Result<f64, String> {
+        let options = DeviceOptions { checked: false, ..DeviceOptions::default() };
+        let bytes = if adapter.is_software() { MEASURED_HOST_BYTES } else { MEASURED_BYTES };
+        let device = gpu::Device::open(adapter, options);
+        let speed = device.and_then(|device| gpu::read_bandwidth(&device, bytes, duration));
+        speed.map_err(|error| error.to_string())
+    }
+
+    /// The number of a GPU that reads its memory faster than the CPU does, and that in words; or why it is
+    /// the CPU.
+    pub(super) fn faster_gpu(
+        options: &EngineOptions,
+        trunk_bytes: u64,
+    ) -> Result<(usize, String), String> {
+        if !may_have_gpus() {
+            return Err("there is no GPU".to_owned());
+        }
+        let adapters = gpu::adapters();
+        let mut numbered = adapters.iter().enumerate();
+        let Some((index, adapter)) = numbered.find(|(_, adapter)| !adapter.is_software()) else {
+            return Err("there is no GPU".to_owned());
+        };
+        let name = adapter.name();
+        let memory = match (adapter.memory_bytes(), options.vram) {
+            (Some(bytes), Some(asked)) => bytes.min(asked),
+            (Some(bytes), None) | (None, Some(bytes)) => bytes,
+            (None, None) => {
+                return Err(format!("how much memory {name} has is not known without --vram"));
+            }
+        };
+        if trunk_bytes > memory {
+            let [trunk, memory] = [trunk_bytes, memory].map(format_bytes);
+            return Err(format!("the trunk of {trunk} does not fit into {memory} of {name}"));
+        }
+        let gpu = read_bandwidth(adapter, CHOICE_TIME)?;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or_else(cores);
+        let cpu = memory_bandwidth(threads, MEASURED_HOST_BYTES as usize, CHOICE_TIME);
+        let cpu = cpu.map_err(|error| format!("memory for a measurement: {error}"))?;
+        let [gpu_speed, cpu_speed] = [gpu, cpu].map(|speed| format!("{:.0} GB/s", speed / 1e9));
+        let reason = format!("{name} reads {gpu_speed} of its memory, the CPU {cpu_speed}");
+        if gpu > cpu { Ok((index, reason)) } else { Err(reason) }
+    }
+
+    /// Whether it is worth to ask the drivers, which takes memory and some 0.1 s: on Linux a GPU that can
+    /// compute has a file in `/dev`, of the kernel's own graphics, NVIDIA's or Windows's host.
+    fn may_have_gpus() -> bool {
+        let files = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg"];
+        !cfg!(target_os = "linux") || files.iter().any(|file| Path::new(file).exists())
+    }
+
+    /// Does something on a GPU: the one of a number, or the best.
+    pub(super) fn on_gpu<T: OnDevice>(index: Option<usize>, task: T) -> Result<T::Output, Error> {
+        let adapters = gpu::adapters();
+        let (available, index) = (adapters.len(), index.unwrap_or(0));
+        let device = match adapters.get(index) {
+            Some(adapter) => gpu::Device::open(adapter, DeviceOptions::default()),
+            None if available == 0 => Err(gpu::GpuError::NoAdapter),
+            None => Err(gpu::GpuError::NoSuchAdapter { index, available }),
+        };
+        let device = device.map_err(|error| Error::Gpu(error.to_string()))?;
+        task.run(gpu::Gpu::new(device))
+    }
+}
+
+/// GPUs, where the program was built without them.
+#[cfg(not(feature = "gpu"))]
+mod gpus {
+    use std::time::Duration;
+
+    use super::{DeviceInfo, OnDevice};
+    use crate::error::Error;
+    use crate::options::EngineOptions;
+
+    /// Whether the program was built with the GPU backend.
+    pub const HAS_GPUS: bool = false;
+
+    const WITHOUT: &str = "this program was built without its GPU backend";
+
+    /// No GPUs.
+    pub fn gpus(_: Duration) -> Vec<DeviceInfo> {
+        Vec::new()
+    }
+
+    pub(super) fn faster_gpu(_: &EngineOptions, _: u64) -> Result<(usize, String), String> {
+        Err(WITHOUT.to_owned())
+    }
+
+    pub(super) fn on_gpu<T: OnDevice>(_: Option<usize>, _: T) -> Result<T::Output, Error> {
+        Err(Error::Gpu(WITHOUT.to_owned()))
+    }
+}
