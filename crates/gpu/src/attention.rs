@@ -90,6 +90,16 @@ pub(crate) fn unsupported(spec: &AttentionSpec) -> Option<String> {
 }
 
 impl AttentionKernels {
+    /// Most bytes of working memory, with the angles of all positions of a context.
+    pub(crate) fn scratch_bytes(spec: &AttentionSpec, rows: usize, context: usize) -> u64 {
+        let query_bytes = size_of::<f32>() * spec.n_heads * spec.head_dim;
+        let prepared = rows.min(MAX_ROWS) * query_bytes;
+        let n_segments = context.div_ceil(SEGMENT).next_multiple_of(32);
+        let partials = prepared.max((rows * n_segments * query_bytes).min(MAX_PARTIAL_BYTES));
+        let angles = size_of::<[f32; 2]>() * context.next_multiple_of(ANGLES) * spec.rotary_dim / 2;
+        (prepared + partials + angles) as u64
+    }
+
     /// See [`compute::Backend::attention`].
     pub(crate) fn attention(
         &mut self,
@@ -195,6 +205,7 @@ impl AttentionKernels {
                     share as u32,
                     slot as u32,
                     u32::from(merges_itself && begin > 0),
+                    0,
                 ],
                 [(end - begin).div_ceil(share) as u32, n_tiles as u32, n_kv_heads as u32],
             );
@@ -203,7 +214,7 @@ impl AttentionKernels {
         device.dispatch(
             &kernels.combine,
             &[sums, totals, &inputs.query.buffer, &out.buffer],
-            &[row as u32, len as u32, position as u32, share as u32],
+            &[row as u32, len as u32, position as u32, share as u32, 0],
             [(n_heads * head_dim / 4).div_ceil(COMBINE_LANES) as u32, len as u32, 1],
         );
     }

@@ -2,7 +2,12 @@
 //!
 //! Three kernels: convolution with normalised queries and keys and the gates, parallel over rows; the
 //! delta rule, row after row with the state in registers, parallel over columns of the states; the gated
-//! norm. The state is read and written once for all rows of a call.
+//! norm. The state is read and written once for all rows of a call. A single row is done by one kernel,
+//! with the same bits.
+//!
+//! For that, sums in these kernels begin with a zero that is passed in. A sum that begins with a literal
+//! one begins with a product alone, and where a driver takes `fma` apart and puts it together again (Mesa's
+//! software Vulkan does), it is free to round one product or the other.
 
 use std::collections::HashMap;
 
@@ -17,6 +22,8 @@ use crate::scratch::Scratch;
 const LANES: u32 = 64;
 /// Teams of a workgroup.
 const TEAMS: usize = LANES as usize / 8;
+/// Lanes of a workgroup that computes a single row.
+const STEP_LANES: u32 = 256;
 /// Most rows that are computed at once: they bound the working memory.
 const MAX_ROWS: usize = 512;
 
@@ -38,8 +45,10 @@ pub(crate) struct Inputs<'a> {
 pub struct DeltaState {
     /// Tokens seen.
     len: usize,
-    /// (conv_kernel - 1, channels): the last inputs of the convolution, newest last.
+    /// Two times (conv_kernel - 1, channels): the last inputs of the convolution, newest last.
     history: Buffer,
+    /// Which of the two holds: a single row reads one and writes the other.
+    second_history: bool,
     /// (n_value_heads, value_dim, key_dim).
     recurrent: Buffer,
     sizes: Sizes,
@@ -71,7 +80,8 @@ impl DeltaState {
         let sizes = Sizes::of(spec);
         Self {
             len: 0,
-            history: device.buffer(sizes.history),
+            history: device.buffer(2 * sizes.history),
+            second_history: false,
             recurrent: device.buffer(sizes.recurrent),
             sizes,
             marks: Vec::new(),
@@ -82,12 +92,18 @@ impl DeltaState {
     /// Bytes of a state.
     pub(crate) fn bytes(spec: &DeltaNetSpec) -> u64 {
         let Sizes { history, recurrent } = Sizes::of(spec);
-        history + recurrent
+        2 * history + recurrent
     }
 
     /// Bytes of a snapshot.
     pub(crate) fn snapshot_bytes(spec: &DeltaNetSpec) -> usize {
-        Self::bytes(spec) as usize
+        let Sizes { history, recurrent } = Sizes::of(spec);
+        (history + recurrent) as usize
+    }
+
+    /// Bytes before the history that holds.
+    fn history_at(&self) -> u64 {
+        if self.second_history { self.sizes.history } else { 0 }
     }
 
     /// See [`compute::Backend::mark_snapshot`].
@@ -111,7 +127,7 @@ impl DeltaState {
     pub(crate) fn load_snapshot(&mut self, device: &Device, position: usize, bytes: &[u8]) {
         let (history, recurrent) = bytes.split_at(self.sizes.history as usize);
         assert_eq!(recurrent.len() as u64, self.sizes.recurrent, "the bytes are a snapshot");
-        device.write(&self.history, 0, history);
+        device.write(&self.history, self.history_at(), history);
         device.write(&self.recurrent, 0, recurrent);
         self.len = position;
     }
@@ -119,12 +135,12 @@ impl DeltaState {
     /// See [`compute::Backend::delta_values`]. Waits for the device.
     pub(crate) fn values(&self, device: &Device, spec: &DeltaNetSpec) -> DeltaStateValues {
         let mut bytes = Vec::new();
-        let mut read = |buffer: &Buffer, len: u64| -> Vec<f32> {
-            device.read(buffer, 0, len, &mut bytes);
+        let mut read = |buffer: &Buffer, at: u64, len: u64| -> Vec<f32> {
+            device.read(buffer, at, len, &mut bytes);
             bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
         };
-        let conv = read(&self.history, self.sizes.history);
-        let by_column = read(&self.recurrent, self.sizes.recurrent);
+        let conv = read(&self.history, self.history_at(), self.sizes.history);
+        let by_column = read(&self.recurrent, 0, self.sizes.recurrent);
         let DeltaNetSpec { key_dim, value_dim, .. } = *spec;
         let heads = by_column.chunks_exact(key_dim * value_dim).flat_map(|head| {
             (0..key_dim * value_dim).map(move |at| head[at % value_dim * key_dim + at / value_dim])
@@ -148,7 +164,7 @@ impl DeltaState {
         let Sizes { history, recurrent } = self.sizes;
         let snapshot = device.buffer(history + recurrent);
         if history > 0 {
-            device.copy((&self.history, 0), (&snapshot, 0), history);
+            device.copy((&self.history, self.history_at()), (&snapshot, 0), history);
         }
         device.copy((&self.recurrent, 0), (&snapshot, history), recurrent);
         self.kept.push((self.len, snapshot));
@@ -178,6 +194,8 @@ struct Compiled {
     mix: Kernel,
     rule: Kernel,
     norm: Kernel,
+    /// On devices that can bind all it needs.
+    step: Option<Kernel>,
 }
 
 /// Why a gated delta net of this shape cannot be computed, if it cannot.
@@ -198,6 +216,11 @@ pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
 }
 
 impl DeltaNetKernels {
+    /// Bytes of working memory.
+    pub(crate) fn scratch_bytes(spec: &DeltaNetSpec, rows: usize) -> u64 {
+        (size_of::<f32>() * rows.min(MAX_ROWS) * Shape::of(spec).mixed_width()) as u64
+    }
+
     /// See [`compute::Backend::gated_delta_net`].
     pub(crate) fn gated_delta_net(
         &mut self,
@@ -219,7 +242,12 @@ impl DeltaNetKernels {
             let end = span.row + span.len;
             while row < end {
                 let rows = (end - row).min(MAX_ROWS).min(state.until_mark());
-                self.apply(device, spec, inputs, [row, rows], state, out);
+                match &self.compiled[&shape].step {
+                    Some(kernel) if rows == 1 => {
+                        step(device, kernel, spec, inputs, row, state, out);
+                    }
+                    _ => self.apply(device, spec, inputs, [row, rows], state, out),
+                }
                 state.advance(device, rows);
                 row += rows;
             }
@@ -241,6 +269,7 @@ impl DeltaNetKernels {
         let mixed = self.mixed.at_least(device, size_of::<f32>() * rows * shape.mixed_width());
         let workgroups = |teams: usize| teams.div_ceil(TEAMS) as u32;
         let scale = 1.0 / (spec.key_dim as f32).sqrt();
+        let history = (state.history_at() / 4) as u32;
         device.dispatch(
             &kernels.mix,
             &[
@@ -253,22 +282,62 @@ impl DeltaNetKernels {
                 &inputs.dt_bias.buffer,
                 mixed,
             ],
-            &[row as u32, scale.to_bits()],
+            &[row as u32, history, scale.to_bits(), 0],
             [workgroups(spec.n_key_heads + spec.n_value_heads), rows as u32, 1],
         );
         device.dispatch(
             &kernels.rule,
             &[mixed, &state.recurrent, &inputs.qkv.buffer, &state.history, &out.buffer],
-            &[row as u32, rows as u32],
+            &[row as u32, rows as u32, history, 0],
             [workgroups(spec.value_dim), spec.n_value_heads as u32, 1],
         );
         device.dispatch(
             &kernels.norm,
             &[&out.buffer, &inputs.z.buffer, &inputs.norm.buffer],
-            &[row as u32, spec.eps.to_bits()],
+            &[row as u32, spec.eps.to_bits(), 0],
             [workgroups(spec.n_value_heads), rows as u32, 1],
         );
     }
+}
+
+/// Computes a single row.
+fn step(
+    device: &Device,
+    kernel: &Kernel,
+    spec: &DeltaNetSpec,
+    inputs: Inputs<'_>,
+    row: usize,
+    state: &mut DeltaState,
+    out: &Activations,
+) {
+    let scale = 1.0 / (spec.key_dim as f32).sqrt();
+    let history = state.history_at();
+    state.second_history = !state.second_history;
+    device.dispatch(
+        kernel,
+        &[
+            &inputs.qkv.buffer,
+            &state.history,
+            &inputs.conv.buffer,
+            &inputs.a.buffer,
+            &inputs.b.buffer,
+            &inputs.a_log.buffer,
+            &inputs.dt_bias.buffer,
+            &state.recurrent,
+            &inputs.z.buffer,
+            &inputs.norm.buffer,
+            &out.buffer,
+        ],
+        &[
+            row as u32,
+            (history / 4) as u32,
+            (state.history_at() / 4) as u32,
+            scale.to_bits(),
+            spec.eps.to_bits(),
+            0,
+        ],
+        [spec.n_value_heads as u32, 1, 1],
+    );
 }
 
 impl Shape {
@@ -285,12 +354,17 @@ impl Shape {
     }
 
     fn compile(self, device: &Device) -> Compiled {
-        let [mix, rule, norm] = self.with_sources(|source| device.kernel(source));
-        Compiled { mix, rule, norm }
+        let [mix, rule, norm, step] = self.with_sources(|source| {
+            (source.writes.len() <= device.max_bindings()).then(|| device.kernel(source))
+        });
+        let [mix, rule, norm] =
+            [mix, rule, norm].map(|kernel| kernel.expect("every device has eight bindings"));
+        Compiled { mix, rule, norm, step }
     }
 
-    /// Applies a function to the sources of the kernels: of the first part, the rule, the norm.
-    fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 3] {
+    /// Applies a function to the sources of the kernels: of the first part, the rule, the norm, a
+    /// single row.
+    fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 4] {
         let constants = [
             ("N_KEY_HEADS", self.n_key_heads as u32),
             ("N_VALUE_HEADS", self.n_value_heads as u32),
@@ -301,30 +375,37 @@ impl Shape {
             ("MIXED", self.mixed_width() as u32),
             ("COLUMNS", self.value_dim.div_ceil(TEAMS) as u32),
         ];
-        let source = |name, part, writes| KernelSource {
-            name,
-            parts: part,
+        let gates = include_str!("kernels/delta_net_gates.wgsl");
+        let source = KernelSource {
+            name: "delta net: mix",
+            parts: &[gates, include_str!("kernels/delta_net_mix.wgsl")],
             constants: &constants,
-            writes,
+            writes: &[false, false, false, false, false, false, false, true],
             teams: Some(LANES),
         };
-        [
-            apply(&source(
-                "delta net: mix",
-                &[include_str!("kernels/delta_net_mix.wgsl")],
-                &[false, false, false, false, false, false, false, true],
-            )),
-            apply(&source(
-                "delta net: rule",
-                &[include_str!("kernels/delta_net_rule.wgsl")],
-                &[false, true, false, true, true],
-            )),
-            apply(&source(
-                "delta net: norm",
-                &[include_str!("kernels/delta_net_norm.wgsl")],
-                &[true, false, false],
-            )),
-        ]
+        let mix = apply(&source);
+        let rule = apply(&KernelSource {
+            name: "delta net: rule",
+            parts: &[gates, include_str!("kernels/delta_net_rule.wgsl")],
+            writes: &[false, true, false, true, true],
+            ..source
+        });
+        let norm = apply(&KernelSource {
+            name: "delta net: norm",
+            parts: &[include_str!("kernels/delta_net_norm.wgsl")],
+            writes: &[true, false, false],
+            ..source
+        });
+        let mut writes = [false; 11];
+        [1, 7, 10].into_iter().for_each(|binding| writes[binding] = true);
+        let step = apply(&KernelSource {
+            name: "delta net: one row",
+            parts: &[gates, include_str!("kernels/delta_net_step.wgsl")],
+            writes: &writes,
+            teams: Some(STEP_LANES),
+            ..source
+        });
+        [mix, rule, norm, step]
     }
 }
 

@@ -21,6 +21,7 @@ struct Params {
     slot: u32,
     // Whether what is there already is continued.
     resume: u32,
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> prepared: array<vec4<f32>>;
@@ -203,7 +204,7 @@ fn main(entry: Entry) {
             let at = i * WORKGROUP + local;
             if (at < QUERIES * CHUNKS) {
                 let owner = at / CHUNKS;
-                whole[i] = merged(whole[i], Partial(largest_of(owner), total_of(owner), tile[at]));
+                whole[i] = merged(whole[i], Partial(largest_of(owner), total_of(owner), tile[at]), params.zero);
             }
         }
         workgroupBarrier();

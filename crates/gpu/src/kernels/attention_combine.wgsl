@@ -9,6 +9,7 @@ struct Params {
     position: u32,
     // Positions of a partial result.
     share: u32,
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> partial_sums: array<vec4<f32>>;
@@ -32,7 +33,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     for (var slot = 0u; slot < n_slots; slot++) {
         let source = (slot * params.rows + index) * N_HEADS + head;
         let totals = partial_totals[source];
-        whole = merged(whole, Partial(totals.x, totals.y, partial_sums[source * CHUNKS + at % CHUNKS]));
+        let later = Partial(totals.x, totals.y, partial_sums[source * CHUNKS + at % CHUNKS]);
+        whole = merged(whole, later, params.zero);
     }
     var result = whole.sums / whole.total;
     let row = params.row + index;
