@@ -29,8 +29,9 @@ const COMBINE_LANES: usize = 64;
 const MAX_ROWS: usize = 512;
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
-/// Workgroups from which on each of them merges the segments of its rows.
-const MANY_WORKGROUPS: usize = 128;
+/// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
+/// busy. Fewer where this crate tests itself, so that short sequences do both.
+const MANY_WORKGROUPS: usize = if cfg!(test) { 128 } else { 512 };
 /// Most bytes of partial results.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
 /// Largest width of a head: queries of a tile fill half of the smallest memory of a workgroup.

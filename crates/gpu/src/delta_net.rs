@@ -200,11 +200,15 @@ struct Compiled {
 
 /// Why a gated delta net of this shape cannot be computed, if it cannot.
 pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
-    let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, conv_kernel, .. } = *spec;
+    let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, .. } = *spec;
     if key_dim == 0 || key_dim > 256 || !key_dim.is_multiple_of(4) {
         return Some(format!(
             "linear key heads of {key_dim} values: the GPU takes multiples of 4 up to 256"
         ));
+    }
+    // The values of a head are kept in the memory of a workgroup.
+    if value_dim == 0 || value_dim > 1024 {
+        return Some(format!("linear value heads of {value_dim} values: the GPU takes up to 1024"));
     }
     if n_key_heads == 0 || !n_value_heads.is_multiple_of(n_key_heads) || conv_kernel == 0 {
         return Some(format!(

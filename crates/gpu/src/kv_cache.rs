@@ -83,6 +83,7 @@ impl KvCache {
     /// Counts positions that were written to the chunk of the next position.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
+        assert!(self.len <= self.max_positions, "the positions fit the cache");
     }
 
     /// The positions of a block, as they are stored. Waits for the device.
