@@ -25,13 +25,14 @@ const LANES: u32 = 256;
 const PREPARE_LANES: u32 = 64;
 /// Lanes of a workgroup of the last kernel.
 const COMBINE_LANES: usize = 64;
-/// Most rows that are computed at once: they bound the working memory.
-const MAX_ROWS: usize = 512;
+/// Most rows that are computed at once: they bound the working memory. This and some other bounds are lower
+/// where this crate tests itself, so that short sequences reach them.
+const MAX_ROWS: usize = if cfg!(test) { 192 } else { 512 };
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
 /// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
-/// busy. Fewer where this crate tests itself, so that short sequences do both.
-const MANY_WORKGROUPS: usize = if cfg!(test) { 128 } else { 512 };
+/// busy.
+const MANY_WORKGROUPS: usize = if cfg!(test) { 64 } else { 512 };
 /// Most bytes of partial results.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
 /// Largest width of a head: queries of a tile fill half of the smallest memory of a workgroup.

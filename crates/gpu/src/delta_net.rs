@@ -24,8 +24,9 @@ const LANES: u32 = 64;
 const TEAMS: usize = LANES as usize / 8;
 /// Lanes of a workgroup that computes a single row.
 const STEP_LANES: u32 = 256;
-/// Most rows that are computed at once: they bound the working memory.
-const MAX_ROWS: usize = 512;
+/// Most rows that are computed at once: they bound the working memory. Fewer where this crate tests itself,
+/// so that short sequences are divided.
+const MAX_ROWS: usize = if cfg!(test) { 60 } else { 512 };
 
 /// What a gated delta net reads besides the state, as [`compute::DeltaNetInputs`].
 #[derive(Clone, Copy, Debug)]

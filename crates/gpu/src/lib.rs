@@ -20,4 +20,6 @@ mod scratch;
 mod testing;
 
 pub use buffers::{Activations, Constant};
+pub use delta_net::DeltaState;
 pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
+pub use kv_cache::KvCache;
