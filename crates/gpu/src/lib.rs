@@ -12,6 +12,7 @@
 mod attention;
 mod buffers;
 mod delta_net;
+mod delta_state;
 mod device;
 mod kernel;
 mod kv_cache;
@@ -20,6 +21,6 @@ mod scratch;
 mod testing;
 
 pub use buffers::{Activations, Constant};
-pub use delta_net::DeltaState;
+pub use delta_state::DeltaState;
 pub use device::{Adapter, Counts, Device, DeviceOptions, GpuError, adapters};
 pub use kv_cache::KvCache;

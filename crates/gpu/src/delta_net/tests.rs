@@ -1,6 +1,6 @@
 //! Whole sequences, cut in several ways, against the reference.
 
-use compute::{Backend, DeltaNetInputs, Reference};
+use compute::{Backend, DeltaNetInputs, DeltaStateValues, Reference, STATE_BLOCK};
 
 use super::*;
 use crate::testing::{Random, assert_close, devices, download, host, name, translate, upload};
