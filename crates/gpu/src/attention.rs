@@ -25,12 +25,14 @@ const LANES: u32 = 256;
 const PREPARE_LANES: u32 = 64;
 /// Lanes of a workgroup of the last kernel.
 const COMBINE_LANES: usize = 64;
-/// Most rows that are computed at once: they bound the working memory.
-const MAX_ROWS: usize = 512;
+/// Most rows that are computed at once: they bound the working memory. This and some other bounds are lower
+/// where this crate tests itself, so that short sequences reach them.
+const MAX_ROWS: usize = if cfg!(test) { 192 } else { 512 };
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
-/// Workgroups from which on each of them merges the segments of its rows.
-const MANY_WORKGROUPS: usize = 128;
+/// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
+/// busy.
+const MANY_WORKGROUPS: usize = if cfg!(test) { 64 } else { 512 };
 /// Most bytes of partial results.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
 /// Largest width of a head: queries of a tile fill half of the smallest memory of a workgroup.
@@ -89,13 +91,17 @@ pub(crate) fn unsupported(spec: &AttentionSpec) -> Option<String> {
     None
 }
 
-/// Bytes of working memory for so many rows.
-pub(crate) fn scratch_bytes(spec: &AttentionSpec, rows: usize) -> u64 {
-    let queries = size_of::<f32>() * spec.n_heads * spec.head_dim * rows;
-    (2 * queries + 2 * MAX_PARTIAL_BYTES) as u64
-}
-
 impl AttentionKernels {
+    /// Most bytes of working memory, with the angles of all positions of a context.
+    pub(crate) fn scratch_bytes(spec: &AttentionSpec, rows: usize, context: usize) -> u64 {
+        let query_bytes = size_of::<f32>() * spec.n_heads * spec.head_dim;
+        let prepared = rows.min(MAX_ROWS) * query_bytes;
+        let n_segments = context.div_ceil(SEGMENT).next_multiple_of(32);
+        let partials = prepared.max((rows * n_segments * query_bytes).min(MAX_PARTIAL_BYTES));
+        let angles = size_of::<[f32; 2]>() * context.next_multiple_of(ANGLES) * spec.rotary_dim / 2;
+        (prepared + partials + angles) as u64
+    }
+
     /// See [`compute::Backend::attention`].
     pub(crate) fn attention(
         &mut self,
@@ -201,6 +207,7 @@ impl AttentionKernels {
                     share as u32,
                     slot as u32,
                     u32::from(merges_itself && begin > 0),
+                    0,
                 ],
                 [(end - begin).div_ceil(share) as u32, n_tiles as u32, n_kv_heads as u32],
             );
@@ -209,7 +216,7 @@ impl AttentionKernels {
         device.dispatch(
             &kernels.combine,
             &[sums, totals, &inputs.query.buffer, &out.buffer],
-            &[row as u32, len as u32, position as u32, share as u32],
+            &[row as u32, len as u32, position as u32, share as u32, 0],
             [(n_heads * head_dim / 4).div_ceil(COMBINE_LANES) as u32, len as u32, 1],
         );
     }

@@ -6,9 +6,10 @@ use compute::{
     Matrix, Memory, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 
-use crate::attention;
+use crate::attention::{self, AttentionKernels};
 use crate::buffers::{Activations, Constant};
-use crate::delta_net::{self, DeltaState};
+use crate::delta_net;
+use crate::delta_state::DeltaState;
 use crate::experts::LayerSlots;
 use crate::gpu::Gpu;
 use crate::kv_cache::KvCache;
@@ -62,7 +63,9 @@ impl Backend for Gpu {
 
     fn scratch_bytes(&self, needs: &ScratchNeeds<'_>) -> u64 {
         let attention =
-            needs.attention.map_or(0, |spec| attention::scratch_bytes(spec, needs.rows));
+            needs.attention.map_or(0, |spec| {
+            AttentionKernels::scratch_bytes(spec, needs.rows, needs.context)
+        });
         // Inner activations of every use of an expert, of gate and of up where they are stored unlike.
         let inner = (2 * size_of::<f32>() * 16 * needs.rows * needs.intermediate) as u64;
         DRIVER_BYTES + attention + inner

@@ -2,14 +2,20 @@
 //!
 //! Three kernels: convolution with normalised queries and keys and the gates, parallel over rows; the
 //! delta rule, row after row with the state in registers, parallel over columns of the states; the gated
-//! norm. The state is read and written once for all rows of a call.
+//! norm. The state is read and written once for all rows of a call. A single row is done by one kernel,
+//! with the same bits.
+//!
+//! For that, sums in these kernels begin with a zero that is passed in. A sum that begins with a literal
+//! one begins with a product alone, and where a driver takes `fma` apart and puts it together again (Mesa's
+//! software Vulkan does), it is free to round one product or the other.
 
 use std::collections::HashMap;
 
-use compute::{DeltaNetSpec, DeltaStateValues, STATE_BLOCK, Span};
+use compute::{DeltaNetSpec, Span};
 
 use crate::buffers::{Activations, Constant};
-use crate::device::{Buffer, Device};
+use crate::delta_state::DeltaState;
+use crate::device::Device;
 use crate::kernel::{Kernel, KernelSource};
 use crate::scratch::Scratch;
 
@@ -17,8 +23,11 @@ use crate::scratch::Scratch;
 const LANES: u32 = 64;
 /// Teams of a workgroup.
 const TEAMS: usize = LANES as usize / 8;
-/// Most rows that are computed at once: they bound the working memory.
-const MAX_ROWS: usize = 512;
+/// Lanes of a workgroup that computes a single row.
+const STEP_LANES: u32 = 256;
+/// Most rows that are computed at once: they bound the working memory. Fewer where this crate tests itself,
+/// so that short sequences are divided.
+const MAX_ROWS: usize = if cfg!(test) { 60 } else { 512 };
 
 /// What a gated delta net reads besides the state, as [`compute::DeltaNetInputs`].
 #[derive(Clone, Copy, Debug)]
@@ -31,128 +40,6 @@ pub(crate) struct Inputs<'a> {
     pub(crate) a_log: &'a Constant,
     pub(crate) dt_bias: &'a Constant,
     pub(crate) norm: &'a Constant,
-}
-
-/// State of a layer of a sequence, on the device.
-#[derive(Debug)]
-pub struct DeltaState {
-    /// Tokens seen.
-    len: usize,
-    /// (conv_kernel - 1, channels): the last inputs of the convolution, newest last.
-    history: Buffer,
-    /// (n_value_heads, value_dim, key_dim).
-    recurrent: Buffer,
-    sizes: Sizes,
-    /// Positions at which a snapshot is wanted.
-    marks: Vec<usize>,
-    /// Snapshots by position: the history, then the recurrent state.
-    kept: Vec<(usize, Buffer)>,
-}
-
-/// Bytes of the parts of a state.
-#[derive(Clone, Copy, Debug)]
-struct Sizes {
-    history: u64,
-    recurrent: u64,
-}
-
-impl Sizes {
-    fn of(spec: &DeltaNetSpec) -> Self {
-        let history = (spec.conv_kernel - 1) * spec.channels();
-        let recurrent = spec.n_value_heads * spec.key_dim * spec.value_dim;
-        let [history, recurrent] = [history, recurrent].map(|len| (size_of::<f32>() * len) as u64);
-        Self { history, recurrent }
-    }
-}
-
-impl DeltaState {
-    /// A zero state.
-    pub(crate) fn new(device: &Device, spec: &DeltaNetSpec) -> Self {
-        let sizes = Sizes::of(spec);
-        Self {
-            len: 0,
-            history: device.buffer(sizes.history),
-            recurrent: device.buffer(sizes.recurrent),
-            sizes,
-            marks: Vec::new(),
-            kept: Vec::new(),
-        }
-    }
-
-    /// Bytes of a state.
-    pub(crate) fn bytes(spec: &DeltaNetSpec) -> u64 {
-        let Sizes { history, recurrent } = Sizes::of(spec);
-        history + recurrent
-    }
-
-    /// Bytes of a snapshot.
-    pub(crate) fn snapshot_bytes(spec: &DeltaNetSpec) -> usize {
-        Self::bytes(spec) as usize
-    }
-
-    /// See [`compute::Backend::mark_snapshot`].
-    pub(crate) fn mark_snapshot(&mut self, position: usize) {
-        assert!(position.is_multiple_of(STATE_BLOCK), "snapshots are made at the ends of blocks");
-        if !self.marks.contains(&position) {
-            self.marks.push(position);
-        }
-    }
-
-    /// See [`compute::Backend::take_snapshot`]. Waits for the device.
-    pub(crate) fn take_snapshot(&mut self, device: &Device, position: usize) -> Option<Vec<u8>> {
-        let index = self.kept.iter().position(|(kept, _)| *kept == position)?;
-        let (_, snapshot) = self.kept.swap_remove(index);
-        let mut bytes = Vec::new();
-        device.read(&snapshot, 0, self.sizes.history + self.sizes.recurrent, &mut bytes);
-        Some(bytes)
-    }
-
-    /// See [`compute::Backend::load_snapshot`].
-    pub(crate) fn load_snapshot(&mut self, device: &Device, position: usize, bytes: &[u8]) {
-        let (history, recurrent) = bytes.split_at(self.sizes.history as usize);
-        assert_eq!(recurrent.len() as u64, self.sizes.recurrent, "the bytes are a snapshot");
-        device.write(&self.history, 0, history);
-        device.write(&self.recurrent, 0, recurrent);
-        self.len = position;
-    }
-
-    /// See [`compute::Backend::delta_values`]. Waits for the device.
-    pub(crate) fn values(&self, device: &Device, spec: &DeltaNetSpec) -> DeltaStateValues {
-        let mut bytes = Vec::new();
-        let mut read = |buffer: &Buffer, len: u64| -> Vec<f32> {
-            device.read(buffer, 0, len, &mut bytes);
-            bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-        };
-        let conv = read(&self.history, self.sizes.history);
-        let by_column = read(&self.recurrent, self.sizes.recurrent);
-        let DeltaNetSpec { key_dim, value_dim, .. } = *spec;
-        let heads = by_column.chunks_exact(key_dim * value_dim).flat_map(|head| {
-            (0..key_dim * value_dim).map(move |at| head[at % value_dim * key_dim + at / value_dim])
-        });
-        DeltaStateValues { recurrent: heads.collect(), conv }
-    }
-
-    /// Rows until the next position at which a snapshot is wanted.
-    fn until_mark(&self) -> usize {
-        let to_come = self.marks.iter().filter_map(|mark| mark.checked_sub(self.len));
-        to_come.filter(|rows| *rows > 0).min().unwrap_or(usize::MAX)
-    }
-
-    /// Counts rows, and keeps a snapshot if one is wanted after them.
-    fn advance(&mut self, device: &Device, rows: usize) {
-        self.len += rows;
-        let Some(index) = self.marks.iter().position(|mark| *mark == self.len) else {
-            return;
-        };
-        self.marks.swap_remove(index);
-        let Sizes { history, recurrent } = self.sizes;
-        let snapshot = device.buffer(history + recurrent);
-        if history > 0 {
-            device.copy((&self.history, 0), (&snapshot, 0), history);
-        }
-        device.copy((&self.recurrent, 0), (&snapshot, history), recurrent);
-        self.kept.push((self.len, snapshot));
-    }
 }
 
 /// Kernels of gated delta nets with their working memory.
@@ -178,15 +65,21 @@ struct Compiled {
     mix: Kernel,
     rule: Kernel,
     norm: Kernel,
+    /// On devices that can bind all it needs.
+    step: Option<Kernel>,
 }
 
 /// Why a gated delta net of this shape cannot be computed, if it cannot.
 pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
-    let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, conv_kernel, .. } = *spec;
+    let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, .. } = *spec;
     if key_dim == 0 || key_dim > 256 || !key_dim.is_multiple_of(4) {
         return Some(format!(
             "linear key heads of {key_dim} values: the GPU takes multiples of 4 up to 256"
         ));
+    }
+    // The values of a head are kept in the memory of a workgroup.
+    if value_dim == 0 || value_dim > 1024 {
+        return Some(format!("linear value heads of {value_dim} values: the GPU takes up to 1024"));
     }
     if n_key_heads == 0 || !n_value_heads.is_multiple_of(n_key_heads) || conv_kernel == 0 {
         return Some(format!(
@@ -198,6 +91,11 @@ pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
 }
 
 impl DeltaNetKernels {
+    /// Bytes of working memory.
+    pub(crate) fn scratch_bytes(spec: &DeltaNetSpec, rows: usize) -> u64 {
+        (size_of::<f32>() * rows.min(MAX_ROWS) * Shape::of(spec).mixed_width()) as u64
+    }
+
     /// See [`compute::Backend::gated_delta_net`].
     pub(crate) fn gated_delta_net(
         &mut self,
@@ -219,7 +117,12 @@ impl DeltaNetKernels {
             let end = span.row + span.len;
             while row < end {
                 let rows = (end - row).min(MAX_ROWS).min(state.until_mark());
-                self.apply(device, spec, inputs, [row, rows], state, out);
+                match &self.compiled[&shape].step {
+                    Some(kernel) if rows == 1 => {
+                        step(device, kernel, spec, inputs, row, state, out);
+                    }
+                    _ => self.apply(device, spec, inputs, [row, rows], state, out),
+                }
                 state.advance(device, rows);
                 row += rows;
             }
@@ -241,6 +144,7 @@ impl DeltaNetKernels {
         let mixed = self.mixed.at_least(device, size_of::<f32>() * rows * shape.mixed_width());
         let workgroups = |teams: usize| teams.div_ceil(TEAMS) as u32;
         let scale = 1.0 / (spec.key_dim as f32).sqrt();
+        let history = (state.history_at() / 4) as u32;
         device.dispatch(
             &kernels.mix,
             &[
@@ -253,22 +157,62 @@ impl DeltaNetKernels {
                 &inputs.dt_bias.buffer,
                 mixed,
             ],
-            &[row as u32, scale.to_bits()],
+            &[row as u32, history, scale.to_bits(), 0],
             [workgroups(spec.n_key_heads + spec.n_value_heads), rows as u32, 1],
         );
         device.dispatch(
             &kernels.rule,
             &[mixed, &state.recurrent, &inputs.qkv.buffer, &state.history, &out.buffer],
-            &[row as u32, rows as u32],
+            &[row as u32, rows as u32, history, 0],
             [workgroups(spec.value_dim), spec.n_value_heads as u32, 1],
         );
         device.dispatch(
             &kernels.norm,
             &[&out.buffer, &inputs.z.buffer, &inputs.norm.buffer],
-            &[row as u32, spec.eps.to_bits()],
+            &[row as u32, spec.eps.to_bits(), 0],
             [workgroups(spec.n_value_heads), rows as u32, 1],
         );
     }
+}
+
+/// Computes a single row.
+fn step(
+    device: &Device,
+    kernel: &Kernel,
+    spec: &DeltaNetSpec,
+    inputs: Inputs<'_>,
+    row: usize,
+    state: &mut DeltaState,
+    out: &Activations,
+) {
+    let scale = 1.0 / (spec.key_dim as f32).sqrt();
+    let history = state.history_at();
+    state.second_history = !state.second_history;
+    device.dispatch(
+        kernel,
+        &[
+            &inputs.qkv.buffer,
+            &state.history,
+            &inputs.conv.buffer,
+            &inputs.a.buffer,
+            &inputs.b.buffer,
+            &inputs.a_log.buffer,
+            &inputs.dt_bias.buffer,
+            &state.recurrent,
+            &inputs.z.buffer,
+            &inputs.norm.buffer,
+            &out.buffer,
+        ],
+        &[
+            row as u32,
+            (history / 4) as u32,
+            (state.history_at() / 4) as u32,
+            scale.to_bits(),
+            spec.eps.to_bits(),
+            0,
+        ],
+        [spec.n_value_heads as u32, 1, 1],
+    );
 }
 
 impl Shape {
@@ -285,12 +229,17 @@ impl Shape {
     }
 
     fn compile(self, device: &Device) -> Compiled {
-        let [mix, rule, norm] = self.with_sources(|source| device.kernel(source));
-        Compiled { mix, rule, norm }
+        let [mix, rule, norm, step] = self.with_sources(|source| {
+            (source.writes.len() <= device.max_bindings()).then(|| device.kernel(source))
+        });
+        let [mix, rule, norm] =
+            [mix, rule, norm].map(|kernel| kernel.expect("every device has eight bindings"));
+        Compiled { mix, rule, norm, step }
     }
 
-    /// Applies a function to the sources of the kernels: of the first part, the rule, the norm.
-    fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 3] {
+    /// Applies a function to the sources of the kernels: of the first part, the rule, the norm, a
+    /// single row.
+    fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 4] {
         let constants = [
             ("N_KEY_HEADS", self.n_key_heads as u32),
             ("N_VALUE_HEADS", self.n_value_heads as u32),
@@ -301,31 +250,38 @@ impl Shape {
             ("MIXED", self.mixed_width() as u32),
             ("COLUMNS", self.value_dim.div_ceil(TEAMS) as u32),
         ];
-        let source = |name, part, writes| KernelSource {
+        let gates = include_str!("kernels/delta_net_gates.wgsl");
+        let source = KernelSource {
             flags: &[],
-            name,
-            parts: part,
+            name: "delta net: mix",
+            parts: &[gates, include_str!("kernels/delta_net_mix.wgsl")],
             constants: &constants,
-            writes,
+            writes: &[false, false, false, false, false, false, false, true],
             teams: Some(LANES),
         };
-        [
-            apply(&source(
-                "delta net: mix",
-                &[include_str!("kernels/delta_net_mix.wgsl")],
-                &[false, false, false, false, false, false, false, true],
-            )),
-            apply(&source(
-                "delta net: rule",
-                &[include_str!("kernels/delta_net_rule.wgsl")],
-                &[false, true, false, true, true],
-            )),
-            apply(&source(
-                "delta net: norm",
-                &[include_str!("kernels/delta_net_norm.wgsl")],
-                &[true, false, false],
-            )),
-        ]
+        let mix = apply(&source);
+        let rule = apply(&KernelSource {
+            name: "delta net: rule",
+            parts: &[gates, include_str!("kernels/delta_net_rule.wgsl")],
+            writes: &[false, true, false, true, true],
+            ..source
+        });
+        let norm = apply(&KernelSource {
+            name: "delta net: norm",
+            parts: &[include_str!("kernels/delta_net_norm.wgsl")],
+            writes: &[true, false, false],
+            ..source
+        });
+        let mut writes = [false; 11];
+        [1, 7, 10].into_iter().for_each(|binding| writes[binding] = true);
+        let step = apply(&KernelSource {
+            name: "delta net: one row",
+            parts: &[gates, include_str!("kernels/delta_net_step.wgsl")],
+            writes: &writes,
+            teams: Some(STEP_LANES),
+            ..source
+        });
+        [mix, rule, norm, step]
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) const IMMEDIATE_BYTES: u32 = 128;
 /// while more is recorded.
 const SUBMIT_AFTER: u32 = 48;
 /// Most bindings of a kernel.
-const MAX_BINDINGS: usize = 8;
+const MAX_BINDINGS: usize = 11;
 
 /// Why a GPU cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -302,6 +302,11 @@ impl Device {
     pub fn max_binding_bytes(&self) -> u64 {
         let limits = &self.shared.limits;
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256
+    }
+
+    /// Most bindings that a kernel can have here.
+    pub(crate) fn max_bindings(&self) -> usize {
+        MAX_BINDINGS.min(self.shared.limits.max_storage_buffers_per_shader_stage as usize)
     }
 
     /// What was said so far.

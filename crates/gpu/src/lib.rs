@@ -2,10 +2,10 @@
 //!
 //! One set of kernels in WGSL (`kernels/`) serves Vulkan, Metal and DX12 through `wgpu`. [`Gpu`]
 //! implements [`compute::Backend`]: an operation is recorded, and the device begins when somebody waits
-//! for a result or enough was recorded ([`device`]).
+//! for a result or enough was recorded.
 //!
-//! Every output element has one order of additions, whatever the batch and whatever the width of the
-//! device's subgroups: the same bits come out of a row alone and of a row of a long prompt.
+//! Every output element has one order of additions, whatever the batch: the same bits come out of a row
+//! alone and of a row of a long prompt. Between devices the last bits may differ.
 
 #![deny(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod backend;
 mod bandwidth;
 mod buffers;
 mod delta_net;
+mod delta_state;
 mod device;
 mod experts;
 mod formats;
@@ -33,7 +34,7 @@ mod weights;
 
 pub use bandwidth::read_bandwidth;
 pub use buffers::{Activations, Constant};
-pub use delta_net::DeltaState;
+pub use delta_state::DeltaState;
 pub use device::{Adapter, Device, DeviceOptions, GpuError, adapters};
 pub use gpu::Gpu;
 pub use kv_cache::KvCache;

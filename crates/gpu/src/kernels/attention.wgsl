@@ -21,6 +21,7 @@ struct Params {
     slot: u32,
     // Whether what is there already is continued.
     resume: u32,
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> prepared: array<vec4<f32>>;
@@ -36,6 +37,8 @@ const GROUP: u32 = N_HEADS / N_KV_HEADS;
 const CHUNKS: u32 = HEAD_DIM / 4u;
 const LANE_CHUNKS: u32 = (CHUNKS + 7u) / 8u;
 const TEAMS: u32 = WORKGROUP / 8u;
+// Keys of which a lane reads the values before it uses them: reads take long, and several are as quick as one.
+const AHEAD: u32 = 8u;
 // Chunks of all queries that a lane merges.
 const OWN: u32 = (QUERIES * CHUNKS + WORKGROUP - 1u) / WORKGROUP;
 
@@ -54,6 +57,19 @@ fn unpacked(halves: vec2<u32>) -> vec4<f32> {
 // Where in the partial results a query of the tile is.
 fn place(slot: u32, query: u32, kv_head: u32) -> u32 {
     return (slot * params.rows + query / GROUP) * N_HEADS + kv_head * GROUP + query % GROUP;
+}
+
+// What a lane reads of a key, or of nothing.
+fn load_key(record: u32, lane: u32, exists: bool) -> array<vec2<u32>, LANE_CHUNKS> {
+    var x: array<vec2<u32>, LANE_CHUNKS>;
+    for (var i = 0u; i < LANE_CHUNKS; i++) {
+        let chunk = i * 8u + lane;
+        x[i] = vec2<u32>();
+        if (exists && chunk < CHUNKS) {
+            x[i] = cache[record * CHUNKS + chunk];
+        }
+    }
+    return x;
 }
 
 fn largest_of(query: u32) -> f32 {
@@ -102,6 +118,9 @@ fn main(entry: Entry) {
 
     for (var begin = share_begin; begin < share_end; begin += SEGMENT) {
         let n_keys = min(SEGMENT, share_end - begin);
+        // The first record of the segment; those of a position are the keys and the values.
+        let records = (begin - params.begin) * 2u;
+        var next = load_key((records + 2u * me.team) * N_KV_HEADS + kv_head, me.lane, me.team < n_keys);
         for (var at = local; at < QUERIES * CHUNKS; at += WORKGROUP) {
             let query = first + at / CHUNKS;
             var x = vec4<f32>();
@@ -112,19 +131,15 @@ fn main(entry: Entry) {
         }
         workgroupBarrier();
 
-        // Scores: a key for each team.
-        let records = (begin - params.begin) * 2u;
+        // Scores: a key for each team. The next one is read while one is computed.
         for (var step = 0u; step < n_keys; step += TEAMS) {
             let key = step + me.team;
-            let record = (records + 2u * key) * N_KV_HEADS + kv_head;
             var x: array<vec4<f32>, LANE_CHUNKS>;
             for (var i = 0u; i < LANE_CHUNKS; i++) {
-                let chunk = i * 8u + me.lane;
-                x[i] = vec4<f32>();
-                if (key < n_keys && chunk < CHUNKS) {
-                    x[i] = unpacked(cache[record * CHUNKS + chunk]);
-                }
+                x[i] = unpacked(next[i]);
             }
+            let next_key = key + TEAMS;
+            next = load_key((records + 2u * next_key) * N_KV_HEADS + kv_head, me.lane, next_key < n_keys);
             for (var query = 0u; query < QUERIES; query++) {
                 var sums = vec4<f32>();
                 for (var i = 0u; i < LANE_CHUNKS; i++) {
@@ -157,7 +172,7 @@ fn main(entry: Entry) {
         if (query < QUERIES) {
             let largest = largest_of(query);
             var total = 0.0;
-            for (var key = local % 8u; key < n_keys; key += 8u) {
+            for (var key = local % 8u; key < SEGMENT; key += 8u) {
                 // Positions after the query's own weigh nothing.
                 var weight = 0.0;
                 if (key < visible) {
@@ -178,11 +193,23 @@ fn main(entry: Entry) {
             sums[i] = vec4<f32>();
         }
         if (key_group < KEY_GROUPS) {
-            for (var key = key_group; key < n_keys; key += KEY_GROUPS) {
-                let record = (records + 2u * key + 1u) * N_KV_HEADS + kv_head;
-                let x = unpacked(cache[record * CHUNKS + chunk]);
-                for (var i = 0u; i < QUERIES; i++) {
-                    sums[i] = fma(vec4<f32>(scores[key * QUERIES + i]), x, sums[i]);
+            for (var step = key_group; step < n_keys; step += AHEAD * KEY_GROUPS) {
+                var ahead: array<vec2<u32>, AHEAD>;
+                for (var j = 0u; j < AHEAD; j++) {
+                    let key = step + j * KEY_GROUPS;
+                    ahead[j] = vec2<u32>();
+                    if (key < n_keys) {
+                        let record = (records + 2u * key + 1u) * N_KV_HEADS + kv_head;
+                        ahead[j] = cache[record * CHUNKS + chunk];
+                    }
+                }
+                for (var j = 0u; j < AHEAD; j++) {
+                    // Keys that are not there weigh nothing.
+                    let key = min(step + j * KEY_GROUPS, SEGMENT - 1u);
+                    let x = unpacked(ahead[j]);
+                    for (var i = 0u; i < QUERIES; i++) {
+                        sums[i] = fma(vec4<f32>(scores[key * QUERIES + i]), x, sums[i]);
+                    }
                 }
             }
         }
@@ -203,7 +230,7 @@ fn main(entry: Entry) {
             let at = i * WORKGROUP + local;
             if (at < QUERIES * CHUNKS) {
                 let owner = at / CHUNKS;
-                whole[i] = merged(whole[i], Partial(largest_of(owner), total_of(owner), tile[at]));
+                whole[i] = merged(whole[i], Partial(largest_of(owner), total_of(owner), tile[at]), params.zero);
             }
         }
         workgroupBarrier();

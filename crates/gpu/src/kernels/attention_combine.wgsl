@@ -9,6 +9,7 @@ struct Params {
     position: u32,
     // Positions of a partial result.
     share: u32,
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> partial_sums: array<vec4<f32>>;
@@ -18,6 +19,8 @@ struct Params {
 var<immediate> params: Params;
 
 const CHUNKS: u32 = HEAD_DIM / 4u;
+// Partial results that are read before they are used: reads take long, and several are as quick as one.
+const AHEAD: u32 = 8u;
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -29,10 +32,19 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let head = at / CHUNKS;
     var whole = Partial(NOTHING, 0.0, vec4<f32>());
     let n_slots = (params.position + index) / params.share + 1u;
-    for (var slot = 0u; slot < n_slots; slot++) {
-        let source = (slot * params.rows + index) * N_HEADS + head;
-        let totals = partial_totals[source];
-        whole = merged(whole, Partial(totals.x, totals.y, partial_sums[source * CHUNKS + at % CHUNKS]));
+    for (var step = 0u; step < n_slots; step += AHEAD) {
+        var ahead: array<Partial, AHEAD>;
+        for (var j = 0u; j < AHEAD; j++) {
+            let slot = min(step + j, n_slots - 1u);
+            let source = (slot * params.rows + index) * N_HEADS + head;
+            let totals = partial_totals[source];
+            ahead[j] = Partial(totals.x, totals.y, partial_sums[source * CHUNKS + at % CHUNKS]);
+        }
+        for (var j = 0u; j < AHEAD; j++) {
+            if (step + j < n_slots) {
+                whole = merged(whole, ahead[j], params.zero);
+            }
+        }
     }
     var result = whole.sums / whole.total;
     let row = params.row + index;

@@ -18,13 +18,14 @@ fn shrink(largest: f32, new_largest: f32) -> f32 {
     return select(exp(largest - new_largest), 1.0, largest == new_largest);
 }
 
-fn merged(earlier: Partial, later: Partial) -> Partial {
+// `zero` is zero, which a compiler does not know: without it, it may choose which of two products is rounded.
+fn merged(earlier: Partial, later: Partial, zero: f32) -> Partial {
     let largest = max(earlier.largest, later.largest);
     let keep = shrink(earlier.largest, largest);
     let take = shrink(later.largest, largest);
     return Partial(
         largest,
-        fma(later.total, take, earlier.total * keep),
-        fma(later.sums, vec4<f32>(take), earlier.sums * keep),
+        fma(later.total, take, fma(earlier.total, keep, zero)),
+        fma(later.sums, vec4<f32>(take), fma(earlier.sums, vec4<f32>(keep), vec4<f32>(zero))),
     );
 }

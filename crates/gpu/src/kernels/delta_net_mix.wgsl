@@ -2,15 +2,18 @@
 // and keys, and the gates of each value head. A team of lanes takes a key head (its query, its key, and
 // their product), or a value head with its gates.
 //
-// N_KEY_HEADS, N_VALUE_HEADS, KEY_DIM, VALUE_DIM: shape. TAPS: of the convolution. MIXED: width of a row of
-// results: queries, keys, values, then for each value head its decay and its writing strength, then for
-// each key head the product of query and key.
+// MIXED: width of a row of results: queries, keys, values, then for each value head its decay and its
+// writing strength, then for each key head the product of query and key.
 
 struct Params {
     // First row of the batch.
     row: u32,
+    // Where the history is.
+    history: u32,
     // What queries are multiplied by.
     scale: f32,
+    // Zero, which a compiler does not know: see `delta_net.rs`.
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;
@@ -25,52 +28,20 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> mixed: array<f32>;
 var<immediate> params: Params;
 
-const KEYS: u32 = N_KEY_HEADS * KEY_DIM;
-const CHANNELS: u32 = 2u * KEYS + N_VALUE_HEADS * VALUE_DIM;
-// Added to the sum of squares when queries and keys are normalised.
-const L2_EPS: f32 = 1e-6;
-
 fn convolved(index: u32, channel: u32) -> f32 {
-    var sum = 0.0;
+    var sum = params.zero;
     for (var tap = 0u; tap < TAPS; tap++) {
         // Inputs are counted from the first of the history.
         let input = index + tap;
         var x: f32;
         if (input < TAPS - 1u) {
-            x = history[input * CHANNELS + channel];
+            x = history[params.history + input * CHANNELS + channel];
         } else {
             x = qkv[(params.row + input + 1u - TAPS) * CHANNELS + channel];
         }
         sum = fma(conv[channel * TAPS + tap], x, sum);
     }
     return silu(sum);
-}
-
-// ln(1 + x) for positive x.
-fn log_of_one_and(x: f32) -> f32 {
-    if (x > 1.0) {
-        return log(1.0 + x);
-    }
-    // 2 artanh(s): logarithms on a device are poor near one.
-    let s = x / (2.0 + x);
-    let square = s * s;
-    var sum = 1.0 / 15.0;
-    sum = fma(sum, square, 1.0 / 13.0);
-    sum = fma(sum, square, 1.0 / 11.0);
-    sum = fma(sum, square, 1.0 / 9.0);
-    sum = fma(sum, square, 1.0 / 7.0);
-    sum = fma(sum, square, 1.0 / 5.0);
-    sum = fma(sum, square, 1.0 / 3.0);
-    sum = fma(sum, square, 1.0);
-    return 2.0 * s * sum;
-}
-
-// ln(1 + e^x), which is x to all digits from 20 on.
-fn softplus(x: f32) -> f32 {
-    if (x > 20.0) {
-        return x;
-    }
-    return log_of_one_and(exp(x));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -82,8 +53,8 @@ fn main(entry: Entry) {
     let out = index * MIXED;
     let is_key = head < N_KEY_HEADS;
     // Sums of squares of the query and of the key, and their product.
-    var squares = vec2<f32>();
-    var product = 0.0;
+    var squares = vec2<f32>(params.zero);
+    var product = params.zero;
     if (is_key) {
         for (var d = me.lane; d < KEY_DIM; d += 8u) {
             let channel = head * KEY_DIM + d;
@@ -118,7 +89,7 @@ fn main(entry: Entry) {
     } else if (me.lane == 0u) {
         let value_head = head - N_KEY_HEADS;
         let gate = (params.row + index) * N_VALUE_HEADS + value_head;
-        let decay = exp(-exp(a_log[value_head]) * softplus(a[gate] + dt_bias[value_head]));
+        let decay = decay_of(a[gate], a_log[value_head], dt_bias[value_head]);
         mixed[out + CHANNELS + 2u * value_head] = decay;
         mixed[out + CHANNELS + 2u * value_head + 1u] = sigmoid(b[gate]);
     }

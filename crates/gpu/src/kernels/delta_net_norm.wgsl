@@ -6,6 +6,8 @@ struct Params {
     // First row of the batch.
     row: u32,
     eps: f32,
+    // Zero, which a compiler does not know: see `delta_net.rs`.
+    zero: f32,
 }
 
 // (rows, N_VALUE_HEADS, VALUE_DIM).
@@ -21,7 +23,7 @@ fn main(entry: Entry) {
     // Teams without a head only take part in sums.
     let head = min(place, N_VALUE_HEADS - 1u);
     let at = ((params.row + entry.group.y) * N_VALUE_HEADS + head) * VALUE_DIM;
-    var squares = 0.0;
+    var squares = params.zero;
     for (var d = me.lane; d < VALUE_DIM; d += 8u) {
         squares = fma(out[at + d], out[at + d], squares);
     }

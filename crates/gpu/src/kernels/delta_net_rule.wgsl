@@ -5,13 +5,17 @@
 //
 // The output is S^T q before the update, plus delta times (k . q): both reads of the state are one.
 //
-// N_KEY_HEADS, N_VALUE_HEADS, KEY_DIM, VALUE_DIM, TAPS, MIXED: as in `delta_net_mix.wgsl`. TILED: whether
-// value heads that share a key head lie apart. COLUMNS: workgroups of a head.
+// MIXED: as in `delta_net_mix.wgsl`. TILED: whether value heads that share a key head lie apart. COLUMNS:
+// workgroups of a head.
 
 struct Params {
     // First row of the batch, and rows.
     row: u32,
     rows: u32,
+    // Where the history is.
+    history: u32,
+    // Zero, which a compiler does not know: see `delta_net.rs`.
+    zero: f32,
 }
 
 @group(0) @binding(0) var<storage, read> mixed: array<vec4<f32>>;
@@ -24,8 +28,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 var<immediate> params: Params;
 
-const KEYS: u32 = N_KEY_HEADS * KEY_DIM;
-const CHANNELS: u32 = 2u * KEYS + N_VALUE_HEADS * VALUE_DIM;
 // A chunk is four rows of the state.
 const CHUNKS: u32 = KEY_DIM / 4u;
 const LANE_CHUNKS: u32 = (CHUNKS + 7u) / 8u;
@@ -67,11 +69,13 @@ fn load_row(index: u32, head: u32, key_head: u32, column: u32, lane: u32) -> Row
 fn keep_history(channel: u32) {
     for (var i = 0u; i + 1u < TAPS; i++) {
         let input = params.rows + i;
+        var x: f32;
         if (input < TAPS - 1u) {
-            history[i * CHANNELS + channel] = history[input * CHANNELS + channel];
+            x = history[params.history + input * CHANNELS + channel];
         } else {
-            history[i * CHANNELS + channel] = qkv[(params.row + input + 1u - TAPS) * CHANNELS + channel];
+            x = qkv[(params.row + input + 1u - TAPS) * CHANNELS + channel];
         }
+        history[params.history + i * CHANNELS + channel] = x;
     }
 }
 
@@ -101,10 +105,10 @@ fn main(entry: Entry) {
     for (var index = 0u; index < params.rows; index++) {
         let row = next;
         next = load_row(min(index + 1u, params.rows - 1u), head, key_head, column, me.lane);
-        var by_key = vec4<f32>();
-        var by_query = vec4<f32>();
+        var by_key = vec4<f32>(params.zero);
+        var by_query = vec4<f32>(params.zero);
         for (var i = 0u; i < LANE_CHUNKS; i++) {
-            s[i] *= row.decay;
+            s[i] = fma(s[i], vec4<f32>(row.decay), vec4<f32>(params.zero));
             by_key = fma(s[i], row.key[i], by_key);
             by_query = fma(s[i], row.query[i], by_query);
         }
@@ -125,8 +129,8 @@ fn main(entry: Entry) {
             state[at + chunk] = s[i];
         }
     }
-    let workgroup = head * COLUMNS + entry.group.x;
-    for (var channel = workgroup * WORKGROUP + entry.local; channel < CHANNELS; channel += N_VALUE_HEADS * COLUMNS * WORKGROUP) {
+    let lane = (head * COLUMNS + entry.group.x) * WORKGROUP + entry.local;
+    for (var channel = lane; channel < CHANNELS; channel += N_VALUE_HEADS * COLUMNS * WORKGROUP) {
         keep_history(channel);
     }
 }
