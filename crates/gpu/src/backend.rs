@@ -62,10 +62,9 @@ impl Backend for Gpu {
     }
 
     fn scratch_bytes(&self, needs: &ScratchNeeds<'_>) -> u64 {
-        let attention =
-            needs.attention.map_or(0, |spec| {
-            AttentionKernels::scratch_bytes(spec, needs.rows, needs.context)
-        });
+        let attention = needs
+            .attention
+            .map_or(0, |spec| AttentionKernels::scratch_bytes(spec, needs.rows, needs.context));
         // Inner activations of every use of an expert, of gate and of up where they are stored unlike.
         let inner = (2 * size_of::<f32>() * 16 * needs.rows * needs.intermediate) as u64;
         DRIVER_BYTES + attention + inner

@@ -23,11 +23,11 @@ const SHARES: [usize; 3] = [1, 4, 8];
 
 /// A form of the product kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
-    format: Format,
-    n_x: usize,
-    is_fused: bool,
-    is_grouped: bool,
+pub(crate) struct Form {
+    pub(crate) format: Format,
+    pub(crate) n_x: usize,
+    pub(crate) is_fused: bool,
+    pub(crate) is_grouped: bool,
 }
 
 /// How the products are cut; results are the same bits whatever it is.
@@ -109,7 +109,7 @@ pub(crate) fn share(n_rows: usize) -> usize {
 }
 
 /// Calls `use_source` with the source of a form.
-fn with_source<T>(
+pub(crate) fn with_source<T>(
     form: Form,
     tuning: Tuning,
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
@@ -131,6 +131,19 @@ fn with_source<T>(
         flags: &[("FUSED", form.is_fused)],
         writes,
         teams: Some(tuning.workgroup),
+    })
+}
+
+/// Applies a function to the kernel that reads rows of an embedding.
+pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+    let decoder = decoder(format).expect("formats were checked when weights were loaded");
+    apply(&KernelSource {
+        name: "embed",
+        parts: &[WEIGHTS, decoder.text, EMBED],
+        constants: &decoder.constants,
+        flags: &[],
+        writes: &[false, false, false, true],
+        teams: None,
     })
 }
 
@@ -223,17 +236,10 @@ impl Products {
     ) {
         assert_eq!(table.cols, out.width(), "shapes agree");
         out.set_rows(n_tokens);
-        let kernel = self.embed.entry(table.format).or_insert_with(|| {
-            let decoder = decoder(table.format).expect("formats were checked");
-            device.kernel(&KernelSource {
-                name: "embed",
-                parts: &[WEIGHTS, decoder.text, EMBED],
-                constants: &decoder.constants,
-                flags: &[],
-                writes: &[false, false, false, true],
-                teams: None,
-            })
-        });
+        let kernel = self
+            .embed
+            .entry(table.format)
+            .or_insert_with(|| with_embed(table.format, |source| device.kernel(source)));
         let units = table.cols.div_ceil(UNIT) as u32;
         let [codes, scales, biases] = table.parts;
         let words = [codes, scales, biases, units, table.cols as u32, n_tokens as u32];

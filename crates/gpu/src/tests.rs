@@ -5,38 +5,13 @@
 mod support;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use compute::Matrix;
+use compute::{Backend, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, Routing};
 
 use crate::buffers::Activations;
-use crate::device::{Device, DeviceOptions, adapters};
 use crate::gpu::Gpu;
+use crate::product::{Form, Tuning, with_embed, with_source};
+use crate::testing::{devices, download, host, name, translate, upload};
 use support::{Random, assert_close, matrix};
-
-/// Backends on the first adapter: with subgroup operations and without.
-pub(crate) fn gpus() -> Vec<Gpu> {
-    let adapters = adapters();
-    let adapter = adapters.first().expect(
-        "the tests need a GPU or a software one: install mesa-vulkan-drivers and libvulkan1",
-    );
-    let forms = [true, false].map(|subgroups| DeviceOptions { subgroups, checked: true });
-    let open = |options| Gpu::new(Device::open(adapter, options).expect("the adapter opens"));
-    forms.map(open).into()
-}
-
-pub(crate) fn upload(gpu: &Gpu, values: &[f32], width: usize) -> Activations {
-    let mut buffer = Activations::new(&gpu.device, values.len() / width, width);
-    buffer.set_rows(values.len() / width);
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    gpu.device.write(&buffer.buffer, 0, &bytes);
-    buffer
-}
-
-pub(crate) fn download(gpu: &mut Gpu, buffer: &Activations) -> Vec<f32> {
-    let mut out = Vec::new();
-    gpu.download_values(buffer, &mut out);
-    gpu.device.check().expect("the device works");
-    out
-}
 
 /// Formats that the device knows and whose groups fit `cols`.
 fn formats(cols: usize) -> Vec<Format> {
@@ -75,25 +50,26 @@ fn expected(x: &[f32], weights: &Matrix) -> Vec<f32> {
 
 #[test]
 fn products_of_every_format_are_those_of_their_values() {
-    for mut gpu in gpus() {
+    for device in devices() {
+        let mut gpu = Gpu::new(device.clone());
         for (rows, cols) in [(5, 36), (35, 768)] {
             for format in formats(cols) {
                 let mut random = Random::new(7);
                 let weights = matrix(&mut random, format, rows, cols);
                 let x = random.numbers(11 * cols);
                 let on_device = gpu.put(&weights).expect("the format is known");
-                let buffer = upload(&gpu, &x, cols);
-                let mut out = Activations::new(&gpu.device, 11, rows);
+                let buffer = upload(&device, &x, cols);
+                let mut out = Activations::new(&device, 11, rows);
                 gpu.multiply(&buffer, &on_device, &mut out);
-                let together = download(&mut gpu, &out);
+                let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
                 let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
                 assert_close(&together, &expected(&x, &weights), 2e-6 * scale, &what);
                 // Fewer rows at a time give the same bits.
                 for (begin, len) in [(0, 1), (3, 3), (10, 1)] {
-                    let buffer = upload(&gpu, &x[begin * cols..(begin + len) * cols], cols);
+                    let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
                     gpu.multiply(&buffer, &on_device, &mut out);
-                    let apart = download(&mut gpu, &out);
+                    let apart = download(&device, &out);
                     assert_eq!(apart, together[begin * rows..(begin + len) * rows], "{what}");
                 }
             }
@@ -103,21 +79,118 @@ fn products_of_every_format_are_those_of_their_values() {
 
 #[test]
 fn rows_of_the_embedding_are_the_stored_ones() {
-    for mut gpu in gpus() {
+    for device in devices() {
+        let mut gpu = Gpu::new(device.clone());
         for format in formats(256) {
             let mut random = Random::new(8);
             let table = matrix(&mut random, format, 9, 256);
             let identity: Vec<f32> = (0..256 * 256).map(|i| f32::from(i % 257 == 0)).collect();
             let values = expected(&identity, &table);
             let on_device = gpu.put(&table).expect("the format is known");
-            let mut out = Activations::new(&gpu.device, 2, 256);
+            let mut out = Activations::new(&device, 2, 256);
             gpu.embed_rows(&on_device, &[8, 3], &mut out);
-            let rows = download(&mut gpu, &out);
+            let rows = download(&device, &out);
             for (column, value) in rows.iter().enumerate() {
                 let token = if column < 256 { 8 } else { 3 };
                 let expected = values[column % 256 * 9 + token];
                 assert!((value - expected).abs() <= 1e-6 * expected.abs(), "{format} {column}");
             }
+        }
+    }
+}
+
+#[test]
+fn kernels_translate_to_every_language() {
+    for format in formats(256) {
+        with_embed(format, translate);
+        for n_x in [1, 8] {
+            for (is_fused, is_grouped) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let form = Form { format, n_x, is_fused, is_grouped };
+                with_source(form, Tuning::default(), translate);
+            }
+        }
+    }
+}
+
+/// Experts with these formats of gate, up and down.
+fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
+    let [gate, up, down] = formats;
+    let one = |index| LoadedExpert {
+        index,
+        weights: ExpertWeights {
+            gate: matrix(random, gate, 64, 256),
+            up: matrix(random, up, 64, 256),
+            down: matrix(random, down, 256, 64),
+        },
+    };
+    (0..n).map(one).collect()
+}
+
+#[test]
+fn experts_agree_wherever_they_are() {
+    let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
+    let block = Format::Block;
+    let mixtures = [
+        [affine(4); 3],
+        [block(BlockType::Q4K), block(BlockType::Q4K), block(BlockType::Q8_0)],
+        [affine(4), affine(2), affine(3)],
+    ];
+    for formats in mixtures {
+        let mut random = Random::new(5);
+        let loaded = experts(&mut random, 6, formats);
+        let (rows, top_k) = (11, 3);
+        let x: Vec<f32> = random.numbers(rows * 256).iter().map(|x| 0.1 * x).collect();
+        let chosen = (0..rows as u32).flat_map(|row| [row % 4, 4, 5]);
+        let weights = vec![0.5; rows * top_k];
+        let routing = Routing { top_k, experts: chosen.collect(), weights };
+        let mut uses = ExpertUses::new(6);
+        uses.group(&routing);
+        let mut reference = Reference::new();
+        let on_host = host(&mut reference, &x, 256);
+        let mut out = reference.buffer(rows * top_k, 256);
+        reference.set_rows(&mut out, rows * top_k);
+        reference.experts(0, &on_host, &loaded, &uses, &mut out);
+        let mut expected = Vec::new();
+        reference.download(&out, &mut expected);
+        let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
+        for device in devices() {
+            // Room for none, for some, and for all of the experts.
+            let mut all = Vec::new();
+            for room in [0, 2, 6] {
+                let mut gpu = Gpu::new(device.clone());
+                let shape = |m: &Matrix| compute::MatrixShape {
+                    format: m.format,
+                    rows: m.rows,
+                    cols: m.cols,
+                };
+                let first = &loaded[0].weights;
+                let matrices = [shape(&first.gate), shape(&first.up), shape(&first.down)];
+                let slot =
+                    crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+                let shape = compute::ExpertShape { n_experts: 6, matrices };
+                let held = gpu.reserve_experts(&[Some(shape)], room * slot).expect("memory");
+                assert_eq!(held, [room as usize]);
+                let on_device = upload(&device, &x, 256);
+                // The second time some or all are there.
+                for pass in 0..3 {
+                    let mut uses = uses.clone();
+                    let mut out = gpu.buffer(rows * top_k, 256);
+                    gpu.set_rows(&mut out, rows * top_k);
+                    let n_held = gpu.take_held(0, &on_device, &mut uses, &mut out);
+                    let is_left = |expert: &&LoadedExpert| uses.distinct().contains(&expert.index);
+                    let left: Vec<_> = loaded.iter().filter(is_left).cloned().collect();
+                    assert_eq!(n_held == 0, pass == 0 || room == 0, "pass {pass}, room {room}");
+                    assert_eq!(gpu.holds_all(0), room == 6 && pass > 0);
+                    gpu.experts(0, &on_device, &left, &uses, &mut out);
+                    let what = format!("{}, room {room}, pass {pass}", name(&device));
+                    let values = download(&device, &out);
+                    assert_close(&values, &expected, 1e-5 * scale, &what);
+                    all.push(values);
+                }
+            }
+            assert!(all.iter().all(|one| *one == all[0]), "where an expert is leaves no trace");
         }
     }
 }

@@ -74,23 +74,24 @@ fn main(entry: Entry) {
     for (var tile = 0u; tile < params.units; tile += TILE) {
         let width = min(TILE, params.units - tile);
         workgroupBarrier();
-        for (var i = entry.local; i < HELD; i += WORKGROUP) {
-            let row = i / TILE;
-            let unit = i % TILE;
+        for (var i = entry.local; i < HELD * 8u; i += WORKGROUP) {
+            let row = i / 8u / TILE;
+            let unit = i / 8u % TILE;
+            let quad = (tile + unit) * 8u + i % 8u;
             if (row < n && unit < width) {
-                let source = x_row_of(item, row);
-                let begin = (tile + unit) * 8u;
-                var halves = array<vec4<f32>, 2>();
-                for (var q = 0u; q < 8u; q++) {
-                    var value = vec4<f32>(0.0);
-                    if (begin + q < params.x_quads) {
-                        value = x[source * params.x_quads + begin + q];
-                    }
-                    held[i * 9u + q] = value;
-                    halves[q / 4u] += value;
+                var value = vec4<f32>(0.0);
+                if (quad < params.x_quads) {
+                    value = x[x_row_of(item, row) * params.x_quads + quad];
                 }
-                held[i * 9u + 8u] = vec4<f32>(total(halves[0]), total(halves[1]), 0.0, 0.0);
+                held[i / 8u * 9u + i % 8u] = value;
             }
+        }
+        workgroupBarrier();
+        for (var i = entry.local; i < HELD; i += WORKGROUP) {
+            let first = i * 9u;
+            let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
+            let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
+            held[first + 8u] = vec4<f32>(total(low), total(high), 0.0, 0.0);
         }
         workgroupBarrier();
         for (var unit = at.lane; unit < width; unit += 8u) {
