@@ -48,7 +48,7 @@ enum Hold {
 }
 
 /// At two bits the model runs in circles now and then, and a call is brought to its end before the limit of
-/// tokens. So many make a short run; otherwise the context is the limit, as it is where nobody sets one.
+/// tokens. So many make a short run; else the context is the limit of held calls, as where nobody sets one.
 const MAX_TOKENS: usize = 600;
 
 fn all_prompts() -> bool {
@@ -93,10 +93,12 @@ struct Said {
 }
 
 fn run(engine: &mut Engine, model: &ChatModel, request: &ChatRequest) -> Said {
+    let is_limited = !request.constrain_tools || !all_prompts();
+    let max_tokens = is_limited.then_some(MAX_TOKENS);
     let tokenizer = engine.tokenizer().expect("it has one").clone();
     let mut prompt = model.prompt(&tokenizer, request).expect("a prompt");
     let options = GenerateOptions {
-        max_tokens: (!all_prompts()).then_some(MAX_TOKENS),
+        max_tokens,
         stop_tokens: engine.stop_tokens().to_vec(),
         show_special: true,
         ..GenerateOptions::default()

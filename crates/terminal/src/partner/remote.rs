@@ -123,7 +123,8 @@ impl Partner for Remote {
         if response.status != 200 {
             bail!("{}", refusal(response.status, response.body));
         }
-        let mut stream = Stream { begin, begun: None, last: None, call: None, outcome, done: false };
+        let mut stream =
+            Stream { begin, begun: None, last: None, call: None, outcome, done: false };
         let mut events = Events::new(response.body);
         while !stream.done {
             match events.next() {
