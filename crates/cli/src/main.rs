@@ -15,6 +15,7 @@ mod inspect;
 mod output;
 mod run;
 mod serve;
+mod svg;
 mod synth;
 mod timing;
 mod trace;
