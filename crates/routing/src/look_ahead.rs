@@ -62,6 +62,18 @@ impl Accuracy {
         guesses
     }
 
+    /// Adds what was counted elsewhere, for the same layers.
+    pub fn merge(&mut self, other: &Self) {
+        let add = |sum: &mut Count, count: &Count| {
+            sum.right += count.right;
+            sum.all += count.all;
+        };
+        self.layers.iter_mut().zip(&other.layers).for_each(|(sum, count)| add(sum, count));
+        self.classes.iter_mut().zip(&other.classes).for_each(|(sum, count)| add(sum, count));
+        self.ranks.resize(self.ranks.len().max(other.ranks.len()), 0);
+        self.ranks.iter_mut().zip(&other.ranks).for_each(|(sum, count)| *sum += count);
+    }
+
     /// All layers together.
     pub fn total(&self) -> Count {
         self.layers.iter().fold(Count::default(), |sum, count| Count {
@@ -81,9 +93,8 @@ impl Accuracy {
 /// Experts with a larger logit, or an equal one and a lower number.
 fn rank(logits: &[f32], expert: u32) -> usize {
     let own = logits[expert as usize];
-    let before = |(index, &logit): (usize, &f32)| {
-        logit > own || (logit == own && index < expert as usize)
-    };
+    let before =
+        |(index, &logit): (usize, &f32)| logit > own || (logit == own && index < expert as usize);
     logits.iter().enumerate().filter(|&pair| before(pair)).count()
 }
 
@@ -107,8 +118,8 @@ mod tests {
     #[test]
     fn guesses_are_counted_by_layer_margin_and_rank() {
         let mut accuracy = Accuracy::new(2);
-        // Best: 2 (weight 4 times that of the last), then 0; used: 2 and 3.
-        let guesses = accuracy.add(1, &[1.0, 0.5, 1.0 + 4_f32.ln(), 1.0], &[2, 3]);
+        // Best: 2 (weight 5 times that of the last), then 0; used: 2 and 3.
+        let guesses = accuracy.add(1, &[1.0, 0.5, 1.0 + 5_f32.ln(), 1.0], &[2, 3]);
         assert_eq!(guesses, [Guess { expert: 2, class: 4 }, Guess { expert: 0, class: 0 }]);
         assert_eq!(accuracy.layers, [Count { right: 0, all: 0 }, Count { right: 1, all: 2 }]);
         assert_eq!(accuracy.classes[4], Count { right: 1, all: 1 });

@@ -27,10 +27,8 @@ impl Uses {
     pub fn effective_experts(counts: &[u64]) -> f64 {
         let total: u64 = counts.iter().sum();
         let shares = counts.iter().filter(|&&count| count > 0);
-        let entropy: f64 = shares
-            .map(|&count| count as f64 / total as f64)
-            .map(|share| -share * share.ln())
-            .sum();
+        let entropy: f64 =
+            shares.map(|&count| count as f64 / total as f64).map(|share| -share * share.ln()).sum();
         if total == 0 { 0.0 } else { entropy.exp() }
     }
 }

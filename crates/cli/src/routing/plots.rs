@@ -1,0 +1,509 @@
+//! The plots of the page: which numbers go where.
+
+use routing::{
+    Accuracy, DEFAULT_POLICY, LookAhead, Method, POLICIES, Uses, by_popularity, coverage,
+    experts_for,
+};
+
+use crate::routing::chart::{
+    Axis, Chart, Line, Place, Segment, Stroke, bars, heat_map, histograms, lines,
+};
+use crate::routing::findings::percent;
+use crate::routing::{Report, sizes};
+use crate::svg::{number, ticks};
+
+/// Columns of the heat map, at most.
+const MOST_CELLS: usize = 64;
+
+/// Layers by popularity of their experts, each cell some experts.
+pub fn uses(report: &Report) -> String {
+    let mut shades = Vec::new();
+    let mut places = Vec::new();
+    for layer in report.layers() {
+        let counts = &report.analysis.uses.layers[layer];
+        let sorted = by_popularity(counts.iter().copied());
+        let total = sorted.iter().sum::<u64>().max(1) as f64;
+        let n_cells = sorted.len().min(MOST_CELLS);
+        let cells = (0..n_cells).map(|cell| {
+            let part = cell * sorted.len() / n_cells..(cell + 1) * sorted.len() / n_cells;
+            let even = part.len() as f64 / sorted.len() as f64;
+            let share = sorted[part].iter().sum::<u64>() as f64 / total;
+            // 1/8 of an even share is white, 8 times an even share is full.
+            ((share / even).max(1e-9).log2() / 6.0 + 0.5).clamp(0.02, 1.0)
+        });
+        shades.push(cells.collect());
+        let curve = coverage(counts.iter().copied());
+        let share_of = |part: usize| curve.get((sorted.len() / part).max(1) - 1).copied();
+        places.push(Place {
+            x: layer as f64,
+            name: layer.to_string(),
+            values: vec![
+                format!("{:.0} of {}", Uses::effective_experts(counts), sorted.len()),
+                percent(share_of(10).unwrap_or(0.0)),
+                percent(sorted.first().map_or(0.0, |&most| most as f64 / total)),
+                sorted.iter().filter(|&&count| count == 0).count().to_string(),
+            ],
+        });
+    }
+    let chart = Chart {
+        title: "Uses of each layer's experts, hottest first".to_owned(),
+        description: "A row for each layer, its experts from the most used to the least used; the \
+                      fuller the colour, the more they are used"
+            .to_owned(),
+        x: Axis::shares("experts of the layer, from the most used on"),
+        y: Axis { label: String::new(), ticks: Vec::new(), is_logarithmic: false },
+        columns: [
+            "layer",
+            "used as if alike",
+            "hottest tenth covers",
+            "hottest expert has",
+            "never used",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        places,
+    };
+    heat_map(&chart, &shades)
+}
+
+/// The histogram of one layer at a time.
+pub fn histogram(report: &Report) -> String {
+    let n_experts = report.experts_of_layer();
+    let even = 1.0 / n_experts.max(1) as f64;
+    let mut most = 0.0_f64;
+    let layers: Vec<(String, Vec<f64>)> = report
+        .layers()
+        .map(|layer| {
+            let sorted = by_popularity(report.analysis.uses.layers[layer].iter().copied());
+            let total = sorted.iter().sum::<u64>().max(1) as f64;
+            let heights: Vec<f64> =
+                sorted.iter().map(|&count| count as f64 / total / even).collect();
+            most = heights.iter().copied().fold(most, f64::max);
+            let first = heights.first().copied().unwrap_or(0.0);
+            (
+                format!("layer {layer}: the hottest expert has {first:.1} times an even share"),
+                heights,
+            )
+        })
+        .collect();
+    let chart = Chart {
+        title: "One layer's experts in order of use".to_owned(),
+        description: "A bar for each expert of a layer, from the most used to the least".to_owned(),
+        x: Axis::even("rank of the expert", &ticks_to(n_experts as f64)),
+        y: Axis::even("uses, as a multiple of an even share", &ticks(most)),
+        columns: Vec::new(),
+        places: Vec::new(),
+    };
+    histograms(&chart, &layers)
+}
+
+/// How many of the hottest experts cover how much.
+pub fn coverage_curves(report: &Report) -> String {
+    let mut all_lines: Vec<Line> = Vec::new();
+    let points = |curve: &[f64]| {
+        let n = curve.len();
+        let every = (n / 256).max(1);
+        let kept = (0..n).filter(|index| index % every == 0 || index + 1 == n);
+        let points = kept.map(|index| ((index + 1) as f64 / n as f64, curve[index]));
+        std::iter::once((0.0, 0.0)).chain(points).collect::<Vec<_>>()
+    };
+    for layer in report.layers() {
+        let curve = coverage(report.analysis.uses.layers[layer].iter().copied());
+        let name = String::new();
+        all_lines.push(Line { name, colour: 6, stroke: Stroke::Faint, points: points(&curve) });
+    }
+    let all = coverage(report.analysis.uses.layers.iter().flatten().copied());
+    let at = |share: f64| {
+        let n = ((share * all.len() as f64).round() as usize).min(all.len());
+        if n == 0 { 0.0 } else { all[n - 1] }
+    };
+    let shares: Vec<f64> = (0..=20).map(|step| f64::from(step) / 20.0).collect();
+    let whole = shares.iter().map(|&share| (share, at(share))).collect();
+    let even = shares.iter().map(|&share| (share, share)).collect();
+    all_lines.push(Line {
+        name: "if all were used alike".to_owned(),
+        colour: 6,
+        stroke: Stroke::Dashed,
+        points: even,
+    });
+    all_lines.push(Line {
+        name: "all layers together".to_owned(),
+        colour: 1,
+        stroke: Stroke::Bold,
+        points: whole,
+    });
+    let n = report.n_experts() as f64;
+    let places = shares.iter().map(|&share| Place {
+        x: share,
+        name: percent(share),
+        values: vec![
+            format!("{:.0}", share * n),
+            sizes::typed((share * n) as u64 * report.trace.slot_bytes),
+            percent(at(share)),
+        ],
+    });
+    let chart = Chart {
+        title: "Share of uses that the hottest experts cover".to_owned(),
+        description:
+            "Share of all uses against the share of the hottest experts, a thin line for each \
+                      layer and a bold one for all"
+                .to_owned(),
+        x: Axis::shares("hottest experts"),
+        y: Axis::shares("share of uses"),
+        columns: ["hottest", "experts", "their size", "cover"].map(str::to_owned).to_vec(),
+        places: places.collect(),
+    };
+    lines(&chart, &all_lines)
+}
+
+/// How soon experts come again, beside the same tokens shuffled.
+pub fn gaps(report: &Report) -> String {
+    let locality = &report.analysis.locality;
+    let n = locality.within.len().max(locality.within_shuffled.len());
+    let gap = |class: usize| (1_u64 << class) as f64;
+    let points = |shares: &[f64]| {
+        let all = shares.iter().enumerate();
+        all.map(|(class, &share)| (gap(class), share)).collect::<Vec<_>>()
+    };
+    let at = |shares: &[f64], class: usize| {
+        percent(shares.get(class).or(shares.last()).copied().unwrap_or(0.0))
+    };
+    let x = Axis {
+        label: "tokens since the expert's last use".to_owned(),
+        ticks: (0..n)
+            .map(|class| {
+                (
+                    gap(class),
+                    if n < 9 || class % 2 == 0 { number(gap(class)) } else { String::new() },
+                )
+            })
+            .collect(),
+        is_logarithmic: true,
+    };
+    let places = (0..n).map(|class| Place {
+        x: gap(class),
+        name: number(gap(class)),
+        values: vec![at(&locality.within, class), at(&locality.within_shuffled, class)],
+    });
+    let chart = Chart {
+        title: "Uses whose expert was used by one of the last tokens".to_owned(),
+        description: "Share of uses against the tokens since the last use of the same expert"
+            .to_owned(),
+        x,
+        y: Axis::shares("share of uses"),
+        columns: ["within tokens", "as they came", "shuffled"].map(str::to_owned).to_vec(),
+        places: places.collect(),
+    };
+    let as_they_came = Line {
+        name: "tokens as they came".to_owned(),
+        colour: 1,
+        stroke: Stroke::Bold,
+        points: points(&locality.within),
+    };
+    let shuffled = Line {
+        name: "same tokens, shuffled".to_owned(),
+        colour: 6,
+        stroke: Stroke::Dashed,
+        points: points(&locality.within_shuffled),
+    };
+    lines(&chart, &[shuffled, as_they_came])
+}
+
+/// What a token shares with the one before, by layer.
+pub fn overlaps(report: &Report) -> Option<String> {
+    let overlaps = &report.analysis.locality.overlaps;
+    let layers: Vec<_> =
+        report.layers().filter_map(|layer| overlaps[layer].map(|o| (layer, o))).collect();
+    let most = layers.iter().map(|(_, o)| o.consecutive.max(o.by_lot)).fold(0.0, f64::max);
+    if layers.is_empty() {
+        return None;
+    }
+    let series = |part: fn(&routing::Overlap) -> f64| {
+        layers.iter().map(|(layer, o)| (*layer as f64, part(o))).collect::<Vec<_>>()
+    };
+    let places = layers.iter().map(|(layer, o)| Place {
+        x: *layer as f64,
+        name: layer.to_string(),
+        values: vec![percent(o.consecutive), percent(o.by_lot)],
+    });
+    let chart = Chart {
+        title: "Experts that a token shares with the one before".to_owned(),
+        description: "Shared experts of neighbouring tokens and of tokens drawn by lot, by layer"
+            .to_owned(),
+        x: layer_axis(report),
+        y: share_axis("share of a token's experts", most),
+        columns: ["layer", "token before", "by lot"].map(str::to_owned).to_vec(),
+        places: places.collect(),
+    };
+    let lot = Line {
+        name: "two tokens drawn by lot".to_owned(),
+        colour: 6,
+        stroke: Stroke::Dashed,
+        points: series(|o| o.by_lot),
+    };
+    let next = Line {
+        name: "a token and the one before".to_owned(),
+        colour: 1,
+        stroke: Stroke::Bold,
+        points: series(|o| o.consecutive),
+    };
+    Some(lines(&chart, &[lot, next]))
+}
+
+/// Hit rate by size and policy.
+pub fn caches(report: &Report) -> String {
+    let colours = [2, 3, 4, 1, 6];
+    let all_lines: Vec<Line> = POLICIES
+        .iter()
+        .enumerate()
+        .map(|(index, name)| Line {
+            name: policy_name(name),
+            colour: colours[index],
+            stroke: match index {
+                DEFAULT_POLICY => Stroke::Bold,
+                4 => Stroke::Dashed,
+                _ => Stroke::Plain,
+            },
+            points: report
+                .analysis
+                .caches
+                .iter()
+                .map(|size| (report.share(size.slots), size.hits[index].hit_rate().unwrap_or(0.0)))
+                .collect(),
+        })
+        .collect();
+    let places = report.analysis.caches.iter().map(|size| {
+        let mut values = vec![sizes::typed(size.slots as u64 * report.trace.slot_bytes)];
+        values.extend(size.hits.iter().map(|h| h.hit_rate().map_or("-".to_owned(), percent)));
+        Place { x: report.share(size.slots), name: percent(report.share(size.slots)), values }
+    });
+    let columns = ["in memory", "size"].into_iter().map(str::to_owned);
+    let chart = Chart {
+        title: "Experts found in memory, by size and policy".to_owned(),
+        description: "Hit rate against the share of experts in memory, a line for each policy"
+            .to_owned(),
+        x: Axis::shares("experts in memory"),
+        y: Axis::shares("hit rate"),
+        columns: columns.chain(POLICIES.map(policy_name)).collect(),
+        places: places.collect(),
+    };
+    lines(&chart, &all_lines)
+}
+
+fn policy_name(name: &str) -> String {
+    match name {
+        "frecency" => "frecency (ours)".to_owned(),
+        "belady" => "knowing the future".to_owned(),
+        "lru" | "lfu" => name.to_uppercase(),
+        name => name.to_owned(),
+    }
+}
+
+/// How often the router guesses right, by layer and stride.
+pub fn strides(report: &Report, ahead: &LookAhead) -> String {
+    let colours = [1, 2, 4];
+    let all_lines: Vec<Line> = ahead
+        .strides
+        .iter()
+        .enumerate()
+        .map(|(index, accuracy)| Line {
+            name: layers_ahead(index + 1),
+            colour: colours[index % 3],
+            stroke: if index == 0 { Stroke::Bold } else { Stroke::Plain },
+            points: report
+                .layers()
+                .filter_map(|layer| Some((layer as f64, accuracy.layers[layer].share()?)))
+                .collect(),
+        })
+        .collect();
+    let places = report.layers().map(|layer| Place {
+        x: layer as f64,
+        name: layer.to_string(),
+        values: ahead
+            .strides
+            .iter()
+            .map(|accuracy| accuracy.layers[layer].share().map_or("-".to_owned(), percent))
+            .collect(),
+    });
+    let columns = (1..=ahead.strides.len()).map(layers_ahead);
+    let chart = Chart {
+        title: "Guesses by the layer's own router that come true".to_owned(),
+        description: "Share of right guesses by layer, one, two and three layers ahead".to_owned(),
+        x: layer_axis(report),
+        y: Axis::shares("right guesses"),
+        columns: std::iter::once("layer".to_owned()).chain(columns).collect(),
+        places: places.collect(),
+    };
+    lines(&chart, &all_lines)
+}
+
+/// How often guesses of each margin are right.
+pub fn margins(ahead: &LookAhead) -> String {
+    let names = ["1", "1.4", "2", "2.8", "4", "5.7", "8", "11"];
+    let colours = [1, 2, 4];
+    let groups = (0..names.len()).map(|class| {
+        let of_stride = |(index, accuracy): (usize, &Accuracy)| {
+            let height = accuracy.classes[class].share().unwrap_or(0.0);
+            vec![Segment { colour: colours[index % 3], height }]
+        };
+        ahead.strides.iter().enumerate().map(of_stride).collect()
+    });
+    let places = names.iter().enumerate().map(|(class, name)| {
+        let mut values: Vec<String> = ahead
+            .strides
+            .iter()
+            .map(|accuracy| accuracy.classes[class].share().map_or("-".to_owned(), percent))
+            .collect();
+        let first = ahead.strides.first().map_or(0.0, |accuracy| {
+            accuracy.classes[class].all as f64 / accuracy.total().all.max(1) as f64
+        });
+        values.push(percent(first));
+        Place { x: class as f64, name: (*name).to_owned(), values }
+    });
+    let columns = std::iter::once("weight ratio from".to_owned());
+    let columns = columns.chain((1..=ahead.strides.len()).map(layers_ahead));
+    let chart = Chart {
+        title: "Right guesses by margin".to_owned(),
+        description:
+            "Share of right guesses by how far the expert is ahead of the last guessed one"
+                .to_owned(),
+        x: Axis {
+            label: "weight of the guessed expert over that of the last one, from".to_owned(),
+            ticks: Vec::new(),
+            is_logarithmic: false,
+        },
+        y: Axis::shares("right guesses"),
+        columns: columns.chain(["share of guesses, one ahead".to_owned()]).collect(),
+        places: places.collect(),
+    };
+    let legend: Vec<_> =
+        (1..=ahead.strides.len()).map(|n| (layers_ahead(n), colours[(n - 1) % 3])).collect();
+    bars(&chart, &groups.collect::<Vec<_>>(), &legend)
+}
+
+/// What reading ahead adds to a cache: of all asked for, what is a hit, read ahead, missed, and in vain.
+pub fn read_ahead(report: &Report, ahead: &LookAhead) -> String {
+    let counted = (report.analysis.n_passes - report.analysis.n_warming).max(1) as f64;
+    let mut most = 0.0_f64;
+    let mut groups = Vec::new();
+    let mut places = Vec::new();
+    for (slots, by_stride) in &ahead.read_ahead {
+        let mut group = Vec::new();
+        let mut values = Vec::new();
+        for read in by_stride {
+            let per_token = |n: u64| n as f64 / counted;
+            let [useful, left, wasted] =
+                [read.useful, read.misses - read.useful, read.wasted].map(per_token);
+            most = most.max(useful + left + wasted);
+            group.push(vec![
+                Segment { colour: 3, height: useful },
+                Segment { colour: 6, height: left },
+                Segment { colour: 5, height: wasted },
+            ]);
+            values.push(format!("{useful:.2} of use, {left:.2} still missed, {wasted:.2} in vain"));
+        }
+        groups.push(group);
+        places.push(Place { x: 0.0, name: percent(report.share(*slots)), values });
+    }
+    let chart = Chart {
+        title: "Reads of a token, with reading 1, 2 and 3 layers ahead (bars from left to right)"
+            .to_owned(),
+        description: "Stacked bars of useful, missed and vain reads by size of the cache"
+            .to_owned(),
+        x: Axis { label: "experts in memory".to_owned(), ticks: Vec::new(), is_logarithmic: false },
+        y: Axis::even("experts read for a token", &ticks(most)),
+        columns: std::iter::once("in memory".to_owned())
+            .chain((1..=ahead.strides.len()).map(layers_ahead))
+            .collect(),
+        places,
+    };
+    let legend =
+        [("read ahead, of use", 3), ("missed, read when asked for", 6), ("read ahead in vain", 5)];
+    bars(&chart, &groups, &legend.map(|(name, colour)| (name.to_owned(), colour)))
+}
+
+/// Ways to guess: what they find among how many guesses.
+pub fn methods(report: &Report, ahead: &LookAhead) -> Option<String> {
+    let comparison = ahead.comparison.as_ref()?;
+    let top_k = report.analysis.locality.top_k.max(1);
+    let n_experts = report.experts_of_layer();
+    let multiples =
+        [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0].map(|m| (m * top_k as f64).round() as usize);
+    let mut counts: Vec<usize> =
+        multiples.into_iter().filter(|&n| (1..=n_experts).contains(&n)).collect();
+    counts.dedup();
+    let colours = [6, 2, 1, 4, 3];
+    let all_lines: Vec<Line> = Method::ALL
+        .iter()
+        .zip(&comparison.methods)
+        .enumerate()
+        .map(|(index, (method, accuracy))| Line {
+            name: method.name().to_owned(),
+            colour: colours[index],
+            stroke: match method {
+                Method::LookAhead => Stroke::Bold,
+                Method::Popular => Stroke::Dashed,
+                _ => Stroke::Plain,
+            },
+            points: counts.iter().map(|&n| (n as f64, accuracy.found_among(n))).collect(),
+        })
+        .collect();
+    let places = counts.iter().map(|&n| Place {
+        x: n as f64,
+        name: n.to_string(),
+        values: comparison.methods.iter().map(|a| percent(a.found_among(n))).collect(),
+    });
+    let columns = std::iter::once("experts guessed".to_owned());
+    let chart = Chart {
+        title: "Used experts that are among the guessed ones, one layer ahead".to_owned(),
+        description:
+            "Share of a token's experts that each way of guessing finds, by number of guesses"
+                .to_owned(),
+        x: Axis {
+            label: format!("experts guessed (a token uses {top_k})"),
+            ticks: counts.iter().map(|&n| (n as f64, n.to_string())).collect(),
+            is_logarithmic: true,
+        },
+        y: Axis::shares("share of used experts found"),
+        columns: columns.chain(Method::ALL.map(|method| method.name().to_owned())).collect(),
+        places: places.collect(),
+    };
+    Some(lines(&chart, &all_lines))
+}
+
+/// How many experts cover half and nine tenths, over all layers.
+pub fn experts_for_shares(report: &Report) -> [usize; 2] {
+    let all = coverage(report.analysis.uses.layers.iter().flatten().copied());
+    [0.5, 0.9].map(|share| experts_for(&all, share))
+}
+
+fn layers_ahead(n: usize) -> String {
+    if n == 1 { "1 layer ahead".to_owned() } else { format!("{n} layers ahead") }
+}
+
+/// An axis of all layers, from the first to the last.
+fn layer_axis(report: &Report) -> Axis {
+    let layers: Vec<usize> = report.layers().collect();
+    let every = layers.len().div_ceil(10).max(1);
+    let last = layers.len().saturating_sub(1);
+    let ticks = layers.iter().enumerate().map(|(index, &layer)| {
+        let is_named = index % every == 0 && index + every <= last || index == last || index == 0;
+        (layer as f64, if is_named { layer.to_string() } else { String::new() })
+    });
+    Axis { label: "layer".to_owned(), ticks: ticks.collect(), is_logarithmic: false }
+}
+
+/// Shares up to a little above the largest.
+fn share_axis(label: &str, most: f64) -> Axis {
+    let ticks = ticks((100.0 * most).clamp(1.0, 100.0)).into_iter();
+    let ticks = ticks.map(|tick| (tick / 100.0, format!("{} %", number(tick))));
+    Axis { label: label.to_owned(), ticks: ticks.collect(), is_logarithmic: false }
+}
+
+/// Ticks that end where the values end.
+fn ticks_to(most: f64) -> Vec<f64> {
+    let mut inner: Vec<f64> = ticks(most);
+    inner.retain(|&tick| tick < 0.94 * most);
+    inner.push(most);
+    inner
+}
