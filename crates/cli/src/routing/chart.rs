@@ -11,7 +11,7 @@ use crate::svg::{escape, number};
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 330.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 626.0;
+const RIGHT: f64 = 606.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 274.0;
 
@@ -313,7 +313,7 @@ pub fn heat_map(chart: &Chart, shades: &[Vec<f64>]) -> String {
                 &format!(
                     "<rect class=\"cell\" x=\"{:.2}\" y=\"{y:.1}\" width=\"{:.2}\" height=\"{:.1}\" opacity=\"{shade:.2}\"/>",
                     LEFT + col as f64 * width,
-                    width + 0.3,
+                    width,
                     (row_height - 1.0).max(1.0),
                 ),
             );
@@ -381,11 +381,12 @@ pub fn histograms(chart: &Chart, layers: &[(String, Vec<f64>)]) -> String {
     let figure = figure(chart, &body, &[], |_| String::new(), None);
     let first = layers.first().map_or("", |(name, _)| name);
     let slider = format!(
-        "<label class=\"slider\"><input type=\"range\" min=\"0\" max=\"{}\" value=\"0\"> <output>{}</output></label>\n<svg",
+        "</figcaption>\n<label class=\"slider\"><input type=\"range\" min=\"0\" max=\"{}\" value=\"0\"> \
+         <output>{}</output></label>",
         layers.len().saturating_sub(1),
         escape(first),
     );
-    figure.replacen("<svg", &slider, 1)
+    figure.replacen("</figcaption>", &slider, 1)
 }
 
 fn tip(chart: &Chart, place: &Place) -> String {

@@ -26,8 +26,8 @@ pub fn findings(report: &Report) -> Vec<Finding> {
 pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent {
-        p if p > 0.0 && p < 10.0 => format!("{p:.1} %"),
-        p if p > 99.0 && p < 100.0 => format!("{p:.1} %"),
+        p if p > 0.0 && p < 9.95 => format!("{p:.1} %"),
+        p if p > 99.0 && p < 99.95 => format!("{p:.1} %"),
         p => format!("{p:.0} %"),
     }
 }
@@ -40,7 +40,7 @@ fn evenness(report: &Report) -> Finding {
     let half = report.share(experts_for(&curve, 0.5));
     let is_even = covered < 0.2;
     let follows = if is_even {
-        "The use is nearly even, so a cache hits little more than the share of the experts that it holds."
+        "The use is nearly even: which experts are popular tells a cache little."
     } else {
         "A small cache of the right experts goes a long way."
     };
@@ -94,14 +94,11 @@ fn memory(report: &Report) -> Option<Finding> {
         Some(memory) => (format!("{} of memory", sizes::typed(memory)), "--memory"),
         None => (format!("{} of slots", sizes::typed(bytes)), "--expert-cache"),
     };
+    let hit = percent(rate(&memory));
     let first = if is_enough {
-        format!(
-            "is the least of the sizes tried ({what}) at which nine of ten experts are in memory \
-             when they are asked for: {} hits",
-            percent(rate(&memory))
-        )
+        format!("({what}) is the least of the sizes below that hits nine of ten: {hit}")
     } else {
-        format!("({what}) still hits only {}", percent(rate(&memory)))
+        format!("({what}), the most of the sizes below, hits {hit}")
     };
     let pass = report.pass();
     Some(Finding {
@@ -138,11 +135,7 @@ fn guessing(report: &Report) -> Option<Finding> {
             percent(trained),
             percent(corrected),
             percent(plain),
-            if corrected > plain + 0.02 {
-                "is worth a closer look"
-            } else {
-                "gains next to nothing"
-            },
+            if corrected > plain + 0.05 { "is worth a closer look" } else { "gains little" },
         );
     }
     Some(Finding { figure: percent(*first), text })

@@ -2,6 +2,7 @@
 
 mod chart;
 mod findings;
+mod guess_plots;
 mod json;
 mod page;
 mod plots;

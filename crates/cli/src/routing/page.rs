@@ -7,7 +7,7 @@ use engine::format_bytes;
 use routing::{DEFAULT_POLICY, LookAhead};
 
 use crate::routing::findings::{Finding, findings, percent};
-use crate::routing::{Report, plots, sizes};
+use crate::routing::{Report, guess_plots, plots, sizes};
 use crate::svg::escape;
 
 const STYLE: &str = include_str!("page.css");
@@ -199,13 +199,13 @@ fn look_ahead(body: &mut String, report: &Report, ahead: &LookAhead) {
         read while the drive would idle. One layer ahead misses only the mixer in between, and the guess gets \
         worse with every layer that is skipped.",
     );
-    add(body, &plots::strides(report, ahead));
+    add(body, &guess_plots::strides(report, ahead));
     paragraph(
         body,
         "Guesses are not equally good. An expert far ahead of the last guessed one comes true more \
         often, so the engine reads only guesses of a margin at which more come true than not.",
     );
-    add(body, &plots::margins(ahead));
+    add(body, &guess_plots::margins(ahead));
     paragraph(
         body,
         "Does it pay? Only guesses of experts that are not in memory cause reads. Green was read in \
@@ -213,8 +213,8 @@ fn look_ahead(body: &mut String, report: &Report, ahead: &LookAhead) {
         green, <code>--look-ahead off</code> is right; the default, <code>auto</code>, finds that out by \
         itself.",
     );
-    add(body, &plots::read_ahead(report, ahead));
-    match (plots::methods(report, ahead), &ahead.comparison) {
+    add(body, &guess_plots::read_ahead(report, ahead));
+    match (guess_plots::methods(report, ahead), &ahead.comparison) {
         (Some(plot), Some(comparison)) => {
             let (learned, guessed) = comparison.tokens;
             let hidden = report.hidden.unwrap_or(0);
