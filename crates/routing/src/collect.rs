@@ -189,7 +189,9 @@ impl Collector {
                     let width = values.len() / n_rows;
                     values[row * width..(row + 1) * width].to_vec()
                 };
-                let experts = chosen.iter().map(|&expert| (expert, 1)).collect();
+                let mut experts: Vec<_> = chosen.iter().map(|&expert| (expert, 1)).collect();
+                // The order in which the store is asked.
+                experts.sort_unstable();
                 trace.requests.push(TracedRequest { layer: layer.layer, experts });
                 let by_stride = strides.iter_mut().zip(&mut guesses.strides).enumerate();
                 for (stride, (accuracy, guesses)) in by_stride {

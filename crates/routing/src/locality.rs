@@ -252,6 +252,25 @@ mod tests {
     }
 
     #[test]
+    fn a_reuse_distance_below_the_slots_is_a_hit_of_lru() {
+        let mut state = 3;
+        let requests = (0..3000).map(|_| {
+            let random = crate::linear::next_random(&mut state);
+            // Low numbers are drawn more often.
+            let expert = (random % 40).min((random >> 32) % 40) as u32;
+            TracedRequest { layer: 0, experts: vec![(expert, 1)] }
+        });
+        let trace = Trace { slot_bytes: 1, experts: vec![40], requests: requests.collect() };
+        let locality = Locality::measure(&trace);
+        for class in 0..5 {
+            let near: u64 = locality.distances[..=class].iter().sum();
+            let mut lru = engine::cache::PolicyKind::Lru.build(40);
+            let hits = engine::cache::simulate(&trace, lru.as_mut(), 1 << class, 0);
+            assert_eq!(near, hits.hits, "{} slots", 1 << class);
+        }
+    }
+
+    #[test]
     fn prompts_pass_time_and_are_no_tokens() {
         let mut trace = trace(&[[0, 1], [0, 1]]);
         let prompt = TracedRequest { layer: 0, experts: vec![(0, 3), (1, 2), (2, 1)] };

@@ -112,9 +112,14 @@ pub fn coverage_curves(report: &Report) -> String {
         let n = ((share * all.len() as f64).round() as usize).min(all.len());
         if n == 0 { 0.0 } else { all[n - 1] }
     };
-    let shares: Vec<f64> = (0..=20).map(|step| f64::from(step) / 20.0).collect();
-    let whole = shares.iter().map(|&share| (share, at(share))).collect();
-    let even = shares.iter().map(|&share| (share, share)).collect();
+    let named = [0.01, 0.02].into_iter().chain((1..=20).map(|step| f64::from(step) / 20.0));
+    let shares: Vec<f64> = named.collect();
+    // The line is finer than the places that tell their numbers.
+    let mut whole = points(&all);
+    whole.extend(shares.iter().map(|&share| (share, at(share))));
+    whole.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let even =
+        std::iter::once(0.0).chain(shares.iter().copied()).map(|share| (share, share)).collect();
     all_lines.push(Line {
         name: "if all were used alike".to_owned(),
         colour: 6,
