@@ -37,12 +37,6 @@ impl CacheSize {
     }
 }
 
-/// The hits of the engine's own policy.
-pub fn default_policy_hits(trace: &Trace, slots: usize, skip: usize) -> SimulatedHits {
-    let mut policy = PolicyKind::default().build(n_experts(trace));
-    cache::simulate(trace, policy.as_mut(), slots, skip)
-}
-
 /// Experts of all layers.
 pub fn n_experts(trace: &Trace) -> usize {
     trace.experts.iter().map(|&count| count as usize).sum()

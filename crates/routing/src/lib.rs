@@ -16,10 +16,7 @@ mod look_ahead;
 mod predictor;
 mod uses;
 
-pub use caches::{
-    CacheSize, DEFAULT_POLICY, Guesses, POLICIES, ReadAhead, default_policy_hits, n_experts,
-    read_ahead,
-};
+pub use caches::{CacheSize, DEFAULT_POLICY, Guesses, POLICIES, ReadAhead, n_experts, read_ahead};
 pub use collect::{Collected, STRIDES, Sample, SampledLayer, Shape, collect};
 pub use compare::{Comparison, Method, compare};
 pub use linear::Matrix;
@@ -67,13 +64,6 @@ impl Analysis {
         });
         let caches = caches.collect();
         Self { n_passes: passes.len(), n_warming, skip, uses, locality, caches }
-    }
-
-    /// Experts that a pass asks for, on average of those that count for caches.
-    pub fn requests_per_pass(&self) -> f64 {
-        let counted = (self.n_passes - self.n_warming).max(1) as f64;
-        let hits = self.caches.first().map_or(0, |size| size.hits[0].hits + size.hits[0].misses);
-        hits as f64 / counted
     }
 }
 

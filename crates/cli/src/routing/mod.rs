@@ -126,7 +126,8 @@ fn of_model(args: &RoutingArgs, model: &str, text_file: &Path) -> anyhow::Result
     drop(inventory);
 
     let mut options = args.engine.options();
-    options.beside.bytes = shape.needed_bytes(args.tokens);
+    // A token is at least a byte of text.
+    options.beside.bytes = shape.needed_bytes(args.tokens.min(text.len()));
     let mut progress = Progress::new();
     progress.show(&format!("loading {model} ..."));
     let mut engine =

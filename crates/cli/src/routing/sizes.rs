@@ -52,15 +52,15 @@ fn round_up(bytes: f64) -> u64 {
     (((value / step - 1e-9).ceil() * step) * unit).ceil() as u64
 }
 
-/// A size as it is typed: `96M`, `1.5G`.
+/// A size as it is typed: `0.4M`, `96M`, `1.5G`.
 pub fn typed(bytes: u64) -> String {
-    let gib = bytes as f64 / f64::from(1 << 30);
-    if gib >= 1.0 {
-        let text = format!("{gib:.1}");
-        format!("{}G", text.strip_suffix(".0").unwrap_or(&text))
-    } else {
-        format!("{:.0}M", bytes as f64 / f64::from(1 << 20))
-    }
+    let mib = bytes as f64 / f64::from(1 << 20);
+    let (value, unit) = if mib >= 1024.0 { (mib / 1024.0, "G") } else { (mib, "M") };
+    let text = match unit {
+        "M" if value >= 10.0 => format!("{value:.0}"),
+        _ => format!("{value:.1}"),
+    };
+    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
 }
 
 #[cfg(test)]
@@ -72,6 +72,7 @@ mod tests {
         let mib = |value: f64| value * f64::from(1 << 20);
         for (bytes, text) in [
             (mib(53.2), "54M"),
+            (mib(2.0), "2M"),
             (mib(131.0), "140M"),
             (mib(1100.0), "1.1G"),
             (mib(20_000.0), "20G"),
