@@ -7,6 +7,7 @@ use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
+use crate::routing::RoutingArgs;
 use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
@@ -35,6 +36,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Compare eviction policies on routing recorded by run --trace-routing.
     CacheSim(CacheSimArgs),
+    /// Show how a model routes: which experts it uses, what a cache of them hits, whether it can be guessed.
+    Routing(RoutingArgs),
 }
 
 /// What every command that loads a model takes.

@@ -13,8 +13,10 @@ mod demo;
 mod form;
 mod inspect;
 mod output;
+mod routing;
 mod run;
 mod serve;
+mod svg;
 mod synth;
 mod timing;
 mod trace;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),
         Command::CacheSim(args) => cache_sim::cache_sim(args),
+        Command::Routing(args) => routing::routing(args),
     };
     match result {
         Ok(code) => code,

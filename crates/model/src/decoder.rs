@@ -7,6 +7,7 @@ use crate::batch::Batch;
 use crate::blocks::{
     Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
 };
+use crate::router_log::RouterLog;
 use crate::source::{ExpertSource, SourceError, WeightSource};
 use crate::timeline::{Phase, Timeline};
 
@@ -65,13 +66,17 @@ impl<V> Decoder<Matrix, V> {
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
-        let ForwardLog { timeline, routing: routing_log } = log;
+        let ForwardLog { timeline, routing: routing_log, routers } = log;
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
         timeline.lap(None, Phase::Embedding);
 
         for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(routers) = routers {
+                let buffers = [&mut *normed, &mut moe.logits];
+                routers.before_mixer(backend, &self.layers, index, eps, x, buffers);
+            }
             backend.rms_norm(x, &layer.mixer_norm, eps, normed);
             match &layer.mixer {
                 Mixer::Attention(block) => {
@@ -108,6 +113,9 @@ impl<V> Decoder<Matrix, V> {
                 }
             };
             block.route(backend, moe, normed);
+            if let Some(routers) = routers {
+                routers.routed(backend, &moe.logits);
+            }
             experts.request(index, &moe.uses)?;
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
@@ -354,11 +362,13 @@ pub struct ForwardLog {
     pub timeline: Timeline,
     /// When there, every layer's routing is appended to it.
     pub routing: Option<Vec<Routing>>,
+    /// When there, what every layer's router saw and said is appended to it.
+    pub routers: Option<RouterLog>,
 }
 
 impl ForwardLog {
     /// An empty log that keeps times only.
     pub fn new(config: &ModelConfig) -> Self {
-        Self { timeline: Timeline::new(config.mixers.len()), routing: None }
+        Self { timeline: Timeline::new(config.mixers.len()), routing: None, routers: None }
     }
 }
