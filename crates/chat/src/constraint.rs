@@ -4,14 +4,26 @@
 //! While text is free nothing is computed but one thing: the marks that open calls and end thoughts are
 //! tokens, and spelling one out in other tokens would look the same to a reader and go past this. So the
 //! tokens that would complete such a spelling cannot come.
+//!
+//! What has begun comes to its end: when the limit of tokens is near, no token may come after which the way
+//! to the end ([`Closer`]) is longer than what is left, and no call may open that could not be closed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use engine::{Constraint, ConstraintError};
 use llguidance::Matcher;
 use tokenizer::Tokenizer;
 
+use crate::closing::Closer;
 use crate::parser::{Opening, may_be_space};
+
+/// The end is looked after where so few tokens are left. What takes more tokens to end is not noticed before.
+const NEAR: usize = 1_024;
+/// Tokens by which the length of a known way may be wrong after one more token.
+const MARGIN: usize = 16;
+/// Tokens that are refused before only the way to the end is left.
+const MAX_REFUSED: usize = 8;
 
 /// A mark of the format that is one token.
 #[derive(Clone, Debug)]
@@ -96,11 +108,22 @@ pub(crate) struct ReplyConstraint {
     lead: Vec<u32>,
     /// The end of what was said outside of the grammar.
     said: Vec<u8>,
+    closer: Arc<Closer>,
+    /// A way to the grammar's end from where it stands; empty when none is known.
+    way: VecDeque<u32>,
+    /// The same after this token, which was accepted.
+    next_way: Option<(u32, VecDeque<u32>)>,
+    /// The end is not looked after before so few tokens are left.
+    near: usize,
+    /// Tokens refused since the last that was said.
+    n_refused: usize,
 }
 
 impl ReplyConstraint {
+    #[expect(clippy::too_many_arguments, reason = "it is made in one place, of what that has made")]
     pub(crate) fn new(
         tokenizer: &Tokenizer,
+        closer: Arc<Closer>,
         marks: Marks,
         stop_tokens: Vec<u32>,
         matcher: Matcher,
@@ -115,10 +138,111 @@ impl ReplyConstraint {
             Opening::Plain => Stage::Held,
         };
         let tokenizer = tokenizer.clone();
-        Self { tokenizer, marks, stop_tokens, matcher, stage, opens, lead, said: Vec::new() }
+        Self {
+            tokenizer,
+            marks,
+            stop_tokens,
+            matcher,
+            stage,
+            opens,
+            lead,
+            said: Vec::new(),
+            closer,
+            way: VecDeque::new(),
+            next_way: None,
+            near: NEAR,
+            n_refused: 0,
+        }
+    }
+
+    /// The way from where the grammar stands.
+    fn find_way(&mut self) -> Option<&VecDeque<u32>> {
+        if self.way.is_empty() {
+            self.way = self.closer.find(&self.matcher)?;
+        }
+        Some(&self.way)
+    }
+
+    /// The way after a token that the grammar allows.
+    fn find_next_way(
+        &mut self,
+        token: u32,
+        room: usize,
+    ) -> Result<Option<VecDeque<u32>>, ConstraintError> {
+        if self.way.front() == Some(&token) {
+            return Ok(Some(self.way.iter().skip(1).copied().collect()));
+        }
+        // Within a text, the old way is still one.
+        if !self.way.is_empty() && self.way.len() + MARGIN <= room {
+            let end = self.stop_tokens.first().filter(|end| self.way.back() != Some(end));
+            let mut tokens = vec![token];
+            tokens.extend(self.way.iter().chain(end));
+            let n_allowed = self.matcher.validate_tokens(&tokens).map_err(failed)?;
+            if n_allowed == tokens.len() {
+                return Ok(Some(self.way.clone()));
+            }
+        }
+        let mut after = self.matcher.clone();
+        after.consume_token(token).map_err(failed)?;
+        Ok(self.closer.find(&after))
+    }
+
+    /// Whether a token of the grammar may come when `room` more may follow.
+    fn accept_held(
+        &mut self,
+        token: u32,
+        room: usize,
+        logits: &mut [f32],
+    ) -> Result<bool, ConstraintError> {
+        let next = self.find_next_way(token, room)?;
+        let is_known = next.is_some();
+        if let Some(way) = next.filter(|way| way.len() <= room) {
+            self.next_way = Some((token, way));
+            return Ok(true);
+        }
+        let first = match self.find_way() {
+            Some(way) if is_known && way.len() <= room + 1 => way.front().copied(),
+            _ => None,
+        };
+        Ok(!self.refuse(first, room, logits))
+    }
+
+    /// Whether one more token of a thought may come before a form that has to be.
+    fn accept_thought(&mut self, token: u32, room: usize, logits: &mut [f32]) -> bool {
+        let end = self.marks.think_end.as_ref().map(|mark| mark.token);
+        if end == Some(token) {
+            return true;
+        }
+        let n_lead = self.lead.len();
+        match self.find_way().map(|way| 1 + n_lead + way.len()) {
+            Some(needed) if needed <= room => true,
+            Some(needed) if needed == room + 1 => !self.refuse(end, room, logits),
+            _ => !self.refuse(None, room, logits),
+        }
+    }
+
+    /// Takes back a choice, if `first` begins a way to the end that is still short enough. Without one the end
+    /// is out of reach, or the way is not known and looked for again later.
+    fn refuse(&mut self, first: Option<u32>, room: usize, logits: &mut [f32]) -> bool {
+        let Some(first) = first else {
+            self.near = room / 2;
+            return false;
+        };
+        self.n_refused += 1;
+        if self.n_refused == MAX_REFUSED {
+            logits.fill(f32::NEG_INFINITY);
+            if let Some(logit) = logits.get_mut(first as usize) {
+                *logit = 0.0;
+            }
+        }
+        true
     }
 
     fn consume(&mut self, token: u32) -> Result<(), ConstraintError> {
+        self.way = match self.next_way.take() {
+            Some((accepted, way)) if accepted == token => way,
+            _ => VecDeque::new(),
+        };
         self.matcher.consume_token(token).map_err(failed)
     }
 
@@ -163,7 +287,13 @@ impl Constraint for ReplyConstraint {
             self.stage = Stage::Held;
         }
         if self.stage == Stage::Held && !self.matcher.is_stopped() {
-            out.extend(self.matcher.consume_ff_tokens());
+            let forced = self.matcher.consume_ff_tokens();
+            for &token in &forced {
+                if self.way.pop_front() != Some(token) {
+                    self.way.clear();
+                }
+            }
+            out.extend(forced);
             if let Some(error) = self.matcher.get_error() {
                 return Err(failed(error));
             }
@@ -198,7 +328,34 @@ impl Constraint for ReplyConstraint {
         Ok(())
     }
 
+    fn accept(
+        &mut self,
+        token: u32,
+        room: usize,
+        logits: &mut [f32],
+    ) -> Result<bool, ConstraintError> {
+        if room > self.near || self.stop_tokens.contains(&token) {
+            return Ok(true);
+        }
+        let is = |mark: &Option<Mark>| mark.as_ref().is_some_and(|mark| mark.token == token);
+        match self.stage {
+            Stage::Free | Stage::MayThink if self.opens => {
+                let opens = is(&self.marks.call);
+                Ok(!opens || self.find_way().is_none_or(|way| way.len() <= room))
+            }
+            Stage::Thinking if self.opens => Ok(true),
+            Stage::Thinking => Ok(self.accept_thought(token, room, logits)),
+            Stage::MayThink if is(&self.marks.think) => {
+                Ok(self.accept_thought(token, room, logits))
+            }
+            Stage::MayThink | Stage::Free | Stage::Lead | Stage::Held => {
+                self.accept_held(token, room, logits)
+            }
+        }
+    }
+
     fn commit(&mut self, token: u32) -> Result<(), ConstraintError> {
+        self.n_refused = 0;
         let is = |mark: &Option<Mark>| mark.as_ref().is_some_and(|mark| mark.token == token);
         match self.stage {
             Stage::MayThink if is(&self.marks.think) => self.stage = Stage::Thinking,

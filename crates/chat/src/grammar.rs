@@ -33,8 +33,8 @@ pub(crate) struct GrammarText {
 pub(crate) struct CallRules<'a> {
     pub(crate) format: CallFormat,
     pub(crate) tools: &'a [Tool],
-    /// How many calls may follow each other; `None` if any number may.
-    pub(crate) max_calls: Option<usize>,
+    /// Whether several calls may follow each other.
+    pub(crate) parallel: bool,
 }
 
 /// The grammar of a whole reply, or, `after_mark`, of what follows the mark that opens the first call.
@@ -48,13 +48,9 @@ pub(crate) fn grammar(
     let mut options = Vec::new();
     if let Some(rules) = calls {
         let open = mark(tokenizer, CALL);
-        let times = match rules.max_calls {
-            Some(max) => format!("{{0,{}}}", max - 1),
-            None => "*".to_owned(),
-        };
-        let more = match rules.max_calls {
-            Some(1) => String::new(),
-            _ => format!(" (\"\\n\" {open} call){times}"),
+        let more = match rules.parallel {
+            true => format!(" (\"\\n\" {open} call)*"),
+            false => String::new(),
         };
         let first = if after_mark { String::new() } else { format!("{open} ") };
         options.push(format!("{first}call{more}"));

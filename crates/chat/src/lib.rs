@@ -45,6 +45,7 @@
 
 mod call_json;
 mod call_xml;
+mod closing;
 mod constraint;
 mod error;
 mod format;
@@ -66,7 +67,6 @@ pub use message::Message;
 pub use model::{ChatModel, ChatRequest, Prompt, ResponseFormat, ToolChoice};
 pub use parser::ReplyParser;
 pub use reply::{Reply, ReplyEvent, ToolCall};
-pub use schema::ArgumentBounds;
 pub use template::{ChatTemplate, RESERVED_VARIABLES, RenderOptions};
 pub use vocabulary::GRAMMAR_MEMORY;
 

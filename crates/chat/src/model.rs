@@ -2,20 +2,20 @@
 //! form.
 
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value};
 use tokenizer::Tokenizer;
 
+use crate::closing::Closer;
 use crate::constraint::{Mark, Marks, ReplyConstraint, first_line};
 use crate::error::Error;
 use crate::format::{AFTER_THINKING, CALL, CallFormat, ReplyFormat, THINK, THINK_END};
 use crate::grammar::{CallRules, GrammarText, grammar};
 use crate::message::Message;
 use crate::parser::{Opening, ReplyParser};
-use crate::schema::{self, ArgumentBounds};
 use crate::template::{ChatTemplate, RenderOptions};
 use crate::tools::Tool;
 use crate::vocabulary;
@@ -26,6 +26,7 @@ pub struct ChatModel {
     tokenizer: Tokenizer,
     format: ReplyFormat,
     marks: OnceLock<Marks>,
+    closer: OnceLock<Arc<Closer>>,
     /// Made when a grammar is asked for the first time.
     factory: OnceLock<Result<ParserFactory, String>>,
     /// Compiled grammars by their texts, the last used at the end: an agent asks with the same tools again.
@@ -54,8 +55,6 @@ pub struct ChatRequest {
     pub enable_thinking: Option<bool>,
     /// Whether calls are held to the schemas of the tools.
     pub constrain_tools: bool,
-    /// Bounds of arguments whose schemas have none; without, they are as long as the model likes.
-    pub argument_bounds: Option<ArgumentBounds>,
     /// Tokens of the model's earlier replies, as they were generated and in order. Where a reply in the prompt
     /// has the text of one, it has it in these tokens: a model may say a text in other tokens than an encoder,
     /// and what was computed for them can then be used again.
@@ -74,7 +73,6 @@ impl Default for ChatRequest {
             format: ResponseFormat::Text,
             enable_thinking: None,
             constrain_tools: true,
-            argument_bounds: None,
             said: Vec::new(),
             variables: Map::new(),
         }
@@ -146,6 +144,7 @@ impl ChatModel {
             template,
             tokenizer: tokenizer.clone(),
             marks: OnceLock::new(),
+            closer: OnceLock::new(),
             factory: OnceLock::new(),
             compiled: Mutex::default(),
         }
@@ -269,7 +268,7 @@ impl ChatModel {
                 "only with constraints can a call be asked for, or another form beside calls";
             return Err(Error::request("tool_choice", reason));
         }
-        let mut called: Vec<Tool> = match &request.tool_choice {
+        let called: Vec<Tool> = match &request.tool_choice {
             ToolChoice::Named(name) => {
                 tools.iter().filter(|tool| &tool.name == name).cloned().collect()
             }
@@ -279,19 +278,13 @@ impl ChatModel {
         if !held && plain {
             return Ok(None);
         }
-        for tool in called.iter_mut().filter(|_| held) {
-            tool.check_schema()?;
-            if let Some(bounds) = request.argument_bounds {
-                schema::add_bounds(&mut tool.parameters, bounds);
-            }
+        if held {
+            called.iter().try_for_each(Tool::check_schema)?;
         }
         let rules = CallRules {
             format: self.format.calls,
             tools: &called,
-            max_calls: match (request.parallel_tool_calls, request.argument_bounds) {
-                (false, _) => Some(1),
-                (true, bounds) => bounds.map(|bounds| bounds.items.max(1)),
-            },
+            parallel: request.parallel_tool_calls,
         };
         let rules = held.then_some(&rules);
         // A call that the model may begin when it likes is held from its mark on.
@@ -324,6 +317,7 @@ impl ChatModel {
         let lead = self.tokenizer.encode(AFTER_THINKING)?;
         Ok(Some(Box::new(ReplyConstraint::new(
             &self.tokenizer,
+            Arc::clone(self.closer()),
             marks.clone(),
             self.format.stop_tokens.clone(),
             matcher,
@@ -350,6 +344,12 @@ impl ChatModel {
             let mark = |text| Mark::new(&self.tokenizer, text);
             Marks { think: mark(THINK), think_end: mark(THINK_END), call: mark(CALL) }
         })
+    }
+
+    fn closer(&self) -> &Arc<Closer> {
+        // Where no token ends a turn no grammar is compiled.
+        let end = self.format.stop_tokens.first().copied().unwrap_or(u32::MAX);
+        self.closer.get_or_init(|| Arc::new(Closer::new(&self.tokenizer, end)))
     }
 
     /// A grammar, compiled now or before.

@@ -272,53 +272,6 @@ fn check_keyword(field: &str, key: &str, value: &Value) -> Result<(), Error> {
     }
 }
 
-/// Bounds of arguments, where their schemas have none. A model that runs in circles inside a text, a list
-/// or a series of calls then comes to the end of its call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ArgumentBounds {
-    /// Most characters of a text.
-    pub text: usize,
-    /// Most items of a list, and most calls of a reply.
-    pub items: usize,
-}
-
-/// Adds bounds to a schema, wherever it describes texts or lists and has none.
-pub(crate) fn add_bounds(schema: &mut Value, bounds: ArgumentBounds) {
-    const ELSEWHERE: [&str; 6] = ["$ref", "anyOf", "oneOf", "allOf", "enum", "const"];
-    let Some(map) = schema.as_object_mut() else { return };
-    let names = |name: &str| match map.get("type") {
-        Some(Value::String(only)) => only == name,
-        Some(Value::Array(names)) => names.iter().any(|other| other == name),
-        _ => false,
-    };
-    let (text, list) = (names("string"), names("array"));
-    if !ELSEWHERE.iter().any(|key| map.contains_key(*key)) {
-        let bound = |max: usize, min: Option<&Value>| {
-            max.max(min.and_then(Value::as_u64).unwrap_or(0) as usize)
-        };
-        if text && !map.contains_key("maxLength") {
-            map.insert("maxLength".to_owned(), bound(bounds.text, map.get("minLength")).into());
-        }
-        if list && !map.contains_key("maxItems") {
-            map.insert("maxItems".to_owned(), bound(bounds.items, map.get("minItems")).into());
-        }
-    }
-    for (key, value) in map.iter_mut() {
-        match (key.as_str(), value) {
-            ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(map)) => {
-                map.values_mut().for_each(|schema| add_bounds(schema, bounds));
-            }
-            ("anyOf" | "oneOf" | "allOf" | "prefixItems", Value::Array(schemas)) => {
-                schemas.iter_mut().for_each(|schema| add_bounds(schema, bounds));
-            }
-            ("additionalProperties" | "items" | "additionalItems", value) => {
-                add_bounds(value, bounds);
-            }
-            _ => {}
-        }
-    }
-}
-
 /// The tables that references point into, if a schema has any.
 pub(crate) fn definitions(root: &Value) -> Map<String, Value> {
     let tables = ["$defs", "definitions"].into_iter();

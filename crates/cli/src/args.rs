@@ -7,6 +7,7 @@ use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
+use crate::routing::RoutingArgs;
 use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
@@ -37,6 +38,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Compare eviction policies on routing recorded by run --trace-routing.
     CacheSim(CacheSimArgs),
+    /// Show how a model routes: which experts it uses, what a cache of them hits, whether it can be guessed.
+    Routing(RoutingArgs),
 }
 
 /// What every command that loads a model takes.
@@ -376,9 +379,10 @@ pub struct VerifyArgs {
     /// The golden outputs; default: golden.safetensors in the directory, or beside the file.
     #[arg(long, value_name = "FILE")]
     pub golden: Option<PathBuf>,
-    /// Largest difference of a logit that counts as equal.
-    #[arg(long, value_name = "X", default_value_t = engine::verify::TOLERANCE)]
-    pub tolerance: f32,
+    /// Largest difference of a logit that counts as equal; default: 1e-3, and 1e-2 on a GPU, which keeps
+    /// keys and values in 16-bit floats.
+    #[arg(long, value_name = "X")]
+    pub tolerance: Option<f32>,
     /// Compute as `run` does, with activations in 8 bits, instead of as with --precise: shows what that
     /// costs, and fails where low-bit weights are beyond the tolerance.
     #[arg(long, conflicts_with = "precise")]

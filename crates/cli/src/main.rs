@@ -14,8 +14,10 @@ mod devices;
 mod form;
 mod inspect;
 mod output;
+mod routing;
 mod run;
 mod serve;
+mod svg;
 mod synth;
 mod timing;
 mod trace;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),
         Command::CacheSim(args) => cache_sim::cache_sim(args),
+        Command::Routing(args) => routing::routing(args),
     };
     match result {
         Ok(code) => code,

@@ -65,6 +65,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
         engine.record_trace(Box::new(BufWriter::new(file)));
     }
+    let is_held = constraint.is_some();
     let mut session = engine.session()?;
     let mut answer = Answer::default();
     progress.show(&format!("reading {} prompt tokens ...", tokens.len()));
@@ -98,6 +99,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         reply.line_break()?;
     } else if !answer.text.ends_with('\n') {
         output::stream("\n")?;
+    }
+    if is_held && answer.finish == Some(FinishReason::Length) {
+        eprintln!(
+            "warning: the limit of tokens was reached; what had to be whole may be cut short"
+        );
     }
     if args.timing {
         let plan = engine.plan();

@@ -20,13 +20,14 @@ pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         false => args.model.join("golden.safetensors"),
     });
     let report = engine::verify::verify(&mut engine, &golden)?;
-    let passes = report.passes(args.tolerance);
+    let tolerance = args.tolerance.unwrap_or_else(|| engine::verify::tolerance(&engine));
+    let passes = report.passes(tolerance);
     if let Some(path) = &args.dump {
         report.dump(path)?;
     }
     if args.json {
         let checks = report.checks.iter().map(|check| {
-            let passes = check.passes(args.tolerance);
+            let passes = check.passes(tolerance);
             match check.outcome {
                 Outcome::Error(error) => {
                     json!({ "name": check.name, "max_abs_error": error, "passes": passes })
@@ -39,7 +40,7 @@ pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         output::json(&json!({
             "model": args.model,
             "device": engine.device_name(),
-            "tolerance": args.tolerance,
+            "tolerance": tolerance,
             "passes": passes,
             "worst_error": report.worst_error(),
             "checks": checks.collect::<Vec<_>>(),
@@ -51,7 +52,7 @@ pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
                 Outcome::Error(error) => format!("max abs error {error:.2e}"),
                 Outcome::Agreement { equal, of } => format!("{equal} of {of} equal"),
             };
-            let mark = if check.passes(args.tolerance) { "ok" } else { "FAILED" };
+            let mark = if check.passes(tolerance) { "ok" } else { "FAILED" };
             text += &format!("  {:<32}{result:<28}{mark}\n", check.name);
         }
         if report.checks.is_empty() {
@@ -61,7 +62,7 @@ pub fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         text += &format!(
             "{verdict}, worst error {:.2e}, tolerance {:.0e}\n",
             report.worst_error(),
-            args.tolerance
+            tolerance
         );
         output::stream(&text)?;
     }

@@ -11,6 +11,19 @@ pub trait Constraint: Send {
     /// model's turn may come where everything said so far is whole.
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError>;
 
+    /// Whether `token`, which was chosen from masked `logits`, may be said when `room` more may follow it
+    /// before the limit of tokens or the end of the context. Where it may not, because what is being said
+    /// could not be brought to its end any more, the token and whatever else may not come is taken out of
+    /// `logits`, and the choice is made again.
+    fn accept(
+        &mut self,
+        _token: u32,
+        _room: usize,
+        _logits: &mut [f32],
+    ) -> Result<bool, ConstraintError> {
+        Ok(true)
+    }
+
     /// Tells which token was chosen, unless it ends the model's turn.
     fn commit(&mut self, token: u32) -> Result<(), ConstraintError>;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
 use compute::{Backend, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
-use model::{Batch, Workspace};
+use model::{Batch, RoutedLayer, RouterLog, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
@@ -472,6 +472,19 @@ impl Engine {
     /// The routing recorded since the last call: of each pass, every layer in order.
     pub fn take_routing(&mut self) -> Vec<Routing> {
         self.runner.log().routing.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Starts or stops recording what every layer's router sees and says, and what it would have said up
+    /// to so many layers earlier. Passes should have few rows then: see [`RoutedLayer`].
+    pub fn record_routers(&mut self, strides: Option<usize>) {
+        self.runner.log().routers = strides.map(RouterLog::new);
+    }
+
+    /// What was recorded of routers since the last call: of each pass, every layer with routed experts in
+    /// order.
+    pub fn take_routers(&mut self) -> Vec<RoutedLayer> {
+        let log = self.runner.log().routers.as_mut();
+        log.map(|log| std::mem::take(&mut log.layers)).unwrap_or_default()
     }
 
     /// Writes which experts are asked for from now on to `out`, in the format of `docs/routing-trace.md`.

@@ -35,7 +35,8 @@ pub struct GenerateOptions {
 pub enum FinishReason {
     /// The model ended its turn, or a stop string came.
     Stop,
-    /// The limit of tokens or the context was reached.
+    /// The limit of tokens or the context was reached, or a constraint had to bring the output to its end
+    /// because it was near.
     Length,
     /// The caller cancelled it.
     Cancelled,

@@ -64,11 +64,12 @@ pub use usage::Usage;
 /// Eviction policies on recorded routing, without a model.
 pub mod cache {
     pub use experts::{
-        Frecency, Policy, PolicyKind, SimulatedHits, Trace, TraceError, simulate, simulate_belady,
+        Frecency, Policy, PolicyKind, Residents, SimulatedHits, Trace, TraceError, TracedRequest,
+        simulate, simulate_belady, simulate_watched,
     };
 }
 
 pub use compute::Isa;
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::Phase;
+pub use model::{Phase, RoutedLayer};
 pub use trace::{DEFAULT_SPANS, Recorder};

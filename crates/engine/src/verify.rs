@@ -16,7 +16,17 @@ use crate::runner::LayerValues;
 use crate::sampler::best;
 
 /// Largest difference of a logit or state that counts as equal, in `f32` arithmetic.
-pub const TOLERANCE: f32 = 1e-3;
+const TOLERANCE: f32 = 1e-3;
+/// The same on a device that keeps keys and values in 16-bit floats whatever is asked for.
+const DEVICE_TOLERANCE: f32 = 1e-2;
+
+/// Largest difference that counts as equal on the device of an engine.
+pub fn tolerance(engine: &Engine) -> f32 {
+    match engine.plan().device {
+        Some(_) => DEVICE_TOLERANCE,
+        None => TOLERANCE,
+    }
+}
 
 const SEQUENCES: [&str; 3] = ["short", "medium", "long"];
 /// Tokens of `medium` that the state goldens have seen.

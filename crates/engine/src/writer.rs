@@ -30,6 +30,8 @@ pub(crate) struct Writer {
     generated_from: usize,
     n_generated: usize,
     limit: usize,
+    /// Whether the limit has changed a choice.
+    is_hurried: bool,
 }
 
 impl Writer {
@@ -71,6 +73,7 @@ impl Writer {
             generated_from,
             n_generated: 0,
             limit: options.max_tokens.unwrap_or(usize::MAX).min(room),
+            is_hurried: false,
             options,
         };
         writer.find_forced()?;
@@ -143,11 +146,19 @@ impl Writer {
         self.masked.clear();
         self.masked.extend_from_slice(logits);
         constraint.mask(&mut self.masked)?;
-        let token = self.sampler.choose(&self.masked, context, from, position);
-        if self.masked[token as usize] == f32::NEG_INFINITY {
-            return Err(ConstraintError("no token may follow".to_owned()).into());
+        // What may follow this token.
+        let room = self.limit - self.n_generated - 1;
+        loop {
+            let token = self.sampler.choose(&self.masked, context, from, position);
+            if self.masked[token as usize] == f32::NEG_INFINITY {
+                return Err(ConstraintError("no token may follow".to_owned()).into());
+            }
+            if constraint.accept(token, room, &mut self.masked)? {
+                return Ok(token);
+            }
+            self.is_hurried = true;
+            self.masked[token as usize] = f32::NEG_INFINITY;
         }
-        Ok(token)
     }
 
     /// Asks the constraint what follows by itself.
@@ -177,7 +188,7 @@ impl Writer {
         let mut finish = None;
         let mut text = String::new();
         if self.options.stop_tokens.contains(&token) {
-            finish = Some(FinishReason::Stop);
+            finish = Some(self.end_of_all());
         } else {
             let piece = match &mut self.decoder {
                 Some(decoder) => decoder.push(token),
@@ -191,7 +202,7 @@ impl Writer {
             }
             let all_said = self.n_said == self.forced.len();
             if all_said && self.constraint.as_ref().is_some_and(|it| it.is_finished()) {
-                finish = Some(FinishReason::Stop);
+                finish = Some(self.end_of_all());
             } else if self.n_generated >= self.limit {
                 finish = Some(FinishReason::Length);
             }
@@ -202,6 +213,11 @@ impl Writer {
             self.pending.push(token);
         }
         Step { token: Some(token), text, logprobs, usage, finish }
+    }
+
+    /// Why a generation ended whose output is whole: whoever asked is told of a limit that shaped it.
+    fn end_of_all(&self) -> FinishReason {
+        if self.is_hurried { FinishReason::Length } else { FinishReason::Stop }
     }
 
     /// Text that was held back for the rest of a character or of a stop string.

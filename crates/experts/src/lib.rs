@@ -33,5 +33,5 @@ pub use plan::{MAX_PARTS, ReadPlan};
 pub use policy::{Belady, Clock, Frecency, Lfu, Lru, Policy, PolicyKind};
 pub use probe::{DriveProbe, DriveSpeed};
 pub use reader::{ReaderKind, ReaderProbe, ReaderReport};
-pub use simulate::{SimulatedHits, simulate, simulate_belady};
+pub use simulate::{Residents, SimulatedHits, simulate, simulate_belady, simulate_watched};
 pub use store::{ExpertStore, LookAhead};

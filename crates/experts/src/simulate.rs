@@ -20,6 +20,23 @@ impl SimulatedHits {
     }
 }
 
+/// Which experts are in memory in the midst of a simulation.
+#[derive(Clone, Copy, Debug)]
+pub struct Residents<'a> {
+    first_keys: &'a [u32],
+    is_held: &'a [bool],
+}
+
+impl Residents<'_> {
+    /// Whether an expert of a layer is in memory.
+    ///
+    /// # Panics
+    /// If there is no such expert.
+    pub fn holds(&self, layer: usize, expert: u32) -> bool {
+        self.is_held[(self.first_keys[layer] + expert) as usize]
+    }
+}
+
 /// Answers the requests of a trace from `n_slots` slots as the store does. Requests before `skip` warm
 /// the slots and are not counted.
 pub fn simulate(
@@ -27,6 +44,18 @@ pub fn simulate(
     policy: &mut dyn Policy,
     n_slots: usize,
     skip: usize,
+) -> SimulatedHits {
+    simulate_watched(trace, policy, n_slots, skip, |_, _| ())
+}
+
+/// The same, and calls `watch` before each request that counts, with its index in the trace and what
+/// is in memory then.
+pub fn simulate_watched(
+    trace: &Trace,
+    policy: &mut dyn Policy,
+    n_slots: usize,
+    skip: usize,
+    mut watch: impl FnMut(usize, Residents<'_>),
 ) -> SimulatedHits {
     let (first_keys, n_keys) = trace.first_keys();
     let mut is_held = vec![false; n_keys];
@@ -36,6 +65,9 @@ pub fn simulate(
     // In use by the request, in the order in which they would be computed.
     let mut in_use = std::collections::VecDeque::new();
     for (index, request) in trace.requests.iter().enumerate() {
+        if index >= skip {
+            watch(index, Residents { first_keys: &first_keys, is_held: &is_held });
+        }
         missing.clear();
         for &(expert, uses) in &request.experts {
             let key = first_keys[request.layer] + expert;

@@ -82,7 +82,7 @@ pub(crate) fn unsupported(spec: &AttentionSpec) -> Option<String> {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, rotary_dim, .. } = *spec;
     if head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(4) {
         return Some(format!(
-            "heads of {head_dim} values: the GPU takes multiples of 4 up to {MAX_HEAD_DIM}"
+            "heads of {head_dim} values, and the GPU takes multiples of 4 up to {MAX_HEAD_DIM}"
         ));
     }
     if n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) || rotary_dim > head_dim {
@@ -112,9 +112,10 @@ impl AttentionKernels {
         caches: &mut [&mut KvCache],
         out: &mut Activations,
     ) {
-        let reason = unsupported(spec);
-        assert!(reason.is_none(), "the shape was checked: {reason:?}");
         out.set_rows(inputs.query.rows());
+        if let Some(reason) = unsupported(spec) {
+            return device.fail(reason);
+        }
         let shape = Shape::of(spec);
         self.compiled.entry(shape).or_insert_with(|| shape.compile(device));
         for (span, cache) in spans.iter().zip(caches) {

@@ -15,7 +15,7 @@ use crate::gpu::Gpu;
 use crate::kv_cache::KvCache;
 use crate::weights::Weights;
 
-/// Kept for pipelines, staging and what the driver needs itself.
+/// Kept for pipelines, staging, what delta nets mix of 512 rows, and what the driver needs itself.
 const DRIVER_BYTES: u64 = 256 << 20;
 
 fn device_error(error: impl std::fmt::Display) -> DeviceError {

@@ -74,7 +74,7 @@ pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
     let DeltaNetSpec { n_key_heads, n_value_heads, key_dim, value_dim, conv_kernel, .. } = *spec;
     if key_dim == 0 || key_dim > 256 || !key_dim.is_multiple_of(4) {
         return Some(format!(
-            "linear key heads of {key_dim} values: the GPU takes multiples of 4 up to 256"
+            "linear key heads of {key_dim} values, and the GPU takes multiples of 4 up to 256"
         ));
     }
     // The values of a head are kept in the memory of a workgroup.
@@ -91,11 +91,6 @@ pub(crate) fn unsupported(spec: &DeltaNetSpec) -> Option<String> {
 }
 
 impl DeltaNetKernels {
-    /// Bytes of working memory.
-    pub(crate) fn scratch_bytes(spec: &DeltaNetSpec, rows: usize) -> u64 {
-        (size_of::<f32>() * rows.min(MAX_ROWS) * Shape::of(spec).mixed_width()) as u64
-    }
-
     /// See [`compute::Backend::gated_delta_net`].
     pub(crate) fn gated_delta_net(
         &mut self,
@@ -106,9 +101,10 @@ impl DeltaNetKernels {
         states: &mut [&mut DeltaState],
         out: &mut Activations,
     ) {
-        let reason = unsupported(spec);
-        assert!(reason.is_none(), "the shape was checked: {reason:?}");
         out.set_rows(inputs.qkv.rows());
+        if let Some(reason) = unsupported(spec) {
+            return device.fail(reason);
+        }
         let shape = Shape::of(spec);
         self.compiled.entry(shape).or_insert_with(|| shape.compile(device));
         for (span, state) in spans.iter().zip(states) {

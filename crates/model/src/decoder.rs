@@ -7,6 +7,7 @@ use crate::batch::Batch;
 use crate::blocks::{
     Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
 };
+use crate::router_log::RouterLog;
 use crate::source::{ExpertSource, SourceError, WeightSource};
 use crate::timeline::{Phase, Timeline};
 
@@ -65,15 +66,20 @@ impl<M, V> Decoder<M, V> {
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
-        let ForwardLog { timeline, held_uses, routing: routing_log } = log;
-        // Whoever records choices or requests must see them all.
+        let ForwardLog { timeline, held_uses, routing: routing_log, routers } = log;
+        // Whoever records requests must see them all; whoever logs choices must have them on the host.
         let is_recorded = experts.records_requests();
+        let is_logged = is_recorded || routing_log.is_some() || routers.is_some();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
         timeline.lap(None, Phase::Embedding);
 
         for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(routers) = routers {
+                let buffers = [&mut *normed, &mut moe.logits];
+                routers.before_mixer(backend, &self.layers, index, eps, x, buffers);
+            }
             backend.rms_norm(x, &layer.mixer_norm, eps, normed);
             match &layer.mixer {
                 Mixer::Attention(block) => {
@@ -109,7 +115,7 @@ impl<M, V> Decoder<M, V> {
                     continue;
                 }
             };
-            if backend.holds_all(index) && routing_log.is_none() && !is_recorded {
+            if backend.holds_all(index) && !is_logged {
                 let rows = (&*normed, batch.tokens.len());
                 *held_uses += block.held(backend, moe, index, rows, x) as u64;
                 timeline.lap(Some(index), Phase::Experts);
@@ -117,6 +123,9 @@ impl<M, V> Decoder<M, V> {
             }
             block.route(backend, moe, normed);
             backend.check()?;
+            if let Some(routers) = routers {
+                routers.routed(backend, &moe.logits);
+            }
             if !is_recorded {
                 *held_uses += block.take_held(backend, moe, index, normed) as u64;
             }
@@ -370,11 +379,14 @@ pub struct ForwardLog {
     pub held_uses: u64,
     /// When there, every layer's routing is appended to it.
     pub routing: Option<Vec<Routing>>,
+    /// When there, what every layer's router saw and said is appended to it.
+    pub routers: Option<RouterLog>,
 }
 
 impl ForwardLog {
     /// An empty log that keeps times only.
     pub fn new(config: &ModelConfig) -> Self {
-        Self { timeline: Timeline::new(config.mixers.len()), held_uses: 0, routing: None }
+        let timeline = Timeline::new(config.mixers.len());
+        Self { timeline, held_uses: 0, routing: None, routers: None }
     }
 }

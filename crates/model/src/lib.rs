@@ -15,12 +15,14 @@ mod blocks;
 mod decoder;
 mod qwen35_moe;
 mod qwen3_moe;
+mod router_log;
 mod saved;
 mod source;
 mod timeline;
 
 pub use batch::Batch;
 pub use decoder::{Decoder, ForwardLog, LayerState, SequenceState, Workspace};
+pub use router_log::{RoutedLayer, RouterLog};
 pub use saved::{SavedParts, SavedShape};
 pub use source::{ExpertSource, SourceError, WeightSource};
 pub use timeline::{Phase, Timeline};

@@ -99,6 +99,8 @@ pub(crate) struct Reply {
     is_content: bool,
     open_call: Option<usize>,
     has_calls: bool,
+    /// Tokens that end the model's turn.
+    stop_tokens: Vec<u32>,
     /// Makes the names of calls unlike those of other answers.
     call_name: String,
     submitted: Instant,
@@ -129,6 +131,7 @@ impl Reply {
             is_content: false,
             open_call: None,
             has_calls: false,
+            stop_tokens: app.model.stop_tokens.clone(),
             call_name: app.next_id(),
             submitted: Instant::now(),
             begun: None,
@@ -183,7 +186,7 @@ impl Reply {
         self.counts.reading = first - self.begun.unwrap_or(first);
         self.counts.writing = now - first;
         let Step { token, text, logprobs, finish, .. } = step;
-        let is_end_token = finish == Some(FinishReason::Stop);
+        let is_end_token = token.is_some_and(|token| self.stop_tokens.contains(&token));
         if let Some(token) = token {
             self.counts.generated += 1;
             self.said.push(token);

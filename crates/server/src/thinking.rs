@@ -72,6 +72,18 @@ impl Constraint for ThinkingBudget {
         }
     }
 
+    fn accept(
+        &mut self,
+        token: u32,
+        room: usize,
+        logits: &mut [f32],
+    ) -> Result<bool, ConstraintError> {
+        match &mut self.inner {
+            Some(inner) => inner.accept(token, room, logits),
+            None => Ok(true),
+        }
+    }
+
     fn commit(&mut self, token: u32) -> Result<(), ConstraintError> {
         if token == self.marks.end {
             self.is_thinking = false;

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use chat::{
-    ArgumentBounds, ChatModel, ChatRequest, ChatTemplate, Error, Message, Reply, ResponseFormat,
-    ToolChoice,
+    ChatModel, ChatRequest, ChatTemplate, Error, Message, Reply, ResponseFormat, ToolChoice,
 };
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
@@ -332,18 +331,6 @@ fn values_match_their_schemas() {
             assert!(verdict.said < text.len(), "{schema}: {value:?}: {verdict:?}");
         }
     }
-}
-
-#[test]
-fn bounds_end_what_runs_in_circles() {
-    let mut request = one(json!({ "type": "array", "items": { "type": "string" } }));
-    request.argument_bounds = Some(ArgumentBounds { text: 4, items: 2 });
-    let call = |value: &str| xml("f", &[("x", value)]);
-    let right = call("[\"1234\", \"\"]");
-    assert_said(&MODELS.xml, &request, &format!("{right}\n{right}"));
-    assert_refused(&MODELS.xml, &request, &format!("{right}\n{right}\n{right}"));
-    assert_refused(&MODELS.xml, &request, &call("[\"12345\"]"));
-    assert_refused(&MODELS.xml, &request, &call("[\"\", \"\", \"\"]"));
 }
 
 /// A request without tools whose reply has a form.

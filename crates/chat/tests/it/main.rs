@@ -1,6 +1,7 @@
 //! Integration tests: chat templates against recorded renderings of the original, replies, grammars.
 
 mod grammars;
+mod limits;
 mod replies;
 mod tool_calls;
 mod two_bit;

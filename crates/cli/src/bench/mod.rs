@@ -6,7 +6,6 @@ mod measure;
 mod plots;
 mod results;
 mod settings;
-mod svg;
 mod tables;
 
 pub use settings::Budget;

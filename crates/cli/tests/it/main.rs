@@ -11,6 +11,7 @@ mod heat_map;
 mod inspect;
 mod invariance;
 mod memory;
+mod routing;
 mod run;
 mod serve;
 mod support;

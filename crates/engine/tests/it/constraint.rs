@@ -152,3 +152,57 @@ fn a_constraint_that_allows_nothing_is_an_error_and_leaves_the_engine_running() 
     let (steps, _) = generate(&mut engine, GenerateOptions::default(), script(&[300], &[], 1).0);
     assert_eq!(said(&steps), [300]);
 }
+
+/// Wants one token to be the last that is said.
+struct Ending {
+    last: u32,
+    is_finished: bool,
+}
+
+impl Constraint for Ending {
+    fn forced(&mut self, _: &mut Vec<u32>) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn mask(&mut self, _: &mut [f32]) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        token: u32,
+        room: usize,
+        logits: &mut [f32],
+    ) -> Result<bool, ConstraintError> {
+        let is_last = token == self.last;
+        if room == 0 && !is_last {
+            logits.fill(f32::NEG_INFINITY);
+            logits[self.last as usize] = 0.0;
+        }
+        Ok(room > 0 && !is_last || room == 0 && is_last)
+    }
+
+    fn commit(&mut self, token: u32) -> Result<(), ConstraintError> {
+        self.is_finished = token == self.last;
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+}
+
+#[test]
+fn what_has_to_end_ends_at_the_limit_and_says_so() {
+    let mut engine = demo(streaming());
+    let ending = || Box::new(Ending { last: 300, is_finished: false });
+    for max_tokens in [1, 5] {
+        let options =
+            GenerateOptions { max_tokens: Some(max_tokens), ..GenerateOptions::default() };
+        let (steps, _) = generate(&mut engine, options, ending());
+        let tokens = said(&steps);
+        assert_eq!(tokens.len(), max_tokens);
+        assert_eq!(tokens.iter().position(|&token| token == 300), Some(max_tokens - 1));
+        assert_eq!(steps[max_tokens - 1].finish, Some(FinishReason::Length));
+    }
+}

@@ -5,6 +5,7 @@ mod generation;
 mod perplexity;
 mod precision;
 mod prefix_cache;
+mod router_log;
 mod scheduler;
 mod sessions;
 

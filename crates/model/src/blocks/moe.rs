@@ -74,7 +74,7 @@ impl<M> Moe<M> {
         x: &B::Buffer,
     ) {
         let MoeScratch { logits, routed, routing, uses, .. } = scratch;
-        backend.project(x, &[&self.router], &mut [logits]);
+        self.router_logits(backend, x, logits);
         backend.route(logits, self.spec, routing);
         backend.set_rows(routed, routing.experts.len());
         uses.group(routing);
@@ -113,6 +113,16 @@ impl<M> Moe<M> {
         backend.take_held(layer, x, &mut scratch.uses, &mut scratch.routed)
     }
 
+    /// What the router says of the rows, (rows, n_experts).
+    pub(crate) fn router_logits<B: Backend<Matrix = M>>(
+        &self,
+        backend: &mut B,
+        x: &B::Buffer,
+        logits: &mut B::Buffer,
+    ) {
+        backend.project(x, &[&self.router], &mut [logits]);
+    }
+
     /// Predicts the choices of the rows from `x`, which is not quite what the router will see.
     pub(crate) fn predict<B: Backend<Matrix = M>>(
         &self,
@@ -120,7 +130,7 @@ impl<M> Moe<M> {
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
     ) {
-        backend.project(x, &[&self.router], &mut [&mut scratch.logits]);
+        self.router_logits(backend, x, &mut scratch.logits);
         backend.route(&scratch.logits, self.spec, &mut scratch.predicted);
     }
 
@@ -164,7 +174,7 @@ impl<M> Moe<M> {
 
 /// Buffers of a mixture-of-experts layer; layers share them.
 pub(crate) struct MoeScratch<B: Backend> {
-    logits: B::Buffer,
+    pub(crate) logits: B::Buffer,
     routed: B::Buffer,
     shared: B::Buffer,
     shared_gate: B::Buffer,

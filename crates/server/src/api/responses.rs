@@ -76,6 +76,9 @@ impl Head {
             items.push(self.message(items.len(), Some(&whole.content), status));
         }
         for one in &whole.calls {
+            // The limit may have come after a whole call.
+            let is_whole = serde_json::from_str::<serde::de::IgnoredAny>(&one.arguments).is_ok();
+            let status = if is_whole { "completed" } else { "incomplete" };
             items.push(self.call(items.len(), one, status));
         }
         items

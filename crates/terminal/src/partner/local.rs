@@ -153,7 +153,12 @@ impl Partner for Local {
         }
         outcome.end = match finish {
             Some(FinishReason::Cancelled) => End::Stopped,
-            Some(FinishReason::Length) if session.tokens().len() >= context => End::ContextFull,
+            // A call that would not have fitted ends a little before the context.
+            Some(FinishReason::Length)
+                if self.max_tokens.is_none() || session.tokens().len() >= context =>
+            {
+                End::ContextFull
+            }
             Some(FinishReason::Length) => End::Limit,
             Some(FinishReason::Stop) | None => End::Whole,
         };

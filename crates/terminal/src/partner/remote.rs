@@ -123,7 +123,8 @@ impl Partner for Remote {
         if response.status != 200 {
             bail!("{}", refusal(response.status, response.body));
         }
-        let mut stream = Stream { begin, begun: None, call: None, outcome, done: false };
+        let mut stream =
+            Stream { begin, begun: None, last: None, call: None, outcome, done: false };
         let mut events = Events::new(response.body);
         while !stream.done {
             match events.next() {
@@ -178,8 +179,9 @@ fn refusal(status: u16, body: impl Read) -> String {
 /// An answer as it comes.
 struct Stream {
     begin: Instant,
-    /// When its first part came.
+    /// When its first part came, and its last.
     begun: Option<Instant>,
+    last: Option<Instant>,
     /// The call that has begun and not ended.
     call: Option<usize>,
     outcome: Outcome,
@@ -242,7 +244,9 @@ impl Stream {
     }
 
     fn event(&mut self, event: ReplyEvent, on: &mut dyn FnMut(Event)) {
-        self.begun.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.begun.get_or_insert(now);
+        self.last = Some(now);
         self.outcome.reply.add(&event);
         on(Event::Reply(event));
     }
@@ -263,7 +267,8 @@ impl Stream {
         let begun = self.begun.unwrap_or(self.begin);
         self.outcome.cost = Cost {
             prompt_time: begun - self.begin,
-            time: if self.begun.is_some() { begun.elapsed() } else { Duration::ZERO },
+            // An answer that comes in one piece has no speed.
+            time: self.last.map_or(Duration::ZERO, |last| last - begun),
             ..self.outcome.cost
         };
         self.outcome

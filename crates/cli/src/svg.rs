@@ -166,7 +166,7 @@ pub fn text_width(text: &str) -> f64 {
     7.4 * text.chars().count() as f64
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
