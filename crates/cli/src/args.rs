@@ -7,6 +7,7 @@ use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
+use crate::eval::EvalArgs;
 use crate::serve::ServeArgs;
 
 /// Run Mixture-of-Experts language models larger than memory, on the machine you own.
@@ -27,6 +28,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Measure speeds under several memory budgets, beside the machine's limits.
     Bench(BenchArgs),
+    /// Measure what a model's output is worth: perplexity, divergence from a reference, tool calls, and bytes.
+    Eval(EvalArgs),
     /// Show what a checkpoint holds and what it needs.
     Inspect(InspectArgs),
     /// Compare with golden outputs of a reference implementation.

@@ -10,11 +10,13 @@ mod cache;
 mod cache_sim;
 mod chat;
 mod demo;
+mod eval;
 mod form;
 mod inspect;
 mod output;
 mod run;
 mod serve;
+mod svg;
 mod synth;
 mod timing;
 mod trace;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Eval(args) => eval::eval(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),

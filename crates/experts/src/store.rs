@@ -243,6 +243,8 @@ impl ExpertStore {
             let key = self.first_keys[layer] + expert;
             assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
+            self.stats.used_bytes +=
+                self.layers[layer].get(expert as usize).bytes() * u64::from(uses);
             self.asked_by[key as usize] = self.request.number;
             n_asked += 1;
             let place = self.places[key as usize];

@@ -6,9 +6,9 @@ mod measure;
 mod plots;
 mod results;
 mod settings;
-mod svg;
 mod tables;
 
+pub use machine::{utc_now, version};
 pub use settings::Budget;
 
 use std::fs;
@@ -54,7 +54,7 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     settings.engine.recorder = trace.as_ref().map(|trace| trace.recorder().clone());
 
-    let date = machine::utc_now();
+    let date = utc_now();
     let files = inventory.checkpoint.files();
     let machine = Machine::detect(files.first().map(|file| file.path.as_path()));
     let bench = Bench::new(&settings, &directory, &inventory, memory_bytes(&machine))?;
@@ -77,7 +77,7 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if let Some(directory) = &args.plot {
         let titles = Titles {
             model: short_name(&settings.model),
-            machine: format!("{}, {} UTC, flash-moe {}", machine.name(), date, machine::version()),
+            machine: format!("{}, {} UTC, flash-moe {}", machine.name(), date, version()),
         };
         write(&directory.join("retention.svg"), &plots::retention(&results, &titles))?;
         write(&directory.join("phases.svg"), &plots::phases(&results, &titles))?;
@@ -95,7 +95,7 @@ fn facts(machine: &Machine, date: &str, settings: &Settings, inventory: &Invento
         "schema": Value::Null,
         "date": date,
         "program": {
-            "version": machine::version(),
+            "version": version(),
             "command": machine::command_line(),
         },
         "machine": machine.to_json(),

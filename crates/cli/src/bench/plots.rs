@@ -3,7 +3,7 @@
 use engine::Phase;
 
 use crate::bench::results::{BudgetResult, Cell, Results, Spread};
-use crate::bench::svg::{Anchor, COLOURS, Svg, number, text_width, ticks};
+use crate::svg::{Anchor, COLOURS, Svg, number, text_width, ticks};
 use crate::timing;
 
 const WIDTH: f64 = 760.0;
