@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{EmbeddedText, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
-use model::{Batch, Workspace};
+use model::{Batch, Lossy, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
@@ -43,6 +43,7 @@ pub struct Engine {
     session_limit: usize,
     batch: Batch,
     recorder: Option<Recorder>,
+    lossy: Lossy,
     heat: Option<Heat>,
     /// What all passes cost.
     usage: Usage,
@@ -130,6 +131,10 @@ impl Engine {
         backend: B,
         options: &EngineOptions,
     ) -> Result<Self, Error> {
+        let top_k = inventory.checkpoint.config().moe.top_k;
+        if let Some(problem) = options.lossy.problem(top_k) {
+            return Err(Error::Lossy(problem));
+        }
         let mode = if options.direct_io { IoMode::Direct } else { IoMode::Buffered };
         let paths: Vec<_> =
             inventory.checkpoint.files().iter().map(|file| file.path.clone()).collect();
@@ -146,8 +151,12 @@ impl Engine {
             recorder: options.recorder.clone(),
             ..StoreOptions::default()
         };
+        let lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
-            let (numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            let (mut numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            if lossy.is_on() {
+                numerics += &format!(", lossy: {lossy}");
+            }
             let weights = [weights, sample_experts(&inventory, &files)?];
             let identity = identity(&inventory, &weights, &numerics, is_shared);
             PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
@@ -164,6 +173,7 @@ impl Engine {
         });
         let mut workspace =
             Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        workspace.set_lossy(lossy);
         workspace.log.timeline.record_to(options.recorder.clone());
         let config = checkpoint.config().clone();
         let mut stop_tokens = checkpoint.generation().eos_token_ids.clone();
@@ -183,6 +193,7 @@ impl Engine {
             session_limit: options.sessions,
             batch: Batch::default(),
             recorder: options.recorder.clone(),
+            lossy,
             heat,
             usage: Usage::default(),
             prefix_cache,
@@ -239,6 +250,11 @@ impl Engine {
     /// A name of the device for people.
     pub fn device_name(&self) -> String {
         self.runner.device_name()
+    }
+
+    /// Savings that change what the model says.
+    pub fn lossy(&self) -> &Lossy {
+        &self.lossy
     }
 
     /// What moving experts cost since the engine was opened.

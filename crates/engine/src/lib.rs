@@ -65,5 +65,5 @@ pub mod cache {
 
 pub use compute::Isa;
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::Phase;
+pub use model::{Lossy, Phase};
 pub use trace::{DEFAULT_SPANS, Recorder};

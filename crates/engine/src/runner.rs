@@ -159,6 +159,10 @@ impl ExpertSource for StreamedExperts {
         Ok(self.0.next_ready(ready)?)
     }
 
+    fn is_resident(&self, layer: usize, expert: u32) -> bool {
+        self.0.is_resident(layer, expert)
+    }
+
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
         self.0.wants_prediction(layer, n_rows)
     }

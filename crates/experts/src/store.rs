@@ -197,6 +197,11 @@ impl ExpertStore {
         })
     }
 
+    /// Whether an expert is in a slot or on its way into one.
+    pub fn is_resident(&self, layer: usize, expert: u32) -> bool {
+        self.places[(self.first_keys[layer] + expert) as usize] != NOWHERE
+    }
+
     /// How experts are read, and why so.
     pub fn reader(&self) -> &ReaderReport {
         &self.reader_report

@@ -7,6 +7,7 @@ use crate::batch::Batch;
 use crate::blocks::{
     Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
 };
+use crate::lossy::Lossy;
 use crate::source::{ExpertSource, SourceError, WeightSource};
 use crate::timeline::{Phase, Timeline};
 
@@ -107,7 +108,7 @@ impl<V> Decoder<Matrix, V> {
                     continue;
                 }
             };
-            block.route(backend, moe, normed);
+            block.route(backend, moe, normed, |expert| experts.is_resident(index, expert));
             experts.request(index, &moe.uses)?;
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
@@ -315,6 +316,11 @@ impl<B: Backend> Workspace<B> {
             ready: Vec::new(),
         };
         Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
+    }
+
+    /// Changes what passes compute from now on.
+    pub fn set_lossy(&mut self, lossy: Lossy) {
+        self.scratch.moe.lossy = lossy;
     }
 
     /// Bytes of such buffers, with the host's copy of the logits.

@@ -51,6 +51,9 @@ pub trait ExpertSource {
     /// were delivered. An expert's memory is free again when its weights are dropped.
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError>;
 
+    /// Whether an expert of a layer is in memory, or on its way there.
+    fn is_resident(&self, layer: usize, expert: u32) -> bool;
+
     /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
 

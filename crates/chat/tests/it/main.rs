@@ -2,8 +2,6 @@
 
 mod grammars;
 mod replies;
-mod tool_calls;
-mod two_bit;
 
 use std::fs::{self, File};
 use std::io::Read;

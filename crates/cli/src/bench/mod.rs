@@ -26,6 +26,7 @@ use crate::bench::measure::Bench;
 use crate::bench::plots::Titles;
 use crate::bench::settings::Settings;
 use crate::bench::tables::Head;
+use crate::run::lossy_json;
 use crate::trace::Trace;
 use crate::{demo, output};
 
@@ -98,6 +99,7 @@ fn facts(machine: &Machine, date: &str, settings: &Settings, inventory: &Invento
             "version": version(),
             "command": machine::command_line(),
         },
+        "lossy": lossy_json(&settings.engine.lossy),
         "machine": machine.to_json(),
         "model": {
             "name": settings.model,

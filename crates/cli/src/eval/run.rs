@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use chat::ChatModel;
 use engine::measure::DecodeBytes;
-use engine::{Engine, EngineOptions, Inventory};
+use engine::{Engine, EngineOptions, Inventory, Lossy};
 use eval::{
     Case, Document, Facts, Progress, Reference, Results, Summary, Unit, Way, fingerprint,
     read_texts, run_case, score_document,
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::args::Switch;
 use crate::bench::{utc_now, version};
 use crate::eval::EvalArgs;
-use crate::{demo, output};
+use crate::{demo, output, run};
 
 /// Ways in which each request is answered.
 const WAYS: [Way; 2] = [Way::Free, Way::Constrained];
@@ -59,7 +59,7 @@ pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
         program: version(),
         model: model.to_owned(),
         device: engine.device_name(),
-        lossy: None,
+        lossy: run::lossy_json(engine.lossy()),
         expert_bytes: inventory.expert_bytes(),
         expert_slot_bytes: engine.plan().experts,
         trunk_bytes_per_token: trunk_bytes,
@@ -155,7 +155,8 @@ fn record(
 ) -> anyhow::Result<()> {
     shown.show(&format!("loading {against} ..."));
     let directory = demo::resolve(against)?;
-    let options = EngineOptions { precise: true, ..args.engine.options() };
+    let lossy = Lossy::default();
+    let options = EngineOptions { precise: true, lossy, ..args.engine.options() };
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {against}"))?;
     let documents = texts(args, &engine)?;
