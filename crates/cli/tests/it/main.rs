@@ -5,6 +5,7 @@ mod bench;
 mod cache_sim;
 mod chat;
 mod chat_server;
+mod eval;
 mod gguf;
 mod heat_map;
 mod inspect;
