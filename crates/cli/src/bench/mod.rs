@@ -99,7 +99,7 @@ fn facts(machine: &Machine, date: &str, settings: &Settings, inventory: &Invento
             "version": version(),
             "command": machine::command_line(),
         },
-        "lossy": lossy_json(&settings.engine.lossy),
+        "lossy": lossy_json(&settings.engine.lossy.for_model(config.moe.top_k)),
         "machine": machine.to_json(),
         "model": {
             "name": settings.model,

@@ -126,20 +126,12 @@ fn json_is_judged_by_its_schema_and_its_value() {
     let mut engine = open(&demo);
     let tokenizer = engine.shared_tokenizer().expect("it has one");
     let model = ChatModel::open(&demo, None, &tokenizer).expect("a template");
-    let case = |wanted: Value| -> Case {
-        let text = "Give me a JSON object with the name Mia and the age 7.";
-        let schema = json!({ "type": "object", "properties": { "name": { "type": "string" },
-            "age": { "type": "integer" } }, "required": ["name", "age"],
-            "additionalProperties": false });
-        let format = json!({ "type": "json_schema", "json_schema": { "schema": schema } });
-        serde_json::from_value(json!({ "messages": [{ "role": "user", "content": text }],
-            "response_format": format, "answer": wanted }))
-        .expect("it is a request")
-    };
-    let right = case(json!({ "name": "Mia", "age": 7 }));
-    let wrong = case(json!({ "name": "Mia", "age": 8 }));
+    let cases = Case::read_all(&held_out("json.jsonl")).expect("it is sound");
+    assert_eq!(cases.len(), 44);
+    let right = &cases[0];
+    let wrong = Case { answer: Some(json!({ "city": "Oslo", "pet": "spider" })), ..right.clone() };
     for way in [Way::Free, Way::Constrained] {
-        let said = run_case(&mut engine, &model, &right, way, Some(false)).expect("it goes well");
+        let said = run_case(&mut engine, &model, right, way, Some(false)).expect("it goes well");
         let unit = right.judge(0, way, &said);
         assert!(unit.json && unit.well_formed, "{way:?}: {}", said.reply.content);
         assert_eq!((unit.valid, unit.exact), (Some(true), Some(true)), "{}", said.reply.content);
