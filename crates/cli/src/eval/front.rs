@@ -79,6 +79,7 @@ fn draw(points: &[Point], bytes: BytesArg) -> String {
         }
     }
     svg.path(COLOURS[0], &front);
+    let mut labels = Vec::new();
     for (index, point) in points.iter().enumerate() {
         let colour = COLOURS[1 + index % (COLOURS.len() - 1)];
         let Estimate { value, interval } = point.perplexity;
@@ -86,9 +87,42 @@ fn draw(points: &[Point], bytes: BytesArg) -> String {
         let (low, high) = (y(interval.low), y(interval.high));
         svg.path(colour, &[(at.0, low), (at.0, high)]);
         svg.dot(colour, at);
-        let fits = at.0 + 10.0 + text_width(&point.name) < right;
-        let (dx, anchor) = if fits { (10.0, Anchor::Start) } else { (-10.0, Anchor::End) };
-        svg.text((at.0 + dx, at.1 - 6.0), anchor, "small", &point.name);
+        let width = text_width(&point.name);
+        let fits = at.0 + 10.0 + width < right;
+        let (x, begin, anchor) = match fits {
+            true => (at.0 + 10.0, at.0 + 10.0, Anchor::Start),
+            false => (at.0 - 10.0, at.0 - 10.0 - width, Anchor::End),
+        };
+        let y = free_line(&mut labels, (begin, begin + width), at.1 - 6.0);
+        svg.text((x, y), anchor, "small", &point.name);
     }
     svg.finish()
+}
+
+/// The base line nearest to `y`, rather above it, where a label from `begin` to `end` covers no other.
+fn free_line(labels: &mut Vec<(f64, f64, f64)>, (begin, end): (f64, f64), y: f64) -> f64 {
+    const LINE: f64 = 15.0;
+    let is_free = |line: f64| {
+        labels.iter().all(|&(other_begin, other_end, other)| {
+            (other - line).abs() >= LINE - 1.0 || end < other_begin || other_end < begin
+        })
+    };
+    let lines = (0..20).flat_map(|n| [y - f64::from(n) * LINE, y + f64::from(n) * LINE]);
+    let line = lines.into_iter().find(|&line| is_free(line)).unwrap_or(y);
+    labels.push((begin, end, line));
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_cover_no_others() {
+        let mut labels = Vec::new();
+        assert_eq!(free_line(&mut labels, (0.0, 50.0), 100.0), 100.0);
+        assert_eq!(free_line(&mut labels, (40.0, 90.0), 104.0), 119.0);
+        assert_eq!(free_line(&mut labels, (60.0, 90.0), 100.0), 100.0);
+        assert_eq!(free_line(&mut labels, (45.0, 65.0), 100.0), 85.0);
+    }
 }

@@ -30,7 +30,8 @@ fn without_times(path: &Path) -> Value {
 fn a_model_is_evaluated_compared_and_drawn() {
     let directory = TempDir::new();
     let path = |name: &str| directory.path().join(name);
-    let (texts, requests) = (fixture("demo-eval/skill.jsonl"), fixture("demo-eval/tool_calls.jsonl"));
+    let (texts, requests) =
+        (fixture("demo-eval/skill.jsonl"), fixture("demo-eval/tool_calls.jsonl"));
     let plain = path("plain.txt");
     fs::write(&plain, "Once upon a time there was a little mouse. ".repeat(4)).expect("a file");
     let (first, second, reference) = (path("a.json"), path("b.json"), path("kept"));
