@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
+use engine::{Device, EngineOptions, Isa, LookAhead, Lossy, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
+use crate::eval::EvalArgs;
 use crate::routing::RoutingArgs;
 use crate::serve::ServeArgs;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show what can compute: the CPU and the GPUs, and how fast each reads its memory.
     Devices(DevicesArgs),
+    /// Measure what a model's output is worth: perplexity, divergence from a reference, tool calls, and bytes.
+    Eval(EvalArgs),
     /// Show what a checkpoint holds and what it needs.
     Inspect(InspectArgs),
     /// Compare with golden outputs of a reference implementation.
@@ -86,6 +89,24 @@ pub struct EngineArgs {
     /// Read through the system's page cache instead of past it.
     #[arg(long)]
     pub buffered_io: bool,
+    #[command(flatten)]
+    pub lossy: LossyArgs,
+}
+
+/// Savings that change what the model says; `flash-moe eval` measures what they cost.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Lossy savings, off by default")]
+pub struct LossyArgs {
+    /// Use only the best K experts of each token, fewer than the model was trained with.
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub experts_per_token: Option<usize>,
+    /// Leave out experts with less than this share of a token's routed weight, such as 0.05.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub expert_drop: f32,
+    /// Let an expert in memory replace one that is not, if its router logit is at most so much smaller, such
+    /// as 0.5. The output then depends on what was computed before.
+    #[arg(long, value_name = "LOGITS", default_value_t = 0.0)]
+    pub cache_bias: f32,
 }
 
 impl EngineArgs {
@@ -104,6 +125,11 @@ impl EngineArgs {
             vram: self.vram,
             precise: self.precise,
             direct_io: !self.buffered_io,
+            lossy: Lossy {
+                experts_per_token: self.lossy.experts_per_token,
+                expert_drop: self.lossy.expert_drop,
+                cache_bias: self.lossy.cache_bias,
+            },
             ..EngineOptions::default()
         }
     }

@@ -12,7 +12,7 @@ use terminal::{Models, Options, When};
 
 use crate::args::{EngineArgs, SamplingArgs, Switch, size};
 use crate::demo;
-use crate::run::heat_map_place;
+use crate::run::{heat_map_place, tell_of_lossy};
 
 /// Memory for the beginnings of talks, where nothing is said: some states of a model of 35 billion parameters.
 const PREFIX_CACHE_BYTES: u64 = 256 << 20;
@@ -212,6 +212,7 @@ impl Models for Checkpoints {
                 "warning: the checkpoint holds unknown tensors that are not used: {first}{more}"
             );
         }
+        tell_of_lossy(&engine);
         let chat = ChatModel::open(&directory, engine.chat_template(), engine.tokenizer()?)?
             .with_stop_tokens(engine.stop_tokens());
         Ok((engine, chat))

@@ -11,6 +11,7 @@ mod cache_sim;
 mod chat;
 mod demo;
 mod devices;
+mod eval;
 mod form;
 mod inspect;
 mod output;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(args),
         Command::Bench(args) => bench::bench(args),
         Command::Devices(args) => devices::devices(args),
+        Command::Eval(args) => eval::eval(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
         Command::Synth(args) => synth::synth(args),

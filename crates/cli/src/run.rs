@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail};
 use chat::{ChatModel, ChatRequest, Message, ReplyParser};
 use engine::{
-    Constraint, Engine, FinishReason, GenerateOptions, HeatMapPlace, Sampling, Step, Usage,
+    Constraint, Engine, FinishReason, GenerateOptions, HeatMapPlace, Lossy, Sampling, Step, Usage,
     format_bytes,
 };
 use serde_json::{Value, json};
@@ -49,6 +49,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
     progress.clear();
     warn_of_unknown_tensors(&engine);
+    tell_of_lossy(&engine);
     let Asked { tokens, constraint, mut parser } = ask(&args, &engine, &directory, &prompt)?;
     let sampling = args.sampling.apply(engine.default_sampling());
     let generate = GenerateOptions {
@@ -162,6 +163,18 @@ pub fn heat_map_place(asked: Option<&Path>, model: &str) -> HeatMapPlace {
     }
 }
 
+/// Tells that the output is not the model's own.
+pub fn tell_of_lossy(engine: &Engine) {
+    if engine.lossy().is_on() {
+        eprintln!("note: the output is lossy: {}", engine.lossy());
+    }
+}
+
+/// What is lossy, for JSON.
+pub fn lossy_json(lossy: &Lossy) -> Option<String> {
+    lossy.is_on().then(|| lossy.to_string())
+}
+
 /// Tells that a checkpoint holds what is not used.
 pub fn warn_of_unknown_tensors(engine: &Engine) {
     if let [first, rest @ ..] = engine.unknown_tensors() {
@@ -267,6 +280,7 @@ impl Answer {
             "model": model,
             "device": engine.device_name(),
             "device_reason": engine.device_reason(),
+            "lossy": lossy_json(engine.lossy()),
             "text": self.text,
             "finish_reason": finish,
             "prompt_tokens": prompt_tokens,

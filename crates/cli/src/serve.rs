@@ -99,6 +99,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     progress.clear();
     let engine = engine.with_context(|| format!("opening {}", args.model))?;
     run::warn_of_unknown_tensors(&engine);
+    run::tell_of_lossy(&engine);
     let tokenizer = engine.tokenizer()?;
     let chat = match ChatModel::open(&directory, engine.chat_template(), tokenizer) {
         Ok(chat) => Some(chat.with_stop_tokens(engine.stop_tokens())),

@@ -138,10 +138,22 @@ pub struct RouterSpec {
 pub struct Routing {
     /// Experts of a row.
     pub top_k: usize,
-    /// (rows, top_k) expert indices in order of falling weight; of equals, the lower index first.
+    /// (rows, top_k) expert indices in order of falling weight; of equals, the lower index first. Only a
+    /// lossy choice leaves experts out; then [`Routing::LEFT_OUT`] fills the end of a row.
     pub experts: Vec<u32>,
     /// (rows, top_k) their weights.
     pub weights: Vec<f32>,
+}
+
+impl Routing {
+    /// In the place of an expert that was left out; its weight is zero.
+    pub const LEFT_OUT: u32 = u32::MAX;
+
+    /// How many experts a row uses: all but those left out.
+    pub fn n_used(&self, row: usize) -> usize {
+        let experts = &self.experts[row * self.top_k..(row + 1) * self.top_k];
+        experts.iter().rposition(|&expert| expert != Self::LEFT_OUT).map_or(0, |last| last + 1)
+    }
 }
 
 /// What [`Backend::combine`] adds to the residual stream.

@@ -307,7 +307,7 @@ impl Backend for Reference {
         let MoeOutputs { routing, routed, shared } = outputs;
         for row in 0..x.rows() {
             for (column, x) in x.row_mut(row).iter_mut().enumerate() {
-                for rank in 0..routing.top_k {
+                for rank in 0..routing.n_used(row) {
                     let index = row * routing.top_k + rank;
                     *x += routing.weights[index] * routed.row(index)[column];
                 }

@@ -35,8 +35,10 @@ impl ExpertUses {
         let n_experts = self.ends.len();
         self.top_k = routing.top_k;
         self.ends.fill(0);
-        for &expert in &routing.experts {
+        let mut n_uses = 0;
+        for &expert in routing.experts.iter().filter(|&&expert| expert != Routing::LEFT_OUT) {
             self.ends[expert as usize] += 1;
+            n_uses += 1;
         }
         self.distinct.clear();
         self.distinct.extend((0..n_experts as u32).filter(|&e| self.ends[e as usize] > 0));
@@ -46,8 +48,11 @@ impl ExpertUses {
             begin += std::mem::replace(end, begin);
         }
         self.uses.clear();
-        self.uses.resize(routing.experts.len(), ExpertUse { row: 0, rank: 0 });
+        self.uses.resize(n_uses, ExpertUse { row: 0, rank: 0 });
         for (index, &expert) in routing.experts.iter().enumerate() {
+            if expert == Routing::LEFT_OUT {
+                continue;
+            }
             let (row, rank) = (index / routing.top_k, index % routing.top_k);
             let end = &mut self.ends[expert as usize];
             self.uses[*end] = ExpertUse { row: row as u32, rank: rank as u32 };
@@ -89,6 +94,19 @@ impl ExpertUses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn experts_left_out_have_no_uses() {
+        let left_out = Routing::LEFT_OUT;
+        let experts = vec![3, left_out, 0, 3];
+        let routing = Routing { top_k: 2, experts, weights: vec![1.0, 0.0, 0.5, 0.5] };
+        let mut uses = ExpertUses::new(4);
+        uses.group(&routing);
+        assert_eq!(uses.distinct(), [0, 3]);
+        assert_eq!([uses.of(0).len(), uses.of(3).len()], [1, 2]);
+        assert_eq!(uses.of(3)[1], ExpertUse { row: 1, rank: 1 });
+        assert_eq!([routing.n_used(0), routing.n_used(1)], [1, 2]);
+    }
 
     #[test]
     fn uses_are_grouped_by_expert_in_row_order() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
 use compute::{Backend, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
-use model::{Batch, RoutedLayer, RouterLog, Workspace};
+use model::{Batch, Lossy, RoutedLayer, RouterLog, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
@@ -46,6 +46,7 @@ pub struct Engine {
     session_limit: usize,
     batch: Batch,
     recorder: Option<Recorder>,
+    lossy: Lossy,
     heat: Option<Heat>,
     /// What all passes cost.
     usage: Usage,
@@ -143,6 +144,10 @@ impl Engine {
         backend: B,
         options: &EngineOptions,
     ) -> Result<Self, Error> {
+        let top_k = inventory.checkpoint.config().moe.top_k;
+        if let Some(problem) = options.lossy.problem(top_k) {
+            return Err(Error::Lossy(problem));
+        }
         let mode = if options.direct_io { IoMode::Direct } else { IoMode::Buffered };
         let paths: Vec<_> =
             inventory.checkpoint.files().iter().map(|file| file.path.clone()).collect();
@@ -151,8 +156,12 @@ impl Engine {
         let mut plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
 
         let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
+        let lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
-            let (numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            let (mut numerics, is_shared) = (backend.numerics(), options.directory.is_some());
+            if lossy.is_on() {
+                numerics += &format!(", lossy: {lossy}");
+            }
             let weights = [weights, sample_experts(&inventory, &files)?];
             let identity = identity(&inventory, &weights, &numerics, is_shared);
             PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
@@ -161,6 +170,7 @@ impl Engine {
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
         let mut workspace =
             Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
+        workspace.set_lossy(lossy);
         workspace.log.timeline.record_to(options.recorder.clone());
         let is_held = held::reserve(&mut workspace.backend, &experts, &mut plan)?;
         let store_options = StoreOptions {
@@ -206,6 +216,7 @@ impl Engine {
             session_limit: options.sessions,
             batch: Batch::default(),
             recorder: options.recorder.clone(),
+            lossy,
             heat,
             usage: Usage::default(),
             prefix_cache,
@@ -267,6 +278,11 @@ impl Engine {
     /// Why it is that device, if the choice was left to a measurement.
     pub fn device_reason(&self) -> Option<&str> {
         self.device_reason.as_deref()
+    }
+
+    /// Savings that change what the model says.
+    pub fn lossy(&self) -> &Lossy {
+        &self.lossy
     }
 
     /// What moving experts cost since the engine was opened.

@@ -153,6 +153,14 @@ pub enum Error {
         /// What it may be.
         expected: &'static str,
     },
+    /// A saving that cannot be had of this model.
+    #[error("{0}\nhint: see --experts-per-token, --expert-drop and --cache-bias")]
+    Lossy(String),
+    /// A comparison that only a faithful run can pass.
+    #[error(
+        "golden outputs are of a faithful run, and this one is lossy: {0}\nhint: leave these options out"
+    )]
+    LossyVerify(model::Lossy),
     /// What may be said next cannot be found out.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),

@@ -71,5 +71,5 @@ pub mod cache {
 
 pub use compute::Isa;
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::{Phase, RoutedLayer};
+pub use model::{Lossy, Phase, RoutedLayer};
 pub use trace::{DEFAULT_SPANS, Recorder};

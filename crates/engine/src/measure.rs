@@ -24,7 +24,7 @@ pub use experts::{
 pub struct DecodeBytes {
     /// The trunk: all of it but the embedding table, of which it reads one row.
     pub dense: u64,
-    /// Its routed experts.
+    /// Its routed experts, as many as it uses at most.
     pub experts: u64,
     /// Keys, values and recurrent states of the sequence before it.
     pub states: u64,
@@ -54,7 +54,10 @@ impl DecodeBytes {
         let unread = if config.tie_word_embeddings { 0 } else { embedding };
         let row = embedding / config.vocab_size.max(1) as u64;
         let dense = inventory.trunk_bytes() - unread + row;
-        Ok(Self { dense, experts: inventory.expert_bytes_per_token(), states })
+        let top_k = config.moe.top_k;
+        let experts = inventory.expert_bytes_per_token() / top_k.max(1) as u64;
+        let experts = experts * options.lossy.top_k(top_k) as u64;
+        Ok(Self { dense, experts, states })
     }
 
     /// All of them.

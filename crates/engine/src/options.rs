@@ -1,6 +1,7 @@
 //! What a caller may choose when opening an engine.
 
 use experts::{LookAhead, ReaderKind};
+use model::Lossy;
 use trace::Recorder;
 
 use crate::heat::HeatMapPlace;
@@ -67,6 +68,8 @@ pub struct EngineOptions {
     /// Whether the CPU multiplies low-bit weights with activations in `f32` instead of eight bits: slower,
     /// and as near to the reference as rounding allows.
     pub precise: bool,
+    /// Savings that change what the model says; default: none.
+    pub lossy: Lossy,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
     /// Who is told of every phase and every read; its memory is part of the budget.
@@ -91,6 +94,7 @@ impl Default for EngineOptions {
             sessions: 1,
             device: Device::default(),
             precise: false,
+            lossy: Lossy::default(),
             direct_io: true,
             recorder: None,
         }

@@ -172,6 +172,10 @@ impl ExpertSource for StreamedExperts {
         self.0.is_traced()
     }
 
+    fn is_resident(&self, layer: usize, expert: u32) -> bool {
+        self.0.is_resident(layer, expert)
+    }
+
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
         self.0.wants_prediction(layer, n_rows)
     }

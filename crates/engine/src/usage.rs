@@ -31,6 +31,8 @@ pub struct Usage {
     pub warm_reads: u64,
     /// Experts read for the heat map, in this pass or before, that were asked for the first time.
     pub warm_useful: u64,
+    /// Bytes of the experts that rows used, each row's counted: what a token needs wherever it lies.
+    pub used_bytes: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
@@ -63,6 +65,7 @@ impl Usage {
             ahead_useful: after.ahead_useful - before.ahead_useful,
             warm_reads: after.warm_reads.saturating_sub(before.warm_reads),
             warm_useful: after.warm_useful - before.warm_useful,
+            used_bytes: after.used_bytes - before.used_bytes,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
             submitting: after.submitting - before.submitting,
@@ -114,6 +117,7 @@ impl AddAssign<&Self> for Usage {
         self.ahead_useful += other.ahead_useful;
         self.warm_reads += other.warm_reads;
         self.warm_useful += other.warm_useful;
+        self.used_bytes += other.used_bytes;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
         self.submitting += other.submitting;

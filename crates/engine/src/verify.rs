@@ -105,6 +105,9 @@ impl Report {
 
 /// Runs the sequences of a golden file.
 pub fn verify(engine: &mut Engine, golden_path: &Path) -> Result<Report, Error> {
+    if engine.lossy().is_on() {
+        return Err(Error::LossyVerify(*engine.lossy()));
+    }
     let golden = SafetensorsFile::open(golden_path)?;
     let mut report = Report::default();
     for name in SEQUENCES {

@@ -55,6 +55,8 @@ pub struct Stats {
     pub warm_reads: u64,
     /// Those of them that were asked for before they left.
     pub warm_useful: u64,
+    /// Bytes of the experts that were asked for, each as often as rows use it.
+    pub used_bytes: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.

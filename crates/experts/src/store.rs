@@ -197,6 +197,11 @@ impl ExpertStore {
         })
     }
 
+    /// Whether an expert is in a slot or on its way into one.
+    pub fn is_resident(&self, layer: usize, expert: u32) -> bool {
+        self.places[(self.first_keys[layer] + expert) as usize] != NOWHERE
+    }
+
     /// How experts are read, and why so.
     pub fn reader(&self) -> &ReaderReport {
         &self.reader_report
@@ -248,6 +253,8 @@ impl ExpertStore {
             let key = self.first_keys[layer] + expert;
             assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
+            self.stats.used_bytes +=
+                self.layers[layer].get(expert as usize).bytes() * u64::from(uses);
             self.asked_by[key as usize] = self.request.number;
             n_asked += 1;
             let place = self.places[key as usize];

@@ -7,6 +7,7 @@ use crate::batch::Batch;
 use crate::blocks::{
     Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
 };
+use crate::lossy::Lossy;
 use crate::router_log::RouterLog;
 use crate::source::{ExpertSource, SourceError, WeightSource};
 use crate::timeline::{Phase, Timeline};
@@ -67,9 +68,11 @@ impl<M, V> Decoder<M, V> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
         let ForwardLog { timeline, held_uses, routing: routing_log, routers } = log;
-        // Whoever records requests must see them all; whoever logs choices must have them on the host.
+        // Whoever records requests must see them all; whoever logs or changes choices must have them on the
+        // host.
         let is_recorded = experts.records_requests();
-        let is_logged = is_recorded || routing_log.is_some() || routers.is_some();
+        let on_host =
+            is_recorded || routing_log.is_some() || routers.is_some() || moe.lossy.is_on();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
@@ -115,13 +118,13 @@ impl<M, V> Decoder<M, V> {
                     continue;
                 }
             };
-            if backend.holds_all(index) && !is_logged {
+            if backend.holds_all(index) && !on_host {
                 let rows = (&*normed, batch.tokens.len());
                 *held_uses += block.held(backend, moe, index, rows, x) as u64;
                 timeline.lap(Some(index), Phase::Experts);
                 continue;
             }
-            block.route(backend, moe, normed);
+            block.route(backend, moe, normed, |expert| experts.is_resident(index, expert));
             backend.check()?;
             if let Some(routers) = routers {
                 routers.routed(backend, &moe.logits);
@@ -338,6 +341,11 @@ impl<B: Backend> Workspace<B> {
             ready: Vec::new(),
         };
         Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
+    }
+
+    /// Changes what passes compute from now on.
+    pub fn set_lossy(&mut self, lossy: Lossy) {
+        self.scratch.moe.lossy = lossy;
     }
 
     /// Bytes of such buffers, with the host's copy of the logits.

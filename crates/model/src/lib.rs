@@ -13,6 +13,7 @@
 mod batch;
 mod blocks;
 mod decoder;
+mod lossy;
 mod qwen35_moe;
 mod qwen3_moe;
 mod router_log;
@@ -22,6 +23,7 @@ mod timeline;
 
 pub use batch::Batch;
 pub use decoder::{Decoder, ForwardLog, LayerState, SequenceState, Workspace};
+pub use lossy::Lossy;
 pub use router_log::{RoutedLayer, RouterLog};
 pub use saved::{SavedParts, SavedShape};
 pub use source::{ExpertSource, SourceError, WeightSource};

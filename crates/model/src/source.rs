@@ -54,6 +54,9 @@ pub trait ExpertSource {
     /// Whether requests are recorded, so that all experts must be asked for, those on the device, too.
     fn records_requests(&self) -> bool;
 
+    /// Whether an expert of a layer is in memory, or on its way there.
+    fn is_resident(&self, layer: usize, expert: u32) -> bool;
+
     /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
 

@@ -50,7 +50,7 @@ export function watch(headers, introduce) {
     cells = told.experts_per_layer.map((n) => new Float64Array(n));
     introduce(told);
     const gb = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(0)} MB`);
-    $("about").textContent = `${told.device}. Memory ${gb(told.memory_bytes)}; ${gb(told.expert_slot_bytes)} of ${gb(told.expert_bytes)} of experts fit. Context ${told.context.toLocaleString("en")} tokens.`;
+    $("about").textContent = `${told.device}. ${told.lossy ? `Lossy: ${told.lossy}. ` : ""}Memory ${gb(told.memory_bytes)}; ${gb(told.expert_slot_bytes)} of ${gb(told.expert_bytes)} of experts fit. Context ${told.context.toLocaleString("en")} tokens.`;
     $("map-text").textContent = `${told.experts_per_layer.length} layers from top to bottom, ${told.experts_per_layer[0]} experts in each; a token uses ${told.experts_per_token} of them.`;
   }
 

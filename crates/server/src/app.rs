@@ -28,6 +28,8 @@ pub(crate) struct ModelFacts {
     pub(crate) experts_per_layer: Vec<usize>,
     pub(crate) experts_per_token: usize,
     pub(crate) device: String,
+    /// What makes the output another than the model's own, if something does.
+    pub(crate) lossy: Option<String>,
     /// Bytes of memory in all, of expert slots, and of all routed experts.
     pub(crate) memory: [u64; 3],
 }
@@ -44,6 +46,7 @@ impl ModelFacts {
             experts_per_layer: engine.resident_experts().map(Iterator::count).collect(),
             experts_per_token: config.moe.top_k,
             device: engine.device_name(),
+            lossy: engine.lossy().is_on().then(|| engine.lossy().to_string()),
             memory: [plan.total, plan.experts, plan.all_experts],
         }
     }
@@ -128,6 +131,11 @@ impl App {
         Err(ApiError::about(Code::ModelNotFound, "model", message))
     }
 
+    /// What tells answers that are lossy from others, in the field that the API of OpenAI has for it.
+    pub(crate) fn system_fingerprint(&self) -> Option<String> {
+        self.model.lossy.as_ref().map(|lossy| format!("lossy: {lossy}"))
+    }
+
     /// Digits that no other answer of this server has.
     pub(crate) fn next_id(&self) -> String {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
@@ -152,6 +160,7 @@ impl App {
             "model": self.model_name(),
             "family": self.model.family,
             "device": self.model.device,
+            "lossy": self.model.lossy,
             "can_chat": self.chat.is_some(),
             "context": self.model.context,
             "experts_per_layer": self.model.experts_per_layer,

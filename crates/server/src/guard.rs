@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -17,6 +17,9 @@ use crate::error::{ApiError, Code};
 use crate::log;
 use crate::router::json_response;
 use crate::security;
+
+/// The header that says that answers are not the model's own, and why.
+const LOSSY: HeaderName = HeaderName::from_static("x-flash-moe-lossy");
 
 /// An error on its way out: [`guard`] gives it the shape of the API that was asked.
 impl IntoResponse for ApiError {
@@ -64,6 +67,10 @@ pub(crate) async fn guard(
     }
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    let lossy = app.model.lossy.as_ref().and_then(|lossy| HeaderValue::from_str(lossy).ok());
+    if let Some(lossy) = lossy {
+        response.headers_mut().insert(LOSSY, lossy);
+    }
     let status = response.status();
     app.metrics.response(status.as_u16());
     if app.options.log {

@@ -3,8 +3,6 @@
 mod grammars;
 mod limits;
 mod replies;
-mod tool_calls;
-mod two_bit;
 
 use std::fs::{self, File};
 use std::io::Read;

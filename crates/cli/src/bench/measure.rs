@@ -123,6 +123,9 @@ impl<'a> Bench<'a> {
                         opening.seconds = begin.elapsed().as_secs_f64();
                     }
                     self.results.device = opened.device_name();
+                    if opened.lossy().is_on() {
+                        self.results.device += &format!(", lossy: {}", opened.lossy());
+                    }
                     self.results.budgets[index].plan = opened.plan().clone();
                     none.insert(opened)
                 }

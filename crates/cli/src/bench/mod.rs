@@ -8,6 +8,7 @@ mod results;
 mod settings;
 mod tables;
 
+pub use machine::{utc_now, version};
 pub use settings::Budget;
 
 use std::fs;
@@ -25,6 +26,7 @@ use crate::bench::measure::Bench;
 use crate::bench::plots::Titles;
 use crate::bench::settings::Settings;
 use crate::bench::tables::Head;
+use crate::run::lossy_json;
 use crate::trace::Trace;
 use crate::{demo, output};
 
@@ -55,7 +57,7 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
 
     // Every budget is measured on the same device.
     engine::settle_device(&inventory, &mut settings.engine);
-    let date = machine::utc_now();
+    let date = utc_now();
     let files = inventory.checkpoint.files();
     let machine = Machine::detect(files.first().map(|file| file.path.as_path()));
     let bench = Bench::new(&settings, &directory, &inventory, memory_bytes(&machine))?;
@@ -78,7 +80,7 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if let Some(directory) = &args.plot {
         let titles = Titles {
             model: short_name(&settings.model),
-            machine: format!("{}, {} UTC, flash-moe {}", machine.name(), date, machine::version()),
+            machine: format!("{}, {} UTC, flash-moe {}", machine.name(), date, version()),
         };
         write(&directory.join("retention.svg"), &plots::retention(&results, &titles))?;
         write(&directory.join("phases.svg"), &plots::phases(&results, &titles))?;
@@ -96,9 +98,10 @@ fn facts(machine: &Machine, date: &str, settings: &Settings, inventory: &Invento
         "schema": Value::Null,
         "date": date,
         "program": {
-            "version": machine::version(),
+            "version": version(),
             "command": machine::command_line(),
         },
+        "lossy": lossy_json(&settings.engine.lossy.for_model(config.moe.top_k)),
         "machine": machine.to_json(),
         "model": {
             "name": settings.model,

@@ -139,7 +139,7 @@ fn a_synthetic_model_fills_all_files() {
 }
 
 /// Looks that tags are closed in order, attributes quoted, and texts escaped.
-fn assert_well_formed(svg: &str) {
+pub fn assert_well_formed(svg: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = svg;
     while let Some(begin) = rest.find('<') {

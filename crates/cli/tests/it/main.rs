@@ -6,6 +6,7 @@ mod cache_sim;
 mod chat;
 mod chat_server;
 mod devices;
+mod eval;
 mod gguf;
 mod heat_map;
 mod inspect;

@@ -271,7 +271,7 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
     pool.run(rows, |row| {
         // SAFETY: each task has its own row.
         let x = unsafe { x.part(row * width, width) };
-        let ranks = row * top_k..(row + 1) * top_k;
+        let ranks = row * top_k..row * top_k + routing.n_used(row);
         let outputs = &routed.values()[ranks.start * width..ranks.end * width];
         kernels.weighted_sum(&routing.weights[ranks], outputs, x);
         if let Some([shared, gate]) = shared {

@@ -1,9 +1,7 @@
-//! Integration tests of the engine: sessions, batches, generation, and the quality of the demo model.
+//! Integration tests of the engine: sessions, batches, generation.
 
 mod constraint;
 mod generation;
-mod perplexity;
-mod precision;
 mod prefix_cache;
 mod router_log;
 mod scheduler;

@@ -27,6 +27,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = x[at];
     for (var rank = 0u; rank < params.top_k; rank++) {
         let use_index = row * params.top_k + rank;
+        // An expert that was left out has no output.
+        if (chosen[use_index] == 0xffffffffu) {
+            continue;
+        }
         let weight = bitcast<f32>(chosen[params.weights + use_index]);
         sum = fma(weight, routed[use_index * params.width + column], sum);
     }

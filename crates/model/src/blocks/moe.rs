@@ -5,6 +5,7 @@ use compute::{
     Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouterSpec, Routing,
 };
 
+use crate::lossy::Lossy;
 use crate::source::WeightSource;
 
 /// The trunk's part of a mixture-of-experts layer: all but the routed experts.
@@ -66,16 +67,27 @@ pub(crate) fn load_swiglu<S: WeightSource>(
 /// experts and receives them; outputs are summed in order of rank, so the order of arrival leaves no
 /// trace.
 impl<M> Moe<M> {
-    /// Chooses the experts of every row and groups their uses.
+    /// Chooses the experts of every row and groups their uses. `is_resident` tells which are in memory, for
+    /// a lossy choice.
     pub(crate) fn route<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
+        is_resident: impl Fn(u32) -> bool,
     ) {
-        let MoeScratch { logits, routed, routing, uses, .. } = scratch;
+        let MoeScratch { lossy, logits, routed, routing, candidates, uses, .. } = scratch;
+        let spec = RouterSpec { top_k: lossy.top_k(self.spec.top_k), ..self.spec };
         self.router_logits(backend, x, logits);
-        backend.route(logits, self.spec, routing);
+        match lossy.n_candidates(spec.top_k, uses.n_experts()) {
+            Some(top_k) => {
+                backend.route(logits, RouterSpec { top_k, ..spec }, candidates);
+                let rule = (spec.top_k, spec.normalise);
+                lossy.prefer_residents(candidates, rule, is_resident, routing);
+            }
+            None => backend.route(logits, spec, routing),
+        }
+        lossy.drop_experts(routing);
         backend.set_rows(routed, routing.experts.len());
         uses.group(routing);
     }
@@ -131,7 +143,8 @@ impl<M> Moe<M> {
         x: &B::Buffer,
     ) {
         self.router_logits(backend, x, &mut scratch.logits);
-        backend.route(&scratch.logits, self.spec, &mut scratch.predicted);
+        let spec = RouterSpec { top_k: scratch.lossy.top_k(self.spec.top_k), ..self.spec };
+        backend.route(&scratch.logits, spec, &mut scratch.predicted);
     }
 
     /// Computes the shared expert and its gate, if there is one.
@@ -174,12 +187,16 @@ impl<M> Moe<M> {
 
 /// Buffers of a mixture-of-experts layer; layers share them.
 pub(crate) struct MoeScratch<B: Backend> {
+    /// Whether the router's choice is changed.
+    pub(crate) lossy: Lossy,
     pub(crate) logits: B::Buffer,
     routed: B::Buffer,
     shared: B::Buffer,
     shared_gate: B::Buffer,
     /// The choices of the layer computed last.
     pub(crate) routing: Routing,
+    /// More than are chosen, where a lossy choice wants more to choose from.
+    candidates: Routing,
     /// What the next layer would choose.
     pub(crate) predicted: Routing,
     /// The choices by expert.
@@ -198,7 +215,9 @@ impl<B: Backend> MoeScratch<B> {
             routed: backend.buffer(max_rows * config.top_k, hidden_size),
             shared: backend.buffer(max_rows, hidden_size),
             shared_gate: backend.buffer(max_rows, 1),
+            lossy: Lossy::default(),
             routing: Routing::default(),
+            candidates: Routing::default(),
             predicted: Routing::default(),
             uses: ExpertUses::new(config.n_experts),
         }

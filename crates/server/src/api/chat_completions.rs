@@ -136,17 +136,23 @@ struct Head {
     id: String,
     created: u64,
     model: String,
+    system_fingerprint: Option<String>,
 }
 
 impl Head {
     fn new(app: &App) -> Self {
         let id = format!("chatcmpl-{}", app.next_id());
-        Self { id, created: now_s(), model: app.model_name().to_owned() }
+        let model = app.model_name().to_owned();
+        Self { id, created: now_s(), model, system_fingerprint: app.system_fingerprint() }
     }
 
     fn object(&self, kind: &str) -> Value {
-        let Self { id, created, model } = self;
-        json!({ "id": id, "object": kind, "created": created, "model": model })
+        let Self { id, created, model, system_fingerprint } = self;
+        let mut object = json!({ "id": id, "object": kind, "created": created, "model": model });
+        if let Some(fingerprint) = system_fingerprint {
+            object["system_fingerprint"] = fingerprint.as_str().into();
+        }
+        object
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) async fn create(
         id: format!("cmpl-{}", app.next_id()),
         created: now_s(),
         model: app.model_name().to_owned(),
+        system_fingerprint: app.system_fingerprint(),
         echo: match (&ask.input, ask.echo) {
             (Input::Text(text), true) => text.clone(),
             (Input::Tokens(tokens), true) => app.tokenizer.decode(tokens, false),
@@ -121,20 +122,25 @@ struct Head {
     id: String,
     created: u64,
     model: String,
+    system_fingerprint: Option<String>,
     echo: String,
     has_logprobs: bool,
 }
 
 impl Head {
     fn object(&self, choices: Value) -> Value {
-        let Self { id, created, model, .. } = self;
-        json!({
+        let Self { id, created, model, system_fingerprint, .. } = self;
+        let mut object = json!({
             "id": id,
             "object": "text_completion",
             "created": created,
             "model": model,
             "choices": choices,
-        })
+        });
+        if let Some(fingerprint) = system_fingerprint {
+            object["system_fingerprint"] = fingerprint.as_str().into();
+        }
+        object
     }
 
     fn choice(

@@ -2,6 +2,7 @@
 
 mod cancellation;
 mod errors;
+mod lossy;
 mod page;
 mod queue;
 mod security;
