@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Device, EngineOptions, Isa, LookAhead, ReaderKind};
+use engine::{Device, EngineOptions, Isa, KvType, LookAhead, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
@@ -71,6 +71,9 @@ pub struct EngineArgs {
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
     pub precise: bool,
+    /// How keys and values of attention are stored; default: f16, or f32 with --precise.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub kv_type: Option<KvTypeArg>,
     /// Read through the system's page cache instead of past it.
     #[arg(long)]
     pub buffered_io: bool,
@@ -90,6 +93,7 @@ impl EngineArgs {
             prompt_chunk: self.prompt_chunk,
             device: self.device.into(),
             precise: self.precise,
+            kv_type: self.kv_type.map(KvTypeArg::into),
             direct_io: !self.buffered_io,
             ..EngineOptions::default()
         }
@@ -167,6 +171,28 @@ impl From<DeviceArg> for Device {
             DeviceArg::CpuNeon => Self::CpuIsa(Isa::Neon),
             DeviceArg::CpuNeonDotprod => Self::CpuIsa(Isa::NeonDotprod),
             DeviceArg::Reference => Self::Reference,
+        }
+    }
+}
+
+/// Types of keys and values.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvTypeArg {
+    /// Floats of 32 bits.
+    F32,
+    /// Floats of 16 bits.
+    F16,
+    /// 8.5 bits a value: about half the memory of f16, for longer contexts.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<KvTypeArg> for KvType {
+    fn from(kv_type: KvTypeArg) -> Self {
+        match kv_type {
+            KvTypeArg::F32 => Self::F32,
+            KvTypeArg::F16 => Self::F16,
+            KvTypeArg::Q8_0 => Self::Q8_0,
         }
     }
 }

@@ -23,7 +23,7 @@ pub use backend::{
     KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 pub use bandwidth::memory_bandwidth;
-pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
+pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache, KvType};
 pub use host::HostBuffer;
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};

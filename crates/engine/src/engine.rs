@@ -89,8 +89,8 @@ fn cpu(options: &EngineOptions) -> Result<Cpu, Error> {
         Device::CpuIsa(isa) => Some(isa),
         Device::Cpu | Device::Reference => None,
     };
-    let EngineOptions { threads, precise, .. } = *options;
-    Ok(Cpu::new(CpuOptions { threads, isa, precise })?)
+    let EngineOptions { threads, precise, kv_type, .. } = *options;
+    Ok(Cpu::new(CpuOptions { threads, isa, precise, kv_type })?)
 }
 
 impl Engine {

@@ -39,8 +39,9 @@ impl DecodeBytes {
         let states = match options.device {
             Device::Reference => state_bytes(inventory, &Reference::new(), position),
             Device::Cpu | Device::CpuIsa(_) => {
-                let precise = options.precise;
-                let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None, precise })?;
+                let EngineOptions { precise, kv_type, .. } = *options;
+                let threads = Some(1);
+                let cpu = Cpu::new(CpuOptions { threads, isa: None, precise, kv_type })?;
                 state_bytes(inventory, &cpu, position)
             }
         };

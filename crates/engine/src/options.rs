@@ -59,6 +59,8 @@ pub struct EngineOptions {
     /// Whether the CPU multiplies low-bit weights with activations in `f32` instead of eight bits: slower,
     /// and as near to the reference as rounding allows.
     pub precise: bool,
+    /// How the CPU stores keys and values; default: in 16-bit floats, in `f32` where `precise`.
+    pub kv_type: Option<compute::KvType>,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
     /// Who is told of every phase and every read; its memory is part of the budget.
@@ -82,6 +84,7 @@ impl Default for EngineOptions {
             sessions: 1,
             device: Device::default(),
             precise: false,
+            kv_type: None,
             direct_io: true,
             recorder: None,
         }

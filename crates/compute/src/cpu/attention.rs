@@ -261,7 +261,7 @@ fn append(
                 norm_head(kernels, head, inputs.key_norm, spec.eps);
                 rotate(head, angles.of(row));
             }
-            cache.push(spec, key, inputs.value.row(row));
+            cache.push(kernels, spec, key, inputs.value.row(row));
         }
     });
 }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use checkpoint::{Affine, FloatType, Format};
+use checkpoint::{Affine, BlockType, FloatType, Format};
 
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
@@ -356,6 +356,7 @@ fn dequantize(format: Format, data: &[u8], scales: &[u8], biases: &[u8], out: &m
         }
         Format::Float(FloatType::Bf16) => decode_bf16(data, out),
         Format::Float(FloatType::F16) => decode_f16(data, out),
+        Format::Block(BlockType::Q8_0) => decode_q8_0(data, out),
         Format::Block(_) => checkpoint::dequantize_row(format, data, scales, biases, out),
         Format::Affine(affine) => match affine.bits {
             2 => affine_groups::<2>(affine, data, scales, biases, out),
@@ -391,6 +392,22 @@ fn decode_f16(data: &[u8], out: &mut [f32]) {
         store(out, _mm256_cvtph_ps(halves));
     }
     checkpoint::decode_floats(FloatType::F16, tail, out_tail);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_q8_0(data: &[u8], out: &mut [f32]) {
+    let blocks = data.as_chunks::<{ BlockType::Q8_0.bytes() }>().0;
+    let outs = out.as_chunks_mut::<{ BlockType::Q8_0.values() }>().0;
+    for (block, out) in blocks.iter().zip(outs) {
+        let ([low, high], codes) = block.split_first_chunk().expect("a scale comes first");
+        let scale = _mm_cvtsi32_si128(i32::from(u16::from_le_bytes([*low, *high])));
+        let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(scale));
+        for (codes, out) in codes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+            let codes = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
+            let values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+            store(out, _mm256_mul_ps(scale, values));
+        }
+    }
 }
 
 /// Decodes groups of affine codes: `scale * q + bias`, rounded once.

@@ -49,7 +49,7 @@ pub(crate) fn multiply(
     if !machine.precise && products.iter().flatten().any(|p| Kind::of(p.matrix.format).is_some()) {
         quantize(machine, x, n_tokens);
     }
-    let Machine { kernels, pool, precise, quantized } = machine;
+    let Machine { kernels, pool, precise, quantized, .. } = machine;
     let tasks = |product: &Product<'_>| product.matrix.rows.div_ceil(TASK_ROWS);
     let n_tasks = products.iter().flatten().map(tasks).sum();
     pool.run(n_tasks, |mut task| {

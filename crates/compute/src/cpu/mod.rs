@@ -19,7 +19,7 @@ mod scalar;
 
 pub use delta_net::DeltaState;
 pub use kernels::Isa;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvType};
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
@@ -43,6 +43,15 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Whether low-bit weights are multiplied with activations in `f32` instead of eight bits.
     pub precise: bool,
+    /// How keys and values are stored; default: in 16-bit floats, in `f32` where `precise`.
+    pub kv_type: Option<KvType>,
+}
+
+impl CpuOptions {
+    /// How keys and values are stored if nothing else is said.
+    const fn default_kv_type(precise: bool) -> KvType {
+        if precise { KvType::F32 } else { KvType::F16 }
+    }
 }
 
 /// Why a CPU backend cannot be had.
@@ -72,6 +81,7 @@ pub(crate) struct Machine {
     kernels: &'static Kernels,
     pool: Pool,
     precise: bool,
+    kv_type: KvType,
     /// The activations of the product that is being computed.
     quantized: QuantizedRows,
 }
@@ -107,12 +117,24 @@ impl Cpu {
                 kernels,
                 pool,
                 precise: options.precise,
+                kv_type: options.kv_type.unwrap_or(CpuOptions::default_kv_type(options.precise)),
                 quantized: QuantizedRows::default(),
             },
             attention: attention::Scratch::default(),
             delta_net: delta_net::Scratch::default(),
             moe: moe::Scratch::default(),
         })
+    }
+}
+
+impl Machine {
+    /// What differs from the default mode, for names.
+    fn modes(&self) -> String {
+        let precise = if self.precise { ", precise" } else { "" };
+        match self.kv_type {
+            usual if usual == CpuOptions::default_kv_type(self.precise) => precise.to_owned(),
+            kv_type => format!("{precise}, {} keys and values", kv_type.name()),
+        }
     }
 }
 
@@ -127,7 +149,7 @@ impl Backend for Cpu {
             "cpu {}, {} threads{}",
             self.machine.kernels.isa.name(),
             self.machine.pool.n_threads(),
-            if self.machine.precise { ", precise" } else { "" }
+            self.machine.modes()
         )
     }
 
@@ -140,7 +162,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache(&self, _: &AttentionSpec, max_positions: usize) -> KvCache {
-        KvCache::new(max_positions, self.machine.precise)
+        KvCache::new(max_positions, self.machine.kv_type)
     }
 
     fn delta_state(&self, spec: &DeltaNetSpec) -> DeltaState {
@@ -148,7 +170,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
-        KvCache::bytes(spec, max_positions, self.machine.precise)
+        KvCache::bytes(spec, max_positions, self.machine.kv_type)
     }
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
@@ -269,12 +291,11 @@ impl Backend for Cpu {
     }
 
     fn numerics(&self) -> String {
-        let precise = if self.machine.precise { ", precise" } else { "" };
-        format!("cpu {}{precise}", self.machine.kernels.isa.name())
+        format!("cpu {}{}", self.machine.kernels.isa.name(), self.machine.modes())
     }
 
     fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {
-        KvCache::bytes(spec, STATE_BLOCK, self.machine.precise) as usize
+        KvCache::bytes(spec, STATE_BLOCK, self.machine.kv_type) as usize
     }
 
     fn save_kv_block(&self, _: &AttentionSpec, cache: &KvCache, block: usize) -> Vec<u8> {
