@@ -90,7 +90,8 @@ fn cpu(options: &EngineOptions) -> Result<Cpu, Error> {
         Device::Cpu | Device::Reference => None,
     };
     let EngineOptions { threads, precise, kv_type, .. } = *options;
-    Ok(Cpu::new(CpuOptions { threads, isa, precise, kv_type })?)
+    let recorder = options.recorder.clone();
+    Ok(Cpu::new(CpuOptions { threads, isa, precise, kv_type, recorder })?)
 }
 
 impl Engine {

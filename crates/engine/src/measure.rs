@@ -41,7 +41,8 @@ impl DecodeBytes {
             Device::Cpu | Device::CpuIsa(_) => {
                 let EngineOptions { precise, kv_type, .. } = *options;
                 let threads = Some(1);
-                let cpu = Cpu::new(CpuOptions { threads, isa: None, precise, kv_type })?;
+                let options = CpuOptions { threads, precise, kv_type, ..CpuOptions::default() };
+                let cpu = Cpu::new(options)?;
                 state_bytes(inventory, &cpu, position)
             }
         };

@@ -63,7 +63,7 @@ pub struct EngineOptions {
     pub kv_type: Option<compute::KvType>,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
-    /// Who is told of every phase and every read; its memory is part of the budget.
+    /// Who is told of every phase, every read and what each thread computed; its memory is part of the budget.
     pub recorder: Option<Recorder>,
 }
 

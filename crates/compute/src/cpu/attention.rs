@@ -151,7 +151,7 @@ pub(crate) fn attention(
         let n_segments = cache.n_pages().div_ceil(SEGMENT);
         let n_tasks = n_tiles * spec.n_kv_heads;
         if n_segments == 1 || n_tiles > 1 || n_tasks >= 4 * pool.n_threads() {
-            pool.run(n_tasks, |task| {
+            pool.run("attend", n_tasks, |task| {
                 let (tile, kv_head) = (tile(task / spec.n_kv_heads), task % spec.n_kv_heads);
                 WORK.with_borrow_mut(|work| {
                     tile.prepare(kv_head, &mut work.queries);
@@ -178,7 +178,7 @@ pub(crate) fn attention(
             scratch.partials.resize(len, 0.0);
         }
         let partials = Parts::new(&mut scratch.partials);
-        pool.run(n_tasks * n_segments, |task| {
+        pool.run("attend", n_tasks * n_segments, |task| {
             let (place, segment) = (task / n_segments, task % n_segments);
             let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
             WORK.with_borrow_mut(|work| {
@@ -195,7 +195,7 @@ pub(crate) fn attention(
             });
         });
         let partials = &scratch.partials;
-        pool.run(n_tasks, |place| {
+        pool.run("merge", n_tasks, |place| {
             let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
             WORK.with_borrow_mut(|Work { whole, .. }| {
                 whole.reset(tile.n_queries(), spec.head_dim);

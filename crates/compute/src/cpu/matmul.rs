@@ -52,7 +52,7 @@ pub(crate) fn multiply(
     let Machine { kernels, pool, precise, quantized, .. } = machine;
     let tasks = |product: &Product<'_>| product.matrix.rows.div_ceil(TASK_ROWS);
     let n_tasks = products.iter().flatten().map(tasks).sum();
-    pool.run(n_tasks, |mut task| {
+    pool.run("project", n_tasks, |mut task| {
         for product in products.iter().flatten() {
             if task < tasks(product) {
                 let begin = task * TASK_ROWS;
@@ -121,7 +121,7 @@ pub(crate) fn quantize_rows<'a>(
 ) {
     out.reset(n_rows, cols);
     let places = RowPlaces::new(out);
-    pool.run(n_rows, |index| {
+    pool.run("quantize", n_rows, |index| {
         // SAFETY: each task has its own row.
         #[expect(unsafe_code, reason = "tasks write disjoint parts")]
         let place = unsafe { places.blocks(index, 0, cols / BLOCK) };

@@ -29,13 +29,15 @@ use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::snapshots::STATE_BLOCK;
 use crate::uses::ExpertUses;
+use trace::Recorder;
+
 use integer::QuantizedRows;
 use kernels::Kernels;
 use matmul::{Product, TASK_ROWS};
 use pool::{Parts, Pool};
 
 /// How a CPU backend works.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
     /// Threads, the caller's among them; default: the cores that the process may use.
     pub threads: Option<usize>,
@@ -45,6 +47,8 @@ pub struct CpuOptions {
     pub precise: bool,
     /// How keys and values are stored; default: in 16-bit floats, in `f32` where `precise`.
     pub kv_type: Option<KvType>,
+    /// Who is told what each thread did of each operation.
+    pub recorder: Option<Recorder>,
 }
 
 impl CpuOptions {
@@ -111,7 +115,8 @@ impl Cpu {
         })?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or_else(cores).max(1);
-        let pool = Pool::new(threads).map_err(|source| CpuError::Threads { threads, source })?;
+        let pool = Pool::new(threads, options.recorder)
+            .map_err(|source| CpuError::Threads { threads, source })?;
         Ok(Self {
             machine: Machine {
                 kernels,
@@ -198,7 +203,7 @@ impl Backend for Cpu {
         out.set_rows(x.rows());
         let (kernels, width) = (self.machine.kernels, x.width());
         let out = Parts::new(out.values_mut());
-        self.machine.pool.run(x.rows(), |row| {
+        self.machine.pool.run("norm", x.rows(), |row| {
             let x = x.row(row);
             // SAFETY: each task has its own row.
             #[expect(unsafe_code, reason = "tasks write disjoint parts")]

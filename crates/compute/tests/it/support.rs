@@ -157,7 +157,7 @@ fn cpus_of(options: CpuOptions) -> Vec<Cpu> {
     let isas = Isa::available().into_iter();
     let forms = isas.flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
     let cpus = forms.map(|(isa, threads)| {
-        let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..options };
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..options.clone() };
         Cpu::new(options).expect("the instructions are available")
     });
     cpus.collect()
