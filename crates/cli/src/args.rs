@@ -151,12 +151,17 @@ pub enum DeviceArg {
     CpuScalar,
     /// The CPU with AVX2 and FMA.
     CpuAvx2,
+    /// The CPU with AVX2, FMA and AVX-VNNI.
+    CpuAvxVnni,
     /// The CPU with AVX-512, its VNNI and VBMI.
     CpuAvx512,
     /// The CPU with NEON.
     CpuNeon,
     /// The CPU with NEON and its dot products.
     CpuNeonDotprod,
+    /// The CPU with NEON, its dot products and products of matrices.
+    #[value(name = "cpu-neon-i8mm")]
+    CpuNeonI8mm,
     /// The slow reference that everything else is compared with.
     Reference,
 }
@@ -167,9 +172,11 @@ impl From<DeviceArg> for Device {
             DeviceArg::Cpu => Self::Cpu,
             DeviceArg::CpuScalar => Self::CpuIsa(Isa::Scalar),
             DeviceArg::CpuAvx2 => Self::CpuIsa(Isa::Avx2),
+            DeviceArg::CpuAvxVnni => Self::CpuIsa(Isa::AvxVnni),
             DeviceArg::CpuAvx512 => Self::CpuIsa(Isa::Avx512),
             DeviceArg::CpuNeon => Self::CpuIsa(Isa::Neon),
             DeviceArg::CpuNeonDotprod => Self::CpuIsa(Isa::NeonDotprod),
+            DeviceArg::CpuNeonI8mm => Self::CpuIsa(Isa::NeonI8mm),
             DeviceArg::Reference => Self::Reference,
         }
     }
@@ -231,7 +238,7 @@ pub struct RunArgs {
     /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
-    /// Record every phase and every read, for Perfetto or Chrome's trace viewer.
+    /// Record every phase, every read and what each thread computes, for Perfetto or Chrome's trace viewer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Record which experts are asked for, for cache-sim.

@@ -33,6 +33,16 @@ pub(crate) static AVX512_KERNELS: Kernels = Kernels {
 };
 
 /// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static VNNI_KERNELS: Kernels = Kernels {
+    isa: Isa::AvxVnni,
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX2, FMA, F16C and AVX-VNNI are available.
+        unsafe { integer::avx2::multiply_vnni(rows, tokens, out) }
+    },
+    ..KERNELS
+};
+
+/// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
     math: &MATH,

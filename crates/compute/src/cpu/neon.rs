@@ -10,6 +10,16 @@ use crate::cpu::math::PLAIN;
 use crate::cpu::scalar;
 
 /// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static I8MM_KERNELS: Kernels = Kernels {
+    isa: Isa::NeonI8mm,
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where NEON, its dot products and matrix products are available.
+        unsafe { integer::neon::multiply_i8mm(rows, tokens, out) }
+    },
+    ..KERNELS
+};
+
+/// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static DOTPROD_KERNELS: Kernels = Kernels {
     isa: Isa::NeonDotprod,
     multiply: |rows, tokens, out| {
