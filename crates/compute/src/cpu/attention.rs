@@ -15,6 +15,7 @@ use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::kv_cache::{KvCache, PAGE};
 use crate::cpu::pool::Parts;
+use crate::cpu::scores::Scores;
 use crate::host::{HostBuffer, rotary_angles, rotate};
 
 /// Pages of a segment: 512 positions, some 50 microseconds of work for a key head.
@@ -330,9 +331,7 @@ impl<'a> Tile<'a> {
             let n = PAGE.min(last + 1 - first);
             scores.resize(n_queries * n, 0.0);
             let keys = self.cache.keys(kernels, self.spec, index, kv_head, n, page);
-            for (query, scores) in queries.chunks_exact(head_dim).zip(scores.chunks_exact_mut(n)) {
-                (kernels.dots)(keys, query, scores);
-            }
+            (kernels.scores)(Scores { keys, queries, width: head_dim }, scores);
             for (query, scores) in scores.chunks_exact_mut(n).enumerate() {
                 // Positions after the query's own weigh nothing.
                 let visible = (self.position(query) + 1).saturating_sub(first).min(n);

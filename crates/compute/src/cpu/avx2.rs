@@ -9,6 +9,7 @@ use checkpoint::{Affine, BlockType, FloatType, Format};
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
 use crate::cpu::math::{Math, math};
+use crate::cpu::scores::by_tiles;
 
 static MATH: Math = math!("avx2,fma");
 
@@ -24,6 +25,10 @@ pub(crate) static AVX512_KERNELS: Kernels = Kernels {
     multiply: |rows, tokens, out| {
         // SAFETY: this table is only used where AVX-512 is available.
         unsafe { integer::avx512::multiply(rows, tokens, out) }
+    },
+    scores: |scores, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { crate::cpu::avx512::scores(scores, out) }
     },
     weighted_sums: |n, weights, rows, out| {
         // SAFETY: this table is only used where AVX-512 is available.
@@ -79,6 +84,10 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots: |rows, x, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dots(rows, x, out) }
+    },
+    scores: |scores, out| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        by_tiles(scores, |tile, sums| unsafe { dot_tile(tile, sums) }, out);
     },
     weighted_sums: |n, weights, rows, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.

@@ -11,6 +11,7 @@ use checkpoint::{FloatType, Format};
 use crate::cpu::integer::{BlocksMut, Rows, Tokens};
 use crate::cpu::math::Math;
 use crate::cpu::scalar;
+use crate::cpu::scores::Scores;
 
 /// Running sums of one result.
 pub(crate) type Lanes = [f32; 8];
@@ -123,6 +124,8 @@ pub(crate) struct Kernels {
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     /// `out[j] = row_j . x` for consecutive rows as wide as `x`.
     pub(crate) dots: fn(&[f32], &[f32], &mut [f32]),
+    /// `out[q * keys + k] = query_q . key_k`, with the bits of [`Kernels::dots`].
+    pub(crate) scores: fn(Scores<'_>, &mut [f32]),
     /// Elementary functions.
     pub(crate) math: &'static Math,
     /// Quantises whole blocks of columns, as [`crate::cpu::integer::quantize_portable`] does.

@@ -16,6 +16,7 @@ mod moe;
 mod neon;
 mod pool;
 mod scalar;
+mod scores;
 
 pub use delta_net::DeltaState;
 pub use kernels::Isa;
