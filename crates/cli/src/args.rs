@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Device, EngineOptions, Isa, LookAhead, Lossy, ReaderKind};
+use engine::{Device, EngineOptions, Isa, KvType, LookAhead, Lossy, ReaderKind};
 
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
@@ -86,6 +86,9 @@ pub struct EngineArgs {
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
     pub precise: bool,
+    /// How keys and values of attention are stored; default: f16, or f32 with --precise.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub kv_type: Option<KvTypeArg>,
     /// Read through the system's page cache instead of past it.
     #[arg(long)]
     pub buffered_io: bool,
@@ -124,6 +127,7 @@ impl EngineArgs {
             device: self.device,
             vram: self.vram,
             precise: self.precise,
+            kv_type: self.kv_type.map(KvTypeArg::into),
             direct_io: !self.buffered_io,
             lossy: Lossy {
                 experts_per_token: self.lossy.experts_per_token,
@@ -178,14 +182,16 @@ impl From<LookAheadArg> for LookAhead {
 }
 
 /// The devices that have names of their own.
-const DEVICES: [(&str, Device); 9] = [
+const DEVICES: [(&str, Device); 11] = [
     ("auto", Device::Auto),
     ("cpu", Device::Cpu),
     ("cpu-scalar", Device::CpuIsa(Isa::Scalar)),
     ("cpu-avx2", Device::CpuIsa(Isa::Avx2)),
+    ("cpu-avx-vnni", Device::CpuIsa(Isa::AvxVnni)),
     ("cpu-avx512", Device::CpuIsa(Isa::Avx512)),
     ("cpu-neon", Device::CpuIsa(Isa::Neon)),
     ("cpu-neon-dotprod", Device::CpuIsa(Isa::NeonDotprod)),
+    ("cpu-neon-i8mm", Device::CpuIsa(Isa::NeonI8mm)),
     ("gpu", Device::Gpu(None)),
     ("reference", Device::Reference),
 ];
@@ -197,6 +203,28 @@ fn device(text: &str) -> Result<Device, String> {
         let names = DEVICES.map(|(name, _)| name).join(", ");
         format!("must be one of {names}, or gpu:N with a number from `flash-moe devices`")
     })
+}
+
+/// Types of keys and values.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvTypeArg {
+    /// Floats of 32 bits.
+    F32,
+    /// Floats of 16 bits.
+    F16,
+    /// 8.5 bits a value: about half the memory of f16, for longer contexts.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<KvTypeArg> for KvType {
+    fn from(kv_type: KvTypeArg) -> Self {
+        match kv_type {
+            KvTypeArg::F32 => Self::F32,
+            KvTypeArg::F16 => Self::F16,
+            KvTypeArg::Q8_0 => Self::Q8_0,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -233,7 +261,7 @@ pub struct RunArgs {
     /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
-    /// Record every phase and every read, for Perfetto or Chrome's trace viewer.
+    /// Record every phase, every read and what each thread computes, for Perfetto or Chrome's trace viewer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Record which experts are asked for, for cache-sim.

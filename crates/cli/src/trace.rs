@@ -1,4 +1,4 @@
-//! `--trace FILE`: a record of phases and reads for a trace viewer.
+//! `--trace FILE`: a record of phases, reads and the work of threads for a trace viewer.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

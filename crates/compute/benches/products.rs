@@ -57,7 +57,7 @@ fn main() {
 }
 
 fn measure(format: Format, n_threads: usize, isa: Option<Isa>) {
-    let options = CpuOptions { threads: Some(n_threads), isa, precise: false };
+    let options = CpuOptions { threads: Some(n_threads), isa, ..CpuOptions::default() };
     let mut cpu = Cpu::new(options).expect("threads");
     let bytes = ROWS * (format.row_bytes(COLS) + 2 * format.scale_row_bytes(COLS));
     let mut arena = Arena::new(TOTAL).expect("memory");

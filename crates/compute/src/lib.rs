@@ -24,7 +24,7 @@ pub use backend::{
     HeldMoe, KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
 };
 pub use bandwidth::memory_bandwidth;
-pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache};
+pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache, KvType};
 pub use device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
 pub use host::{HostBuffer, rotary_angles};
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};

@@ -1,6 +1,6 @@
 //! Which device computes: the one that the options ask for, or the one that a measurement finds faster.
 
-use compute::{Backend, Cpu, CpuOptions, Isa, Reference};
+use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Reference};
 
 use crate::error::Error;
 use crate::options::{Device, EngineOptions};
@@ -20,14 +20,19 @@ pub(crate) fn on_device<T: OnDevice>(options: &EngineOptions, task: T) -> Result
         Device::Reference => task.run(Reference::new()),
         Device::Auto | Device::Cpu => task.run(cpu(options, None)?),
         Device::CpuIsa(isa) => task.run(cpu(options, Some(isa))?),
+        Device::Gpu(_) if options.kv_type.is_some_and(|kv_type| kv_type != KvType::F16) => {
+            let reason = "a GPU keeps keys and values as f16: leave --kv-type out".to_owned();
+            Err(Error::Gpu(reason))
+        }
         Device::Gpu(index) => gpus::on_gpu(index, task),
     }
 }
 
 /// The CPU backend that the options ask for.
 fn cpu(options: &EngineOptions, isa: Option<Isa>) -> Result<Cpu, Error> {
-    let EngineOptions { threads, precise, .. } = *options;
-    Ok(Cpu::new(CpuOptions { threads, isa, precise })?)
+    let EngineOptions { threads, precise, kv_type, .. } = *options;
+    let recorder = options.recorder.clone();
+    Ok(Cpu::new(CpuOptions { threads, isa, precise, kv_type, recorder })?)
 }
 
 /// Puts the faster device in the place of [`Device::Auto`], for a model with a trunk of so many bytes, and

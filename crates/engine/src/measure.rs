@@ -45,7 +45,7 @@ impl DecodeBytes {
                 Ok(self.0.outline.sequence_state_bytes(&backend, self.1))
             }
         }
-        let options = EngineOptions { threads: Some(1), ..options.clone() };
+        let options = EngineOptions { threads: Some(1), recorder: None, ..options.clone() };
         let states = on_device(&options, StateBytes(inventory, position))?;
         let config = inventory.checkpoint.config();
         let embedding = inventory.trunk.iter().find(|t| t.name == "embed_tokens.weight");

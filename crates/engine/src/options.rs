@@ -70,9 +70,11 @@ pub struct EngineOptions {
     pub precise: bool,
     /// Savings that change what the model says; default: none.
     pub lossy: Lossy,
+    /// How the CPU stores keys and values; default: in 16-bit floats, in `f32` where `precise`.
+    pub kv_type: Option<compute::KvType>,
     /// Whether to read past the system's page cache.
     pub direct_io: bool,
-    /// Who is told of every phase and every read; its memory is part of the budget.
+    /// Who is told of every phase, every read and what each thread computed; its memory is part of the budget.
     pub recorder: Option<Recorder>,
 }
 
@@ -95,6 +97,7 @@ impl Default for EngineOptions {
             device: Device::default(),
             precise: false,
             lossy: Lossy::default(),
+            kv_type: None,
             direct_io: true,
             recorder: None,
         }

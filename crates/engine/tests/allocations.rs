@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use engine::{Engine, EngineOptions, LookAhead};
+use engine::{Engine, EngineOptions, KvType, LookAhead};
 
 struct Counting;
 
@@ -32,11 +32,12 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn decoding_allocates_nothing_once_it_is_warm() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    for (expert_cache, look_ahead, precise) in [
-        (None, LookAhead::Auto, false),
-        (Some(6 << 20), LookAhead::Off, false),
-        (Some(6 << 20), LookAhead::On, false),
-        (None, LookAhead::Auto, true),
+    for (expert_cache, look_ahead, precise, kv_type) in [
+        (None, LookAhead::Auto, false, None),
+        (Some(6 << 20), LookAhead::Off, false, None),
+        (Some(6 << 20), LookAhead::On, false, None),
+        (None, LookAhead::Auto, true, None),
+        (None, LookAhead::Auto, false, Some(KvType::Q8_0)),
     ] {
         let options = EngineOptions {
             memory: Some(1 << 30),
@@ -45,6 +46,7 @@ fn decoding_allocates_nothing_once_it_is_warm() {
             expert_cache,
             look_ahead,
             precise,
+            kv_type,
             ..EngineOptions::default()
         };
         let mut engine = Engine::open(&model, &options).expect("the demo model opens");
@@ -64,6 +66,6 @@ fn decoding_allocates_nothing_once_it_is_warm() {
             counts.push(ALLOCATIONS.load(Ordering::Relaxed) - before);
         }
         let warm: usize = counts[20..].iter().sum();
-        assert_eq!(warm, 0, "{look_ahead:?}, precise {precise}: {counts:?}");
+        assert_eq!(warm, 0, "{look_ahead:?}, precise {precise}, {kv_type:?}: {counts:?}");
     }
 }

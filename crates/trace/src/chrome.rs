@@ -1,5 +1,5 @@
-//! The record as JSON for trace viewers: one track for the thread that runs the passes, one for each
-//! reader.
+//! The record as JSON for trace viewers: one track for passes and their phases, one for each thread that
+//! computes, one for each reader.
 //!
 //! Viewers want the spans of a track nested or apart. On the main track they are: a pass holds layers,
 //! a layer holds phases. Reads of one reader may overlap, when it is a queue and not a thread; they
@@ -21,7 +21,7 @@ pub(crate) fn order(event: &Event) -> (u64, u8, u64) {
     let rank = match event.kind {
         Kind::Pass => 0,
         Kind::Phase => 1,
-        Kind::Read { .. } => 2,
+        Kind::Read { .. } | Kind::Work { .. } => 2,
     };
     (event.begin_ns, rank, event.end_ns)
 }
@@ -33,13 +33,16 @@ pub(crate) fn write(events: &[Event], dropped: u64, out: &mut dyn Write) -> io::
     write!(out, "\"args\":{{\"name\":\"flash-moe\"}}}}")?;
     write_track_name(out, MAIN_TRACK, format_args!("passes"))?;
     write_main(out, events)?;
-    write_reads(out, events)?;
+    let mut next_track = MAIN_TRACK + 1;
+    write_work(out, events, &mut next_track)?;
+    write_reads(out, events, &mut next_track)?;
     writeln!(out, "]}}")
 }
 
 /// Passes and phases, and around each run of phases of a layer that layer.
 fn write_main(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
-    let mut main = events.iter().filter(|event| !is_read(event));
+    let is_main = |event: &&Event| matches!(event.kind, Kind::Pass | Kind::Phase);
+    let mut main = events.iter().filter(is_main);
     let mut open_layer = NO_LAYER;
     while let Some(event) = main.next() {
         let layer = if event.kind == Kind::Phase { event.layer } else { NO_LAYER };
@@ -56,11 +59,39 @@ fn write_main(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
     Ok(())
 }
 
+/// What computing threads did, a track each, with the layer of the phase that it was for.
+fn write_work(out: &mut dyn Write, events: &[Event], next_track: &mut u32) -> io::Result<()> {
+    let mut tracks: BTreeMap<u8, u32> = BTreeMap::new();
+    for event in events {
+        if let Kind::Work { thread } = event.kind {
+            tracks.entry(thread).or_default();
+        }
+    }
+    for (thread, track) in &mut tracks {
+        *track = *next_track;
+        *next_track += 1;
+        write_track_name(out, *track, format_args!("compute {thread}"))?;
+    }
+    // Phases do not overlap, and begin before their work.
+    let (mut layer, mut phase_end) = (NO_LAYER, 0);
+    for event in events {
+        match event.kind {
+            Kind::Phase => (layer, phase_end) = (event.layer, event.end_ns),
+            Kind::Work { thread } => {
+                let layer = if event.begin_ns < phase_end { layer } else { NO_LAYER };
+                let track = tracks[&thread];
+                write_span(out, track, format_args!("{}", event.name), &Event { layer, ..*event })?;
+            }
+            Kind::Pass | Kind::Read { .. } => {}
+        }
+    }
+    Ok(())
+}
+
 /// Reads, each on a track where it overlaps no other, and a counter of the bytes in flight.
-fn write_reads(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
+fn write_reads(out: &mut dyn Write, events: &[Event], next_track: &mut u32) -> io::Result<()> {
     // For each reader its lanes: the track, and when its last read ends.
     let mut readers: BTreeMap<u8, Vec<(u32, u64)>> = BTreeMap::new();
-    let mut next_track = MAIN_TRACK + 1;
     let mut in_flight: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
     let mut bytes: u64 = 0;
     for event in events {
@@ -83,8 +114,8 @@ fn write_reads(out: &mut dyn Write, events: &[Event]) -> io::Result<()> {
                 lane.0
             }
             None => {
-                let track = next_track;
-                next_track += 1;
+                let track = *next_track;
+                *next_track += 1;
                 lanes.push((track, event.end_ns));
                 let lane = lanes.len();
                 write_track_name(out, track, format_args!("reader {reader}, lane {lane}"))?;
@@ -113,6 +144,7 @@ fn write_span(
         Kind::Pass => "pass",
         Kind::Phase => "compute",
         Kind::Read { .. } => "read",
+        Kind::Work { .. } => "work",
     };
     let duration = event.end_ns.saturating_sub(event.begin_ns);
     write!(out, ",\n{{\"ph\":\"X\",\"pid\":1,\"tid\":{track},\"name\":\"{name}\",")?;
@@ -133,6 +165,7 @@ fn write_span(
     match event.kind {
         Kind::Pass => argument("tokens", event.amount)?,
         Kind::Read { .. } => argument("bytes", event.amount)?,
+        Kind::Work { .. } => argument("tasks", event.amount)?,
         Kind::Phase => {}
     }
     write!(out, "}}}}")
@@ -147,10 +180,6 @@ fn write_in_flight(out: &mut dyn Write, time_ns: u64, bytes: u64) -> io::Result<
     let time = Microseconds(time_ns);
     write!(out, ",\n{{\"ph\":\"C\",\"pid\":1,\"name\":\"bytes in flight\",\"ts\":{time},")?;
     write!(out, "\"args\":{{\"bytes\":{bytes}}}}}")
-}
-
-fn is_read(event: &Event) -> bool {
-    matches!(event.kind, Kind::Read { .. })
 }
 
 /// Nanoseconds, written as microseconds.

@@ -137,6 +137,7 @@ fn a_trace_shows_layers_and_reads_in_order() {
     let spans: Vec<_> = events.iter().filter(|event| event["ph"] == "X").collect();
     let of = |category: &str| spans.iter().filter(|s| s["cat"] == category).count();
     assert_eq!(of("pass"), 3, "the prompt and two tokens");
+    assert!(of("work") > of("pass") * 8, "threads compute something in each layer");
     let timing = &answer["timing"];
     let misses = ["prompt", "decode"].map(|part| timing[part]["expert_misses"].as_u64());
     assert_eq!(of("read") as u64, misses.into_iter().flatten().sum::<u64>());

@@ -15,6 +15,7 @@ use crate::cpu::Machine;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::kv_cache::{KvCache, PAGE};
 use crate::cpu::pool::Parts;
+use crate::cpu::scores::Scores;
 use crate::host::{HostBuffer, rotary_angles, rotate};
 
 /// Pages of a segment: 512 positions, some 50 microseconds of work for a key head.
@@ -151,7 +152,7 @@ pub(crate) fn attention(
         let n_segments = cache.n_pages().div_ceil(SEGMENT);
         let n_tasks = n_tiles * spec.n_kv_heads;
         if n_segments == 1 || n_tiles > 1 || n_tasks >= 4 * pool.n_threads() {
-            pool.run(n_tasks, |task| {
+            pool.run("attend", n_tasks, |task| {
                 let (tile, kv_head) = (tile(task / spec.n_kv_heads), task % spec.n_kv_heads);
                 WORK.with_borrow_mut(|work| {
                     tile.prepare(kv_head, &mut work.queries);
@@ -178,7 +179,7 @@ pub(crate) fn attention(
             scratch.partials.resize(len, 0.0);
         }
         let partials = Parts::new(&mut scratch.partials);
-        pool.run(n_tasks * n_segments, |task| {
+        pool.run("attend", n_tasks * n_segments, |task| {
             let (place, segment) = (task / n_segments, task % n_segments);
             let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
             WORK.with_borrow_mut(|work| {
@@ -195,7 +196,7 @@ pub(crate) fn attention(
             });
         });
         let partials = &scratch.partials;
-        pool.run(n_tasks, |place| {
+        pool.run("merge", n_tasks, |place| {
             let (tile, kv_head) = (tile(place / spec.n_kv_heads), place % spec.n_kv_heads);
             WORK.with_borrow_mut(|Work { whole, .. }| {
                 whole.reset(tile.n_queries(), spec.head_dim);
@@ -261,7 +262,7 @@ fn append(
                 norm_head(kernels, head, inputs.key_norm, spec.eps);
                 rotate(head, angles.of(row));
             }
-            cache.push(spec, key, inputs.value.row(row));
+            cache.push(kernels, spec, key, inputs.value.row(row));
         }
     });
 }
@@ -330,9 +331,7 @@ impl<'a> Tile<'a> {
             let n = PAGE.min(last + 1 - first);
             scores.resize(n_queries * n, 0.0);
             let keys = self.cache.keys(kernels, self.spec, index, kv_head, n, page);
-            for (query, scores) in queries.chunks_exact(head_dim).zip(scores.chunks_exact_mut(n)) {
-                (kernels.dots)(keys, query, scores);
-            }
+            (kernels.scores)(Scores { keys, queries, width: head_dim }, scores);
             for (query, scores) in scores.chunks_exact_mut(n).enumerate() {
                 // Positions after the query's own weigh nothing.
                 let visible = (self.position(query) + 1).saturating_sub(first).min(n);

@@ -4,11 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use checkpoint::{Affine, FloatType, Format};
+use checkpoint::{Affine, BlockType, FloatType, Format};
 
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, TILE_ROWS, Tile, TileSums};
 use crate::cpu::math::{Math, math};
+use crate::cpu::scores::by_tiles;
 
 static MATH: Math = math!("avx2,fma");
 
@@ -25,9 +26,23 @@ pub(crate) static AVX512_KERNELS: Kernels = Kernels {
         // SAFETY: this table is only used where AVX-512 is available.
         unsafe { integer::avx512::multiply(rows, tokens, out) }
     },
+    scores: |scores, out| {
+        // SAFETY: this table is only used where AVX-512 is available.
+        unsafe { crate::cpu::avx512::scores(scores, out) }
+    },
     weighted_sums: |n, weights, rows, out| {
         // SAFETY: this table is only used where AVX-512 is available.
         unsafe { crate::cpu::avx512::weighted_sums(n, weights, rows, out) }
+    },
+    ..KERNELS
+};
+
+/// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static VNNI_KERNELS: Kernels = Kernels {
+    isa: Isa::AvxVnni,
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where AVX2, FMA, F16C and AVX-VNNI are available.
+        unsafe { integer::avx2::multiply_vnni(rows, tokens, out) }
     },
     ..KERNELS
 };
@@ -69,6 +84,10 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots: |rows, x, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
         unsafe { dots(rows, x, out) }
+    },
+    scores: |scores, out| {
+        // SAFETY: this table is only used where AVX2 and FMA are available.
+        by_tiles(scores, |tile, sums| unsafe { dot_tile(tile, sums) }, out);
     },
     weighted_sums: |n, weights, rows, out| {
         // SAFETY: this table is only used where AVX2 and FMA are available.
@@ -356,6 +375,7 @@ fn dequantize(format: Format, data: &[u8], scales: &[u8], biases: &[u8], out: &m
         }
         Format::Float(FloatType::Bf16) => decode_bf16(data, out),
         Format::Float(FloatType::F16) => decode_f16(data, out),
+        Format::Block(BlockType::Q8_0) => decode_q8_0(data, out),
         Format::Block(_) => checkpoint::dequantize_row(format, data, scales, biases, out),
         Format::Affine(affine) => match affine.bits {
             2 => affine_groups::<2>(affine, data, scales, biases, out),
@@ -391,6 +411,22 @@ fn decode_f16(data: &[u8], out: &mut [f32]) {
         store(out, _mm256_cvtph_ps(halves));
     }
     checkpoint::decode_floats(FloatType::F16, tail, out_tail);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_q8_0(data: &[u8], out: &mut [f32]) {
+    let blocks = data.as_chunks::<{ BlockType::Q8_0.bytes() }>().0;
+    let outs = out.as_chunks_mut::<{ BlockType::Q8_0.values() }>().0;
+    for (block, out) in blocks.iter().zip(outs) {
+        let ([low, high], codes) = block.split_first_chunk().expect("a scale comes first");
+        let scale = _mm_cvtsi32_si128(i32::from(u16::from_le_bytes([*low, *high])));
+        let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(scale));
+        for (codes, out) in codes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+            let codes = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
+            let values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+            store(out, _mm256_mul_ps(scale, values));
+        }
+    }
 }
 
 /// Decodes groups of affine codes: `scale * q + bias`, rounded once.

@@ -239,7 +239,7 @@ impl BlockPart<'_, '_> {
             None => &history[i * channels + begin..][..len],
             Some(i) => &inputs.qkv.row(row + i)[begin..][..len],
         };
-        self.pool.run(channels.div_ceil(TASK_CHANNELS), |task| {
+        self.pool.run("convolve", channels.div_ceil(TASK_CHANNELS), |task| {
             let begin = task * TASK_CHANNELS;
             let len = TASK_CHANNELS.min(channels - begin);
             for i in 0..n {
@@ -279,7 +279,7 @@ impl BlockPart<'_, '_> {
         let (channels, first, kernels) = (self.spec.channels(), self.first, self.kernels);
         let scale = 1.0 / (key_dim as f32).sqrt();
         let (mixed, keys) = (Parts::new(mixed), Parts::new(&mut self.state.keys));
-        self.pool.run(self.n, |i| {
+        self.pool.run("normalise", self.n, |i| {
             for head in 0..n_key_heads {
                 // SAFETY: each task has its own token.
                 let query = unsafe { mixed.part(i * channels + head * key_dim, key_dim) };
@@ -306,7 +306,7 @@ impl BlockPart<'_, '_> {
         let keys = &*keys;
         let [recurrent, values, decays] = [recurrent, values, decays].map(|v| Parts::new(v));
         let out = Parts::new(out.values_mut());
-        self.pool.run(n_value_heads, |head| {
+        self.pool.run("delta rule", n_value_heads, |head| {
             // SAFETY: each task has its own head, here and below.
             let state = unsafe { recurrent.part(head * head_len, head_len) };
             // SAFETY: as above.

@@ -11,6 +11,7 @@ use checkpoint::{FloatType, Format};
 use crate::cpu::integer::{BlocksMut, Rows, Tokens};
 use crate::cpu::math::Math;
 use crate::cpu::scalar;
+use crate::cpu::scores::Scores;
 
 /// Running sums of one result.
 pub(crate) type Lanes = [f32; 8];
@@ -28,12 +29,16 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with dot products of bytes (AVX-VNNI).
+    AvxVnni,
     /// x86-64 with AVX-512: F, BW, DQ, VL, VNNI and VBMI.
     Avx512,
     /// 64-bit Arm.
     Neon,
     /// 64-bit Arm with dot products of bytes.
     NeonDotprod,
+    /// The same with products of matrices of bytes (i8mm).
+    NeonI8mm,
 }
 
 impl Isa {
@@ -54,11 +59,17 @@ impl Isa {
             {
                 available.push(Self::Avx512);
             }
+            if is_x86_feature_detected!("avxvnni") {
+                available.push(Self::AvxVnni);
+            }
             available.push(Self::Avx2);
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             if std::arch::is_aarch64_feature_detected!("dotprod") {
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    available.push(Self::NeonI8mm);
+                }
                 available.push(Self::NeonDotprod);
             }
             available.push(Self::Neon);
@@ -72,9 +83,11 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 }
@@ -111,6 +124,8 @@ pub(crate) struct Kernels {
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     /// `out[j] = row_j . x` for consecutive rows as wide as `x`.
     pub(crate) dots: fn(&[f32], &[f32], &mut [f32]),
+    /// `out[q * keys + k] = query_q . key_k`, with the bits of [`Kernels::dots`].
+    pub(crate) scores: fn(Scores<'_>, &mut [f32]),
     /// Elementary functions.
     pub(crate) math: &'static Math,
     /// Quantises whole blocks of columns, as [`crate::cpu::integer::quantize_portable`] does.
@@ -139,11 +154,15 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(&crate::cpu::avx2::KERNELS),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Some(&crate::cpu::avx2::VNNI_KERNELS),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(&crate::cpu::avx2::AVX512_KERNELS),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Some(&crate::cpu::neon::KERNELS),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(&crate::cpu::neon::DOTPROD_KERNELS),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(&crate::cpu::neon::I8MM_KERNELS),
             #[cfg(not(all(target_arch = "x86_64", target_arch = "aarch64")))]
             _ => None,
         }

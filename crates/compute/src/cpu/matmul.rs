@@ -49,10 +49,10 @@ pub(crate) fn multiply(
     if !machine.precise && products.iter().flatten().any(|p| Kind::of(p.matrix.format).is_some()) {
         quantize(machine, x, n_tokens);
     }
-    let Machine { kernels, pool, precise, quantized } = machine;
+    let Machine { kernels, pool, precise, quantized, .. } = machine;
     let tasks = |product: &Product<'_>| product.matrix.rows.div_ceil(TASK_ROWS);
     let n_tasks = products.iter().flatten().map(tasks).sum();
-    pool.run(n_tasks, |mut task| {
+    pool.run("project", n_tasks, |mut task| {
         for product in products.iter().flatten() {
             if task < tasks(product) {
                 let begin = task * TASK_ROWS;
@@ -121,7 +121,7 @@ pub(crate) fn quantize_rows<'a>(
 ) {
     out.reset(n_rows, cols);
     let places = RowPlaces::new(out);
-    pool.run(n_rows, |index| {
+    pool.run("quantize", n_rows, |index| {
         // SAFETY: each task has its own row.
         #[expect(unsafe_code, reason = "tasks write disjoint parts")]
         let place = unsafe { places.blocks(index, 0, cols / BLOCK) };

@@ -16,10 +16,11 @@ mod moe;
 mod neon;
 mod pool;
 mod scalar;
+mod scores;
 
 pub use delta_net::DeltaState;
 pub use kernels::Isa;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvType};
 
 use crate::backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
@@ -30,13 +31,15 @@ use crate::host::{HostBuffer, route_rows};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::snapshots::STATE_BLOCK;
 use crate::uses::ExpertUses;
+use trace::Recorder;
+
 use integer::QuantizedRows;
 use kernels::Kernels;
 use matmul::{Product, TASK_ROWS};
 use pool::{Parts, Pool};
 
 /// How a CPU backend works.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
     /// Threads, the caller's among them; default: the cores that the process may use.
     pub threads: Option<usize>,
@@ -44,6 +47,17 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Whether low-bit weights are multiplied with activations in `f32` instead of eight bits.
     pub precise: bool,
+    /// How keys and values are stored; default: in 16-bit floats, in `f32` where `precise`.
+    pub kv_type: Option<KvType>,
+    /// Who is told what each thread did of each operation.
+    pub recorder: Option<Recorder>,
+}
+
+impl CpuOptions {
+    /// How keys and values are stored if nothing else is said.
+    const fn default_kv_type(precise: bool) -> KvType {
+        if precise { KvType::F32 } else { KvType::F16 }
+    }
 }
 
 /// Why a CPU backend cannot be had.
@@ -73,6 +87,7 @@ pub(crate) struct Machine {
     kernels: &'static Kernels,
     pool: Pool,
     precise: bool,
+    kv_type: KvType,
     /// The activations of the product that is being computed.
     quantized: QuantizedRows,
 }
@@ -102,18 +117,31 @@ impl Cpu {
         })?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or_else(cores).max(1);
-        let pool = Pool::new(threads).map_err(|source| CpuError::Threads { threads, source })?;
+        let pool = Pool::new(threads, options.recorder)
+            .map_err(|source| CpuError::Threads { threads, source })?;
         Ok(Self {
             machine: Machine {
                 kernels,
                 pool,
                 precise: options.precise,
+                kv_type: options.kv_type.unwrap_or(CpuOptions::default_kv_type(options.precise)),
                 quantized: QuantizedRows::default(),
             },
             attention: attention::Scratch::default(),
             delta_net: delta_net::Scratch::default(),
             moe: moe::Scratch::default(),
         })
+    }
+}
+
+impl Machine {
+    /// What differs from the default mode, for names.
+    fn modes(&self) -> String {
+        let precise = if self.precise { ", precise" } else { "" };
+        match self.kv_type {
+            usual if usual == CpuOptions::default_kv_type(self.precise) => precise.to_owned(),
+            kv_type => format!("{precise}, {} keys and values", kv_type.name()),
+        }
     }
 }
 
@@ -129,7 +157,7 @@ impl Backend for Cpu {
             "cpu {}, {} threads{}",
             self.machine.kernels.isa.name(),
             self.machine.pool.n_threads(),
-            if self.machine.precise { ", precise" } else { "" }
+            self.machine.modes()
         )
     }
 
@@ -146,7 +174,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache(&self, _: &AttentionSpec, max_positions: usize) -> KvCache {
-        KvCache::new(max_positions, self.machine.precise)
+        KvCache::new(max_positions, self.machine.kv_type)
     }
 
     fn delta_state(&self, spec: &DeltaNetSpec) -> DeltaState {
@@ -154,7 +182,7 @@ impl Backend for Cpu {
     }
 
     fn kv_cache_bytes(&self, spec: &AttentionSpec, max_positions: usize) -> u64 {
-        KvCache::bytes(spec, max_positions, self.machine.precise)
+        KvCache::bytes(spec, max_positions, self.machine.kv_type)
     }
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
@@ -182,7 +210,7 @@ impl Backend for Cpu {
         out.set_rows(x.rows());
         let (kernels, width) = (self.machine.kernels, x.width());
         let out = Parts::new(out.values_mut());
-        self.machine.pool.run(x.rows(), |row| {
+        self.machine.pool.run("norm", x.rows(), |row| {
             let x = x.row(row);
             // SAFETY: each task has its own row.
             #[expect(unsafe_code, reason = "tasks write disjoint parts")]
@@ -276,12 +304,11 @@ impl Backend for Cpu {
     }
 
     fn numerics(&self) -> String {
-        let precise = if self.machine.precise { ", precise" } else { "" };
-        format!("cpu {}{precise}", self.machine.kernels.isa.name())
+        format!("cpu {}{}", self.machine.kernels.isa.name(), self.machine.modes())
     }
 
     fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {
-        KvCache::bytes(spec, STATE_BLOCK, self.machine.precise) as usize
+        KvCache::bytes(spec, STATE_BLOCK, self.machine.kv_type) as usize
     }
 
     fn save_kv_block(&self, _: &AttentionSpec, cache: &KvCache, block: usize) -> Vec<u8> {

@@ -177,7 +177,7 @@ fn run_jobs<'a>(
     inner.reset(uses.len(), intermediate);
     let places = RowPlaces::new(inner);
     let blocks = intermediate / BLOCK;
-    pool.run(jobs.len() * blocks, |task| {
+    pool.run("gate and up", jobs.len() * blocks, |task| {
         let (job, block) = (&jobs[task / blocks], task % blocks);
         let ExpertWeights { gate, up, .. } = weights(job.expert);
         let tokens = if shared { quantized } else { quantized.rows(job.first, job.n) };
@@ -198,7 +198,7 @@ fn run_jobs<'a>(
 
     let inner = inner.tokens();
     let parts = hidden.div_ceil(DOWN_ROWS);
-    pool.run(jobs.len() * parts, |task| {
+    pool.run("down", jobs.len() * parts, |task| {
         let (job, begin) = (&jobs[task / parts], task % parts * DOWN_ROWS);
         let n_rows = DOWN_ROWS.min(hidden - begin);
         let rows = Rows::of(&weights(job.expert).down, begin, n_rows).expect("it has codes");
@@ -253,7 +253,7 @@ fn apply_in_floats(
     let width = gate.rows;
     let kernels = machine.kernels;
     let activated = Parts::new(ups);
-    machine.pool.run(n_rows, |row| {
+    machine.pool.run("silu", n_rows, |row| {
         // SAFETY: each task has its own row.
         let ups = unsafe { activated.part(row * width, width) };
         (kernels.math.times_silu)(ups, &gates[row * width..][..width]);
@@ -268,7 +268,7 @@ pub(crate) fn combine(machine: &mut Machine, x: &mut HostBuffer, outputs: &MoeOu
     let MoeOutputs { routing, routed, shared } = *outputs;
     let (rows, width, top_k) = (x.rows(), x.width(), routing.top_k);
     let x = Parts::new(x.values_mut());
-    pool.run(rows, |row| {
+    pool.run("combine", rows, |row| {
         // SAFETY: each task has its own row.
         let x = unsafe { x.part(row * width, width) };
         let ranks = row * top_k..row * top_k + routing.n_used(row);

@@ -8,6 +8,17 @@ use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 use crate::cpu::math::PLAIN;
 use crate::cpu::scalar;
+use crate::cpu::scores::by_tiles;
+
+/// Only given out by `Kernels::of` where the features were detected.
+pub(crate) static I8MM_KERNELS: Kernels = Kernels {
+    isa: Isa::NeonI8mm,
+    multiply: |rows, tokens, out| {
+        // SAFETY: this table is only used where NEON, its dot products and matrix products are available.
+        unsafe { integer::neon::multiply_i8mm(rows, tokens, out) }
+    },
+    ..KERNELS
+};
 
 /// Only given out by `Kernels::of` where the features were detected.
 pub(crate) static DOTPROD_KERNELS: Kernels = Kernels {
@@ -53,6 +64,10 @@ pub(crate) static KERNELS: Kernels = Kernels {
             // SAFETY: this table is only used where NEON is available.
             *out = unsafe { dot(row, x) };
         }
+    },
+    scores: |scores, out| {
+        // SAFETY: this table is only used where NEON is available.
+        by_tiles(scores, |tile, sums| unsafe { dot_tile(tile, sums) }, out);
     },
     weighted_sums: |n, weights, rows, out| {
         let (n_rows, width) = (weights.len() / n, out.len() / n);

@@ -18,6 +18,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
+
+use trace::{Kind, Recorder, Span};
 
 /// Turns of the spin loop before a worker sleeps: some 20 microseconds, longer than the caller needs
 /// between two regions of a layer, and short enough to leave the core to reading threads.
@@ -46,11 +49,15 @@ struct Shared {
     panicked: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
+    /// Who is told what each thread did of each region.
+    recorder: Option<Recorder>,
 }
 
 /// The tasks of a region.
 #[derive(Clone, Copy)]
 struct Region {
+    /// A short name for people.
+    name: &'static str,
     /// Borrowed from the caller of [`Pool::run`], who does not return while a worker is inside.
     task: *const Task<'static>,
 }
@@ -95,11 +102,11 @@ unsafe impl Sync for Shared {}
 
 impl Pool {
     /// A pool of so many threads, of which the caller is one.
-    pub(crate) fn new(n_threads: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(n_threads: usize, recorder: Option<Recorder>) -> std::io::Result<Self> {
         fn nothing(_: usize) {}
 
         let shared = Arc::new(Shared {
-            region: UnsafeCell::new(Region { task: &nothing }),
+            region: UnsafeCell::new(Region { name: "", task: &nothing }),
             open: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
             shares: (0..n_threads.max(1)).map(|_| Share::default()).collect(),
@@ -109,6 +116,7 @@ impl Pool {
             panicked: AtomicBool::new(false),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
+            recorder,
         });
         let mut pool = Self { shared, workers: Vec::new() };
         for index in 1..n_threads {
@@ -127,18 +135,20 @@ impl Pool {
     }
 
     /// Calls `task` with every number below `n_tasks`, on all threads, in any order. Takes the pool by
-    /// unique reference: regions do not nest.
-    pub(crate) fn run(&mut self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+    /// unique reference: regions do not nest. The name is for people who look at a trace.
+    pub(crate) fn run(&mut self, name: &'static str, n_tasks: usize, task: impl Fn(usize) + Sync) {
         assert!(u32::try_from(n_tasks).is_ok(), "tasks are counted in 32 bits");
         if n_tasks <= 1 || self.workers.is_empty() {
+            let begin = self.shared.begin();
             (0..n_tasks).for_each(task);
+            self.shared.record(0, name, begin, n_tasks);
             return;
         }
         let task: *const Task<'_> = &task;
         // SAFETY: only the lifetime changes; `Visit` waits for all workers before `task` is dropped.
         let task: *const Task<'static> = unsafe { std::mem::transmute(task) };
         // SAFETY: the pool is not open and nobody is inside: the last region's `Visit` saw to it.
-        unsafe { *self.shared.region.get() = Region { task } };
+        unsafe { *self.shared.region.get() = Region { name, task } };
         let n_threads = self.shared.shares.len();
         for (index, share) in self.shared.shares.iter().enumerate() {
             share.set(index * n_tasks / n_threads, (index + 1) * n_tasks / n_threads);
@@ -231,14 +241,38 @@ impl Shared {
     /// Takes tasks until none is left: those of its own share, then what others have left.
     fn take_tasks(&self, index: usize) {
         // SAFETY: the region is only written when nobody is inside; we are, or are the caller.
-        let Region { task } = unsafe { *self.region.get() };
+        let Region { name, task } = unsafe { *self.region.get() };
         let (before, rest) = self.shares.split_at(index);
         let (own, after) = rest.split_first().expect("each thread has a share");
         let others = || after.iter().chain(before);
+        let (begin, mut n_tasks) = (self.begin(), 0);
         while let Some(index) = own.take_first().or_else(|| others().find_map(Share::take_last)) {
             // SAFETY: the caller keeps the closure alive until nobody is inside.
             unsafe { (*task)(index) };
+            n_tasks += 1;
         }
+        self.record(index, name, begin, n_tasks);
+    }
+
+    /// The time, if anybody wants to know.
+    fn begin(&self) -> Option<Instant> {
+        self.recorder.as_ref().map(|_| Instant::now())
+    }
+
+    /// Records what a thread did of a region.
+    fn record(&self, thread: usize, name: &'static str, begin: Option<Instant>, n_tasks: usize) {
+        if let (Some(recorder), Some(begin)) = (&self.recorder, begin) {
+            record(recorder, thread, name, begin, n_tasks);
+        }
+    }
+}
+
+#[cold]
+fn record(recorder: &Recorder, thread: usize, name: &'static str, begin: Instant, n_tasks: usize) {
+    // Threads beyond the largest number that a record can hold are not shown.
+    if let (1.., Ok(thread)) = (n_tasks, u8::try_from(thread)) {
+        let (kind, end, amount) = (Kind::Work { thread }, Instant::now(), n_tasks as u64);
+        recorder.record(&Span { kind, name, begin, end, layer: None, expert: None, amount });
     }
 }
 
@@ -286,12 +320,12 @@ mod tests {
     #[test]
     fn every_task_runs_once_in_many_regions() {
         for n_threads in [1, 2, 3, 8] {
-            let mut pool = Pool::new(n_threads).expect("threads");
+            let mut pool = Pool::new(n_threads, None).expect("threads");
             for round in 0..2000 {
                 let n_tasks = round % 17;
                 let mut counts = vec![0.0; n_tasks];
                 let parts = Parts::new(&mut counts);
-                pool.run(n_tasks, |task| {
+                pool.run("count", n_tasks, |task| {
                     // SAFETY: each task has its own element.
                     let count = unsafe { parts.part(task, 1) };
                     count[0] += 1.0;
@@ -306,17 +340,39 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(4).expect("threads");
+        let mut pool = Pool::new(4, None).expect("threads");
         for _ in 0..50 {
             let run = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(64, |task| assert!(task != 33, "the 33rd task panics"));
+                pool.run("test", 64, |task| assert!(task != 33, "the 33rd task panics"));
             }));
             assert!(run.is_err());
             let sum = AtomicUsize::new(0);
-            pool.run(64, |task| {
+            pool.run("test", 64, |task| {
                 sum.fetch_add(task, SeqCst);
             });
             assert_eq!(sum.load(SeqCst), 63 * 32);
+        }
+    }
+    #[test]
+    fn what_threads_did_is_recorded_and_adds_up() {
+        for n_threads in [1, 3] {
+            let recorder = Recorder::new(1000);
+            let mut pool = Pool::new(n_threads, Some(recorder.clone())).expect("threads");
+            for n_tasks in [0, 1, 40] {
+                pool.run("tasks", n_tasks, |_| std::thread::yield_now());
+            }
+            drop(pool);
+            let (kept, dropped) = recorder.counts();
+            assert!((2..=1 + n_threads).contains(&kept), "{kept} spans of {n_threads} threads");
+            assert_eq!(dropped, 0);
+            let mut json = Vec::new();
+            recorder.write_chrome(&mut json).expect("a Vec takes all");
+            let json = String::from_utf8(json).expect("JSON is text");
+            let counts = json.split("\"tasks\":").skip(1).map(|rest| {
+                let end = rest.find('}').expect("the arguments end");
+                rest[..end].parse::<usize>().expect("a number")
+            });
+            assert_eq!(counts.sum::<usize>(), 41, "every task is somebody's");
         }
     }
 }

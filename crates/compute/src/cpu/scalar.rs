@@ -5,6 +5,7 @@ use checkpoint::{FloatType, Format, decode_floats};
 use crate::cpu::integer;
 use crate::cpu::kernels::{Isa, Kernels, Lanes, TILE_ROWS, Tile, TileSums, sum_lanes};
 use crate::cpu::math::PLAIN;
+use crate::cpu::scores::by_tiles;
 
 pub(crate) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
@@ -20,6 +21,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dequantize,
     dot,
     dots,
+    scores: |scores, out| by_tiles(scores, dot_tile, out),
     quantize: |x, out| integer::quantize_portable(x, out),
     multiply: integer::portable::multiply,
     weighted_sums,

@@ -5,7 +5,7 @@ use compute::{
     KvValues, Reference, STATE_BLOCK, Span,
 };
 
-use crate::support::{Random, assert_close, cpus, download, fast_cpus, upload};
+use crate::support::{Random, assert_close, cpus, cpus_with_q8_0, download, fast_cpus, upload};
 
 /// Ways to cut a sequence into calls.
 const CUTS: [&[usize]; 5] = [&[LEN], &[1; LEN], &[100, 1, 1, 448], &[31, 2, 64, 453], &[7; 79]];
@@ -15,6 +15,10 @@ const LEN: usize = 550;
 /// Errors of outputs, keys and values with a cache of 16-bit floats, whose steps are 2^-11; keys here are
 /// larger than one, and scores of many dimensions add up their errors.
 const HALF_TOLERANCE: [f32; 3] = [2e-2, 1e-3, 5e-4];
+
+/// The same in blocks of eight bits: half a step is 1/254 of a block's largest value, which is up to 7.4 for
+/// keys (normed, weighted by 3, turned) and 1 for values; its 16-bit scale adds a little.
+const EIGHT_BIT_TOLERANCE: [f32; 3] = [0.2, 3.2e-2, 4.5e-3];
 
 /// The lengths of a way to cut, which may promise more tokens than there are.
 fn calls(cut: &[usize]) -> Vec<(usize, usize)> {
@@ -116,7 +120,11 @@ fn attention_agrees_and_does_not_depend_on_cuts() {
     for (shape, gated) in [([4, 2, 32, 8], true), ([3, 1, 20, 20], false), ([2, 2, 64, 2], true)] {
         let case = AttentionCase::new(shape, gated);
         let (expected, expected_kv) = case.run(&mut Reference::new(), &[LEN]);
-        for (cpus, tolerance) in [(cpus(), [1e-4, 1e-4, 0.0]), (fast_cpus(), HALF_TOLERANCE)] {
+        for (cpus, tolerance) in [
+            (cpus(), [1e-4, 1e-4, 0.0]),
+            (fast_cpus(), HALF_TOLERANCE),
+            (cpus_with_q8_0(), EIGHT_BIT_TOLERANCE),
+        ] {
             let [output, key, value] = tolerance;
             for mut cpu in cpus {
                 let cpu = &mut cpu;
@@ -157,6 +165,7 @@ fn resume_attention<B: Backend>(case: &AttentionCase, backend: &mut B) {
     for block in 0..2 {
         let bytes = backend.save_kv_block(&case.spec, &cache, block);
         assert_eq!(bytes.len(), backend.kv_block_bytes(&case.spec));
+        assert_eq!(bytes.len() as u64, backend.kv_cache_bytes(&case.spec, STATE_BLOCK));
         backend.load_kv_block(&case.spec, &mut copy, &bytes);
     }
     let ranges = [(begin, LEN - begin)];
@@ -170,7 +179,12 @@ fn resume_attention<B: Backend>(case: &AttentionCase, backend: &mut B) {
 fn attention_goes_on_from_saved_blocks_with_the_same_bits() {
     let case = AttentionCase::new([4, 2, 32, 8], true);
     resume_attention(&case, &mut Reference::new());
-    cpus().iter_mut().chain(&mut fast_cpus()).for_each(|cpu| resume_attention(&case, cpu));
+    // The dimensions of a head need not fill blocks of eight bits.
+    let odd = AttentionCase::new([3, 1, 20, 20], false);
+    for mut cpu in cpus().into_iter().chain(fast_cpus()).chain(cpus_with_q8_0()) {
+        resume_attention(&case, &mut cpu);
+        resume_attention(&odd, &mut cpu);
+    }
 }
 
 /// Inputs of a gated delta net for a whole sequence.

@@ -6,3 +6,13 @@ mod codes;
 mod layers;
 mod products;
 mod support;
+
+/// Where a script knows what the machine has, no version of the kernels goes untested unnoticed.
+#[test]
+fn what_is_expected_is_available() {
+    if let Ok(expected) = std::env::var("FLASH_MOE_EXPECTED_ISAS") {
+        let available: Vec<&str> =
+            compute::Isa::available().into_iter().map(compute::Isa::name).collect();
+        assert_eq!(available.join(","), expected);
+    }
+}

@@ -6,7 +6,7 @@ use checkpoint::{
     Affine, BlockType, FloatType, Format, QuantizedRow, encode_floats, quantize_affine,
 };
 use compute::memory::Arena;
-use compute::{Backend, Cpu, CpuOptions, Isa, Matrix};
+use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Matrix};
 
 /// A small generator of reproducible numbers (xorshift64*).
 pub struct Random(u64);
@@ -146,19 +146,32 @@ pub fn code_formats(cols: usize) -> Vec<Format> {
 
 /// The CPU backend in every form that this machine has, with activations in `f32`.
 pub fn cpus() -> Vec<Cpu> {
-    cpus_of(true)
+    let options = CpuOptions { precise: true, ..CpuOptions::default() };
+    cpus_of(&isas_of_floats(), &options)
 }
 
 /// The CPU backend in every form that this machine has, as it is by default.
 pub fn fast_cpus() -> Vec<Cpu> {
-    cpus_of(false)
+    cpus_of(&Isa::available(), &CpuOptions::default())
 }
 
-fn cpus_of(precise: bool) -> Vec<Cpu> {
-    let isas = Isa::available().into_iter();
-    let forms = isas.flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
+/// The same with keys and values in blocks of eight bits.
+pub fn cpus_with_q8_0() -> Vec<Cpu> {
+    let options = CpuOptions { kv_type: Some(KvType::Q8_0), ..CpuOptions::default() };
+    cpus_of(&isas_of_floats(), &options)
+}
+
+/// Without those that differ in products of integers only.
+fn isas_of_floats() -> Vec<Isa> {
+    let mut isas = Isa::available();
+    isas.retain(|isa| !matches!(isa, Isa::AvxVnni | Isa::NeonDotprod | Isa::NeonI8mm));
+    isas
+}
+
+fn cpus_of(isas: &[Isa], options: &CpuOptions) -> Vec<Cpu> {
+    let forms = isas.iter().flat_map(|isa| [1, 2, 3].map(|threads| (*isa, threads)));
     let cpus = forms.map(|(isa, threads)| {
-        let options = CpuOptions { threads: Some(threads), isa: Some(isa), precise };
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..options.clone() };
         Cpu::new(options).expect("the instructions are available")
     });
     cpus.collect()

@@ -2,6 +2,7 @@
 
 mod constraint;
 mod generation;
+mod precision;
 mod prefix_cache;
 mod router_log;
 mod scheduler;

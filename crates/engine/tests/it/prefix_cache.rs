@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Device, Engine, EngineOptions, Error, GenerateOptions, Ignored, PrefixCacheOptions,
+    Device, Engine, EngineOptions, Error, GenerateOptions, Ignored, KvType, PrefixCacheOptions,
     PrefixCacheStats, Session,
 };
 
@@ -86,18 +86,20 @@ fn entries(directory: &Path) -> Vec<(PathBuf, u64)> {
 fn a_hit_gives_the_same_bits_in_memory_and_after_a_restart() {
     let directory = scratch("hit");
     let tokens = noise(1, 700);
-    for (index, (name, device, precise)) in [
-        ("qwen35moe-tiny", Device::Cpu, false),
-        ("qwen35moe-tiny", Device::Cpu, true),
-        ("qwen35moe-tiny-mlx-4bit", Device::Cpu, false),
-        ("qwen3next-tiny", Device::Cpu, false),
-        ("qwen3moe-tiny", Device::Cpu, false),
-        ("qwen35moe-tiny", Device::Reference, false),
+    let cpu = EngineOptions::default;
+    for (index, (name, mode)) in [
+        ("qwen35moe-tiny", cpu()),
+        ("qwen35moe-tiny", EngineOptions { precise: true, ..cpu() }),
+        ("qwen35moe-tiny", EngineOptions { kv_type: Some(KvType::Q8_0), ..cpu() }),
+        ("qwen35moe-tiny-mlx-4bit", cpu()),
+        ("qwen3next-tiny", cpu()),
+        ("qwen3moe-tiny", cpu()),
+        ("qwen35moe-tiny", EngineOptions { device: Device::Reference, ..cpu() }),
     ]
     .into_iter()
     .enumerate()
     {
-        let plain = EngineOptions { device, precise, sessions: 2, ..EngineOptions::default() };
+        let plain = EngineOptions { sessions: 2, ..mode };
         let options =
             EngineOptions { prefix_cache: on_disk(&directory, 64 << 20), ..plain.clone() };
         let mut without = tiny(name, plain);

@@ -4,12 +4,14 @@
 //! multiplied with the tokens' codes by `vpmaddubsw`; the eight vectors of partial sums are then added
 //! across, so that one vector holds the integers of eight blocks, and scales apply to all of them at
 //! once. Kinds whose codes need all eight bits are made signed: magnitudes are multiplied with codes that
-//! took the sign over, and sums of two products fit 16 bits.
+//! took the sign over, and sums of two products fit 16 bits. AVX-VNNI has an instruction for two of these
+//! steps, `vpdpbusd`.
 
 #![expect(unsafe_code, reason = "vector instructions")]
 
 mod gemm;
 mod load;
+mod steps;
 
 use std::arch::x86_64::*;
 
@@ -20,6 +22,7 @@ use crate::cpu::integer::portable::{TokenChunk, TokenRow};
 use crate::cpu::integer::{BLOCK, Kind, Padded, Rows, Tokens, quantize_portable};
 use crate::prefetch::prefetch;
 use load::{PART, Vectors, load, part_of};
+use steps::dot_vnni;
 
 /// From so many tokens on, weights are unpacked for all of them into a panel.
 const MANY: usize = 6;
@@ -32,24 +35,56 @@ pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    // SAFETY: AVX-VNNI is not asked for.
+    unsafe { multiply_with::<ID, false>(rows, tokens, out) };
+}
+
+/// The same for machines that also have AVX-VNNI.
+///
+/// # Safety
+/// The machine must have it.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn multiply_vnni(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    // SAFETY: as the caller says.
+    unsafe { for_kind!(rows.kind, vnni_kind(rows, tokens, out)) };
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn vnni_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    // SAFETY: as the caller says.
+    unsafe { multiply_with::<ID, true>(rows, tokens, out) };
+}
+
+/// # Safety
+/// The machine must have AVX-VNNI if that is asked for, here and below.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn multiply_with<const ID: u8, const VNNI: bool>(
+    rows: &Rows<'_>,
+    tokens: &Tokens<'_>,
+    out: &mut [f32],
+) {
     if tokens.n >= MANY {
-        gemm::multiply::<ID>(rows, tokens, out);
+        // SAFETY: as the caller says.
+        unsafe { gemm::multiply::<ID, VNNI>(rows, tokens, out) };
         return;
     }
     let mut first = 0;
     while first < tokens.n {
         let out = &mut out[first * rows.n_rows..];
-        first += match tokens.n - first {
-            1 => few::<ID, 1>(rows, tokens, first, out),
-            2 => few::<ID, 2>(rows, tokens, first, out),
-            _ => few::<ID, 3>(rows, tokens, first, out),
+        // SAFETY: as the caller says.
+        first += unsafe {
+            match tokens.n - first {
+                1 => few::<ID, VNNI, 1>(rows, tokens, first, out),
+                2 => few::<ID, VNNI, 2>(rows, tokens, first, out),
+                _ => few::<ID, VNNI, 3>(rows, tokens, first, out),
+            }
         };
     }
 }
 
 /// All rows times `N` tokens; gives `N`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn few<const ID: u8, const N: usize>(
+unsafe fn few<const ID: u8, const VNNI: bool, const N: usize>(
     rows: &Rows<'_>,
     tokens: &Tokens<'_>,
     first: usize,
@@ -72,7 +107,10 @@ fn few<const ID: u8, const N: usize>(
             for part in 0..2 {
                 let weights = load::<ID>(rows.kind, part_of::<ID>(stored, part));
                 for (lanes, x) in lanes.iter_mut().zip(&x) {
-                    lanes[part] = add_part::<ID>(&weights, x.chunk(chunk), part, lanes[part]);
+                    // SAFETY: as the caller says.
+                    lanes[part] = unsafe {
+                        add_part::<ID, VNNI>(&weights, x.chunk(chunk), part, lanes[part])
+                    };
                 }
             }
         }
@@ -86,7 +124,7 @@ fn few<const ID: u8, const N: usize>(
 /// Adds the products of a part to the lanes of a result.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_part<const ID: u8>(
+unsafe fn add_part<const ID: u8, const VNNI: bool>(
     weights: &Vectors,
     x: TokenChunk<'_>,
     part: usize,
@@ -97,6 +135,14 @@ fn add_part<const ID: u8>(
     let block = |index: usize| {
         let at = part * PART + index * BLOCK;
         let codes = load_codes(x.codes[at..].first_chunk().expect("a chunk is two parts"));
+        if VNNI && !kind.has_subs() {
+            let (mut weights, mut codes) = (weights.codes[index], codes);
+            if kind.is_wide() {
+                (weights, codes) = (_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
+            }
+            // SAFETY: as the caller says.
+            return unsafe { dot_vnni(_mm256_setzero_si256(), weights, codes) };
+        }
         let pairs = pair_products(weights.codes[index], codes, kind.is_wide());
         let subs = if kind.has_subs() {
             // The factors of the halves of a block are in the halves of the vector.
@@ -122,7 +168,7 @@ fn add_part<const ID: u8>(
     );
     let sums = load_sums(x.sums[part * 16..].first_chunk().expect("a chunk is two parts"));
     let subs = if kind.has_subs() { weights.subs } else { _mm256_set1_epi16(1) };
-    let isum = subtract_zeros(kind, isum, _mm256_madd_epi16(subs, sums));
+    let isum = subtract_zeros(zero_of_signed(kind), isum, _mm256_madd_epi16(subs, sums));
     let eight = |values: &[f32; 16]| {
         load_floats(values[part * 8..].first_chunk().expect("a chunk is two parts"))
     };
@@ -150,13 +196,17 @@ fn pair_products(weights: __m256i, codes: __m256i, is_signed: bool) -> __m256i {
     }
 }
 
+/// What stands for zero where codes of eight bits were moved down to be signed.
+#[inline(always)]
+const fn zero_of_signed(kind: Kind) -> i32 {
+    kind.zero() - if kind.is_wide() { 128 } else { 0 }
+}
+
 /// Corrects sums of products with codes as they are in vectors: what stands for zero, a power of two,
 /// times `sums` of the tokens' codes is subtracted.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn subtract_zeros(kind: Kind, isum: __m256i, sums: __m256i) -> __m256i {
-    // Codes of eight bits were moved down to be signed.
-    let zero = kind.zero() - if kind.is_wide() { 128 } else { 0 };
+fn subtract_zeros(zero: i32, isum: __m256i, sums: __m256i) -> __m256i {
     if zero == 0 {
         return isum;
     }

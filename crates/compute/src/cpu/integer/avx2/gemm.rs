@@ -2,17 +2,18 @@
 //!
 //! In the panel four consecutive columns of eight rows form a vector, so that four columns of a token are
 //! broadcast to all lanes and nothing is added across. Sums of products stay in 16 bits for as many steps
-//! as the kind's codes allow: a whole block of codes of four bits, none of eight.
+//! as the kind's codes allow: a whole block of codes of four bits, none of eight. With AVX-VNNI codes lie
+//! in the panel such that they are not negative, and an instruction adds up four columns in 32 bits.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use crate::cpu::integer::avx2::load::{PART, Vectors, load, part_of};
-use crate::cpu::integer::avx2::{load_floats, pair_products, subtract_zeros};
+use crate::cpu::integer::avx2::steps::{add_narrow, add_vnni, add_wide, dot_vnni};
+use crate::cpu::integer::avx2::{load_floats, pair_products, subtract_zeros, zero_of_signed};
 use crate::cpu::integer::id::Id;
 use crate::cpu::integer::kind::Bias;
-use crate::cpu::integer::{BLOCK, CHUNK, LANES, Padded, Rows, Tokens};
+use crate::cpu::integer::{BLOCK, CHUNK, Kind, LANES, Padded, Rows, Tokens};
 
 /// Rows of a panel.
 const PANEL: usize = 8;
@@ -22,71 +23,7 @@ const STEPS: usize = BLOCK / 4;
 const BLOCKS: usize = PART / BLOCK;
 
 /// A value of each row.
-type Words = [i32; PANEL];
-
-/// Loads a vector of weights and multiplies it with four codes of four tokens; sums stay in 16 bits.
-macro_rules! narrow_step {
-    ($weights:literal, $codes:literal) => {
-        narrow_step!(@ $weights, $codes, "a" "b" "c" "d")
-    };
-    (@ $weights:literal, $codes:literal, $($token:literal)*) => {
-        concat!(
-            "vmovdqu {w}, [{weights} + ", $weights, "]\n",
-            $(
-                "vpbroadcastd {t}, dword ptr [{p", $token, "} + ", $codes, "]\n",
-                "vpmaddubsw {t}, {w}, {t}\n",
-                "vpaddw {", $token, "}, {", $token, "}, {t}\n",
-            )*
-        )
-    };
-}
-
-/// The same with signed weights of eight bits; sums are of 32 bits.
-macro_rules! wide_step {
-    ($weights:literal, $codes:literal) => {
-        wide_step!(@ $weights, $codes, "a" "b" "c" "d")
-    };
-    (@ $weights:literal, $codes:literal, $($token:literal)*) => {
-        concat!(
-            "vmovdqu {w}, [{weights} + ", $weights, "]\n",
-            "vpabsb {m}, {w}\n",
-            $(
-                "vpbroadcastd {t}, dword ptr [{p", $token, "} + ", $codes, "]\n",
-                "vpsignb {t}, {t}, {w}\n",
-                "vpmaddubsw {t}, {m}, {t}\n",
-                "vpmaddwd {t}, {t}, {ones}\n",
-                "vpaddd {", $token, "}, {", $token, "}, {t}\n",
-            )*
-        )
-    };
-}
-
-/// Adds the products of some steps to the sums of four tokens. Written as instructions: left to itself
-/// the compiler loads the codes of many steps first and spills them.
-macro_rules! add_steps {
-    ($($step:expr),*; $weights:expr, $codes:expr, $sums:expr ; $($operands:tt)*) => {{
-        let [a, b, c, d] = $sums;
-        // SAFETY: reads a vector of `weights` and four codes of each token for each step.
-        unsafe {
-            asm!(
-                $($step,)*
-                weights = in(reg) $weights,
-                w = out(ymm_reg) _,
-                t = out(ymm_reg) _,
-                a = inout(ymm_reg) *a,
-                b = inout(ymm_reg) *b,
-                c = inout(ymm_reg) *c,
-                d = inout(ymm_reg) *d,
-                pa = in(reg) $codes[0].as_ptr(),
-                pb = in(reg) $codes[1].as_ptr(),
-                pc = in(reg) $codes[2].as_ptr(),
-                pd = in(reg) $codes[3].as_ptr(),
-                $($operands)*
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
-    }};
-}
+pub(super) type Words = [i32; PANEL];
 
 thread_local! {
     static PANELS: RefCell<Panel> = RefCell::default();
@@ -106,19 +43,29 @@ struct Panel {
 }
 
 /// See [`crate::cpu::integer::portable::multiply`].
+///
+/// # Safety
+/// The machine must have AVX-VNNI if that is asked for.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn multiply<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+pub(super) unsafe fn multiply<const ID: u8, const VNNI: bool>(
+    rows: &Rows<'_>,
+    tokens: &Tokens<'_>,
+    out: &mut [f32],
+) {
     PANELS.with_borrow_mut(|panel| {
         for first_row in (0..rows.n_rows).step_by(PANEL) {
             let n_rows = PANEL.min(rows.n_rows - first_row);
-            panel.fill::<ID>(rows, first_row, n_rows);
+            panel.fill::<ID, VNNI>(rows, first_row, n_rows);
             let mut first = 0;
             while first < tokens.n {
                 let place = Place { first, first_row, n_rows };
-                first += match tokens.n - first {
-                    4.. => panel.apply::<ID, 4>(rows, tokens, place, out),
-                    2.. => panel.apply::<ID, 2>(rows, tokens, place, out),
-                    _ => panel.apply::<ID, 1>(rows, tokens, place, out),
+                // SAFETY: as the caller says.
+                first += unsafe {
+                    match tokens.n - first {
+                        4.. => panel.apply::<ID, VNNI, 4>(rows, tokens, place, out),
+                        2.. => panel.apply::<ID, VNNI, 2>(rows, tokens, place, out),
+                        _ => panel.apply::<ID, VNNI, 1>(rows, tokens, place, out),
+                    }
                 };
             }
         }
@@ -152,7 +99,12 @@ struct Place {
 impl Panel {
     /// Unpacks rows.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn fill<const ID: u8>(&mut self, rows: &Rows<'_>, first_row: usize, n_rows: usize) {
+    fn fill<const ID: u8, const VNNI: bool>(
+        &mut self,
+        rows: &Rows<'_>,
+        first_row: usize,
+        n_rows: usize,
+    ) {
         let kind = const { Id::kind(ID) };
         let n_blocks = rows.n_chunks() * LANES;
         self.codes.resize(n_blocks * STEPS, [0; PANEL]);
@@ -173,7 +125,11 @@ impl Panel {
                 }
                 let weights: Vectors = load::<ID>(rows.kind, part_of::<ID>(stored, part % 2));
                 for (codes, of_row) in codes.iter_mut().zip(weights.codes) {
-                    codes[row] = of_row;
+                    codes[row] = if VNNI && kind.is_wide() {
+                        _mm256_xor_si256(of_row, _mm256_set1_epi8(i8::MIN))
+                    } else {
+                        of_row
+                    };
                 }
                 scales[row] = _mm256_castps_si256(weights.scales);
                 biases[row] = _mm256_castps_si256(weights.biases);
@@ -202,8 +158,11 @@ impl Panel {
     }
 
     /// Multiplies the panel with `N` tokens; gives `N`.
+    ///
+    /// # Safety
+    /// The machine must have AVX-VNNI if that is asked for.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn apply<const ID: u8, const N: usize>(
+    unsafe fn apply<const ID: u8, const VNNI: bool, const N: usize>(
         &self,
         rows: &Rows<'_>,
         tokens: &Tokens<'_>,
@@ -250,7 +209,11 @@ impl Panel {
                 [ones, ones]
             };
             let mut isum = [_mm256_setzero_si256(); N];
-            for first in (0..STEPS).step_by(run) {
+            if VNNI {
+                // SAFETY: as the caller says.
+                unsafe { add_block_vnni(kind, weights, &codes, subs, &mut isum) };
+            }
+            for first in (0..if VNNI { 0 } else { STEPS }).step_by(run) {
                 let mut pairs = [_mm256_setzero_si256(); N];
                 let weights = &weights[first..first + run];
                 if let Ok(codes) = <&[&[i8; BLOCK]; 4]>::try_from(&codes[..]) {
@@ -294,7 +257,8 @@ impl Panel {
                 let both = i32::from(sums[0] as u16) | i32::from(sums[1]) << 16;
                 let sums = _mm256_set1_epi32(both);
                 let subs = if kind.has_subs() { subs } else { ones };
-                let isum = subtract_zeros(kind, isum[index], _mm256_madd_epi16(subs, sums));
+                let zero = if VNNI { kind.zero() } else { zero_of_signed(kind) };
+                let isum = subtract_zeros(zero, isum[index], _mm256_madd_epi16(subs, sums));
                 let products = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), scales);
                 let scale = _mm256_set1_ps(all_scales[index][block]);
                 let mut sum = _mm256_fmadd_ps(products, scale, lane[index]);
@@ -330,51 +294,49 @@ impl Panel {
     }
 }
 
-/// Adds the products of a run of steps, two or a multiple of four, to the sums of four tokens.
+/// The integers of a block of eight rows and `N` tokens.
+///
+/// # Safety
+/// The machine must have AVX-VNNI.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_narrow(weights: &[Words], codes: [&[i8]; 4], sums: &mut [__m256i; 4]) {
-    if let Ok(weights) = <&[Words; 2]>::try_from(weights) {
-        let [a, b, c, d] = codes;
-        let codes = [&a[..8], &b[..8], &c[..8], &d[..8]];
-        add_steps!(
-            narrow_step!("0", "0"),
-            narrow_step!("32", "4");
-            weights.as_ptr(), codes, sums;
-        );
-        return;
-    }
-    for (index, weights) in weights.as_chunks::<4>().0.iter().enumerate() {
-        let [a, b, c, d] = codes;
-        let four = 16 * index..16 * (index + 1);
-        let codes = [&a[four.clone()], &b[four.clone()], &c[four.clone()], &d[four]];
-        add_steps!(
-            narrow_step!("0", "0"),
-            narrow_step!("32", "4"),
-            narrow_step!("64", "8"),
-            narrow_step!("96", "12");
-            weights.as_ptr(), codes, sums;
-        );
-    }
-}
-
-/// Adds the products of a multiple of four steps to the sums of four tokens.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_wide(weights: &[Words], codes: [&[i8]; 4], sums: &mut [__m256i; 4]) {
-    for (index, weights) in weights.as_chunks::<4>().0.iter().enumerate() {
-        let [a, b, c, d] = codes;
-        let four = 16 * index..16 * (index + 1);
-        let codes = [&a[four.clone()], &b[four.clone()], &c[four.clone()], &d[four]];
-        add_steps!(
-            wide_step!("0", "0"),
-            wide_step!("32", "4"),
-            wide_step!("64", "8"),
-            wide_step!("96", "12");
-            weights.as_ptr(), codes, sums;
-            m = out(ymm_reg) _,
-            ones = in(ymm_reg) _mm256_set1_epi16(1),
-        );
+unsafe fn add_block_vnni<const N: usize>(
+    kind: Kind,
+    weights: &[Words; STEPS],
+    codes: &[&[i8; BLOCK]; N],
+    subs: __m256i,
+    isum: &mut [__m256i; N],
+) {
+    let subs =
+        [_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(subs)), _mm256_srai_epi32::<16>(subs)];
+    for (half, (weights, subs)) in
+        weights.as_chunks::<{ STEPS / 2 }>().0.iter().zip(subs).enumerate()
+    {
+        let begin = half * BLOCK / 2;
+        let mut sums = if kind.has_subs() { [_mm256_setzero_si256(); N] } else { *isum };
+        if let Ok([a, b, c, d]) = <&[&[i8; BLOCK]; 4]>::try_from(&codes[..]) {
+            let part = begin..begin + BLOCK / 2;
+            let codes = [&a[part.clone()], &b[part.clone()], &c[part.clone()], &d[part]];
+            // SAFETY: as the caller says.
+            unsafe { add_vnni(weights, codes, (&mut sums[..]).try_into().expect("four")) };
+        } else {
+            for (step, weights) in weights.iter().enumerate() {
+                let weights = load_words(weights);
+                for index in 0..N {
+                    let four = codes[index][begin + 4 * step..].first_chunk().expect("four");
+                    let four = _mm256_set1_epi32(four_codes(four));
+                    // SAFETY: as the caller says.
+                    sums[index] = unsafe { dot_vnni(sums[index], weights, four) };
+                }
+            }
+        }
+        for (isum, sums) in isum.iter_mut().zip(sums) {
+            *isum = if kind.has_subs() {
+                _mm256_add_epi32(*isum, _mm256_mullo_epi32(sums, subs))
+            } else {
+                sums
+            };
+        }
     }
 }
 
