@@ -4,8 +4,8 @@
 //! multiplied with the tokens' codes by `vpmaddubsw`; the eight vectors of partial sums are then added
 //! across, so that one vector holds the integers of eight blocks, and scales apply to all of them at
 //! once. Kinds whose codes need all eight bits are made signed: magnitudes are multiplied with codes that
-//! took the sign over, and sums of two products fit 16 bits. AVX-VNNI has an instruction for two of these
-//! steps, `vpdpbusd`.
+//! took the sign over, and sums of two products fit 16 bits. AVX-VNNI has an instruction for these steps,
+//! `vpdpbusd`, which is used for many tokens; few wait for memory either way.
 
 #![expect(unsafe_code, reason = "vector instructions")]
 
@@ -22,7 +22,6 @@ use crate::cpu::integer::portable::{TokenChunk, TokenRow};
 use crate::cpu::integer::{BLOCK, Kind, Padded, Rows, Tokens, quantize_portable};
 use crate::prefetch::prefetch;
 use load::{PART, Vectors, load, part_of};
-use steps::dot_vnni;
 
 /// From so many tokens on, weights are unpacked for all of them into a panel.
 const MANY: usize = 6;
@@ -35,8 +34,20 @@ pub(crate) fn multiply(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
-    // SAFETY: AVX-VNNI is not asked for.
-    unsafe { multiply_with::<ID, false>(rows, tokens, out) };
+    if tokens.n >= MANY {
+        // SAFETY: AVX-VNNI is not asked for.
+        unsafe { gemm::multiply::<ID, false>(rows, tokens, out) };
+        return;
+    }
+    let mut first = 0;
+    while first < tokens.n {
+        let out = &mut out[first * rows.n_rows..];
+        first += match tokens.n - first {
+            1 => few::<ID, 1>(rows, tokens, first, out),
+            2 => few::<ID, 2>(rows, tokens, first, out),
+            _ => few::<ID, 3>(rows, tokens, first, out),
+        };
+    }
 }
 
 /// The same for machines that also have AVX-VNNI.
@@ -45,6 +56,10 @@ fn multiply_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [
 /// The machine must have it.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn multiply_vnni(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
+    if tokens.n < MANY {
+        multiply(rows, tokens, out);
+        return;
+    }
     // SAFETY: as the caller says.
     unsafe { for_kind!(rows.kind, vnni_kind(rows, tokens, out)) };
 }
@@ -52,39 +67,12 @@ pub(crate) unsafe fn multiply_vnni(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &m
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn vnni_kind<const ID: u8>(rows: &Rows<'_>, tokens: &Tokens<'_>, out: &mut [f32]) {
     // SAFETY: as the caller says.
-    unsafe { multiply_with::<ID, true>(rows, tokens, out) };
-}
-
-/// # Safety
-/// The machine must have AVX-VNNI if that is asked for, here and below.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn multiply_with<const ID: u8, const VNNI: bool>(
-    rows: &Rows<'_>,
-    tokens: &Tokens<'_>,
-    out: &mut [f32],
-) {
-    if tokens.n >= MANY {
-        // SAFETY: as the caller says.
-        unsafe { gemm::multiply::<ID, VNNI>(rows, tokens, out) };
-        return;
-    }
-    let mut first = 0;
-    while first < tokens.n {
-        let out = &mut out[first * rows.n_rows..];
-        // SAFETY: as the caller says.
-        first += unsafe {
-            match tokens.n - first {
-                1 => few::<ID, VNNI, 1>(rows, tokens, first, out),
-                2 => few::<ID, VNNI, 2>(rows, tokens, first, out),
-                _ => few::<ID, VNNI, 3>(rows, tokens, first, out),
-            }
-        };
-    }
+    unsafe { gemm::multiply::<ID, true>(rows, tokens, out) };
 }
 
 /// All rows times `N` tokens; gives `N`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few<const ID: u8, const VNNI: bool, const N: usize>(
+fn few<const ID: u8, const N: usize>(
     rows: &Rows<'_>,
     tokens: &Tokens<'_>,
     first: usize,
@@ -107,10 +95,7 @@ unsafe fn few<const ID: u8, const VNNI: bool, const N: usize>(
             for part in 0..2 {
                 let weights = load::<ID>(rows.kind, part_of::<ID>(stored, part));
                 for (lanes, x) in lanes.iter_mut().zip(&x) {
-                    // SAFETY: as the caller says.
-                    lanes[part] = unsafe {
-                        add_part::<ID, VNNI>(&weights, x.chunk(chunk), part, lanes[part])
-                    };
+                    lanes[part] = add_part::<ID>(&weights, x.chunk(chunk), part, lanes[part]);
                 }
             }
         }
@@ -124,7 +109,7 @@ unsafe fn few<const ID: u8, const VNNI: bool, const N: usize>(
 /// Adds the products of a part to the lanes of a result.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_part<const ID: u8, const VNNI: bool>(
+fn add_part<const ID: u8>(
     weights: &Vectors,
     x: TokenChunk<'_>,
     part: usize,
@@ -135,14 +120,6 @@ unsafe fn add_part<const ID: u8, const VNNI: bool>(
     let block = |index: usize| {
         let at = part * PART + index * BLOCK;
         let codes = load_codes(x.codes[at..].first_chunk().expect("a chunk is two parts"));
-        if VNNI && !kind.has_subs() {
-            let (mut weights, mut codes) = (weights.codes[index], codes);
-            if kind.is_wide() {
-                (weights, codes) = (_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
-            }
-            // SAFETY: as the caller says.
-            return unsafe { dot_vnni(_mm256_setzero_si256(), weights, codes) };
-        }
         let pairs = pair_products(weights.codes[index], codes, kind.is_wide());
         let subs = if kind.has_subs() {
             // The factors of the halves of a block are in the halves of the vector.
