@@ -10,9 +10,10 @@ fn lossy_answers_say_so_and_others_do_not() {
     let ask = |lossy: Lossy| {
         let served = Served::with(|engine, _| engine.lossy = lossy);
         let messages = json!([{ "role": "user", "content": "Hello" }]);
-        let chat = json!({ "messages": messages, "max_tokens": 2 });
-        let text = json!({ "prompt": "Hello", "max_tokens": 2 });
-        let streamed = json!({ "messages": messages, "max_tokens": 2, "stream": true });
+        let chat = json!({ "model": "demo", "messages": messages, "max_tokens": 2 });
+        let text = json!({ "model": "demo", "prompt": "Hello", "max_tokens": 2 });
+        let streamed =
+            json!({ "model": "demo", "messages": messages, "max_tokens": 2, "stream": true });
         [("chat/completions", chat), ("completions", text), ("chat/completions", streamed)]
             .map(|(path, body)| served.post(&format!("/v1/{path}"), &body))
     };
