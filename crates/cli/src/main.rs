@@ -13,6 +13,7 @@ mod demo;
 mod form;
 mod inspect;
 mod output;
+mod quantize;
 mod run;
 mod serve;
 mod synth;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
+        Command::Quantize(args) => quantize::quantize(args),
+        Command::Pack(args) => quantize::pack(args),
         Command::Synth(args) => synth::synth(args),
         Command::CacheSim(args) => cache_sim::cache_sim(args),
     };

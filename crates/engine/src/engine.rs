@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{EmbeddedText, ModelConfig};
 use compute::{Backend, Cpu, CpuOptions, Reference, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
-use model::{Batch, Workspace};
+use model::{Batch, ExpertObserver, ObserveExperts, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
@@ -439,6 +439,12 @@ impl Engine {
     /// The routing recorded since the last call: of each pass, every layer in order.
     pub fn take_routing(&mut self) -> Vec<Routing> {
         self.runner.log().routing.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Has `observe` see what every layer's routed experts are given in every pass from now on, or nobody.
+    /// Rows come in the order of the pass.
+    pub fn observe_experts(&mut self, observe: Option<ObserveExperts>) {
+        self.runner.log().observer = observe.map(ExpertObserver::new);
     }
 
     /// Writes which experts are asked for from now on to `out`, in the format of `docs/routing-trace.md`.

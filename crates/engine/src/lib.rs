@@ -63,7 +63,7 @@ pub mod cache {
     };
 }
 
-pub use compute::Isa;
+pub use compute::{Isa, Routing};
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::Phase;
+pub use model::{ObserveExperts, Phase};
 pub use trace::{DEFAULT_SPANS, Recorder};

@@ -65,7 +65,7 @@ impl<V> Decoder<Matrix, V> {
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
-        let ForwardLog { timeline, routing: routing_log } = log;
+        let ForwardLog { timeline, routing: routing_log, observer } = log;
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
@@ -109,6 +109,10 @@ impl<V> Decoder<Matrix, V> {
             };
             block.route(backend, moe, normed);
             experts.request(index, &moe.uses)?;
+            if let Some(ExpertObserver { observe, x }) = observer {
+                backend.download(normed, x);
+                observe(index, x, &moe.routing);
+            }
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);
@@ -354,11 +358,37 @@ pub struct ForwardLog {
     pub timeline: Timeline,
     /// When there, every layer's routing is appended to it.
     pub routing: Option<Vec<Routing>>,
+    /// When there, it sees what every layer's experts are given.
+    pub observer: Option<ExpertObserver>,
+}
+
+/// Sees the layer's index, the rows that its routed experts are applied to, (rows, hidden), and who uses
+/// which expert.
+pub type ObserveExperts = Box<dyn FnMut(usize, &[f32], &Routing) + Send>;
+
+/// Somebody who sees what the experts of every layer are given: what a quantiser has to know of them.
+pub struct ExpertObserver {
+    observe: ObserveExperts,
+    /// The host's copy of the rows.
+    x: Vec<f32>,
+}
+
+impl ExpertObserver {
+    /// An observer that calls this.
+    pub fn new(observe: ObserveExperts) -> Self {
+        Self { observe, x: Vec::new() }
+    }
+}
+
+impl std::fmt::Debug for ExpertObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExpertObserver").finish_non_exhaustive()
+    }
 }
 
 impl ForwardLog {
     /// An empty log that keeps times only.
     pub fn new(config: &ModelConfig) -> Self {
-        Self { timeline: Timeline::new(config.mixers.len()), routing: None }
+        Self { timeline: Timeline::new(config.mixers.len()), routing: None, observer: None }
     }
 }

@@ -20,7 +20,9 @@ mod source;
 mod timeline;
 
 pub use batch::Batch;
-pub use decoder::{Decoder, ForwardLog, LayerState, SequenceState, Workspace};
+pub use decoder::{
+    Decoder, ExpertObserver, ForwardLog, LayerState, ObserveExperts, SequenceState, Workspace,
+};
 pub use saved::{SavedParts, SavedShape};
 pub use source::{ExpertSource, SourceError, WeightSource};
 pub use timeline::{Phase, Timeline};
