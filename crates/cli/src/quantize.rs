@@ -46,12 +46,15 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "N")]
     pub group: Option<u16>,
     /// Text that the model reads so that errors are kept where its experts do not look: a text file, a .jsonl
-    /// file with a `text` a line, or `self` for text that the model writes itself.
+    /// file with a `text` a line, or `self` for text that the model writes itself; can be repeated.
     #[arg(long, value_name = "FILE|self")]
-    pub calibrate: Option<String>,
+    pub calibrate: Vec<String>,
     /// How many tokens of that.
     #[arg(long, value_name = "N", default_value = "32768", value_parser = positive)]
     pub calibration_tokens: usize,
+    /// Keep what was recorded of that in this directory, for other runs with the same text.
+    #[arg(long, value_name = "DIR", requires = "calibrate")]
+    pub calibration_dir: Option<PathBuf>,
     /// How the codes of routed experts are found; default: refine with calibration, search without.
     #[arg(long, value_enum)]
     pub method: Option<MethodArg>,
@@ -134,15 +137,16 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
     let QuantizeArgs { experts, trunk, shared, router, head, group, .. } = args;
     let changes = Changes { experts, trunk, shared, router, head, group };
     let recipe = Recipe::named(&args.recipe)?.changed(&changes)?;
-    let calibration = args.calibrate.map(|text| match text.as_str() {
+    let calibration = args.calibrate.iter().map(|text| match text.as_str() {
         "self" => CalibrationText::Sampled,
         path => CalibrationText::File(PathBuf::from(path)),
     });
-    let method = match (args.method, &calibration) {
+    let calibration: Vec<CalibrationText> = calibration.collect();
+    let method = match (args.method, calibration.is_empty()) {
         (Some(MethodArg::Round), _) => Method::Round,
-        (Some(MethodArg::Search), _) | (None, None) => Method::Search,
+        (Some(MethodArg::Search), _) | (None, true) => Method::Search,
         (Some(MethodArg::Gptq), _) => Method::Feedback,
-        (Some(MethodArg::Refine), _) | (None, Some(_)) => Method::Refine,
+        (Some(MethodArg::Refine), _) | (None, false) => Method::Refine,
     };
     let defaults = Options::new(recipe);
     let threads = args.threads.unwrap_or(defaults.threads);
@@ -152,6 +156,7 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         placement: args.layout.layout.into(),
         calibration,
         calibration_tokens: args.calibration_tokens,
+        calibration_directory: args.calibration_dir,
         budget,
         shard_bytes: args.layout.shard_size,
         threads,

@@ -33,7 +33,7 @@ pub enum Budget {
 /// Widths that an expert may be given.
 const CANDIDATES: [u8; 6] = [2, 3, 4, 5, 6, 8];
 /// Inputs by which a width is judged.
-const JUDGED_ROWS: usize = 512;
+const JUDGED_ROWS: usize = 192;
 
 /// What is known of an expert.
 #[derive(Clone, Debug)]
@@ -116,18 +116,16 @@ fn judge_layer(
             loss: [0.0; CANDIDATES.len()],
             chosen: 0,
         };
+        let outputs = weights.outputs(&own.x);
         for (index, &bits) in CANDIDATES.iter().enumerate() {
             let affine = Affine { bits, group: options.recipe.group, scales };
-            let codes = weights.quantise(affine, Method::Feedback, Some(&inputs));
-            choice.loss[index] = weights.output_loss(&weights.with_codes(&codes), &own);
+            let codes = weights.quantise(affine, Method::Search, Some(&inputs));
+            choice.loss[index] = own.loss(&outputs, &weights.with_codes(&codes).outputs(&own.x));
             let bytes = location.matrices().map(|m| Stored::Affine(affine).bytes(m.rows, m.cols));
             choice.bytes[index] = bytes.iter().sum();
         }
-        let outputs = weights.outputs(&own.x);
-        let squares = outputs.chunks_exact(weights.hidden).zip(&own.weights).map(|(row, &weight)| {
-            f64::from(weight) * row.iter().map(|x| f64::from(x * x)).sum::<f64>()
-        });
-        Ok((choice, squares.sum()))
+        let squares = own.loss(&outputs, &vec![0.0; outputs.len()]);
+        Ok((choice, squares))
     };
     let next = AtomicUsize::new(0);
     let (sender, receiver) = channel();

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::error::{Error, io_at};
 use crate::expert::Inputs;
+use crate::output::write_whole;
 use crate::sample::sample_documents;
 
 /// Text to calibrate with.
@@ -60,12 +61,13 @@ pub(crate) struct LayerRows {
 }
 
 impl Calibration {
-    /// Reads the text with the model and records rows in a new directory, unless that was done before.
+    /// Reads the texts with the model, as many tokens of each, and records rows in a new directory, unless
+    /// that was done before. `identity` names model and texts.
     pub(crate) fn record(
         directory: &Path,
+        identity: &str,
         model: &Path,
-        text: &CalibrationText,
-        n_tokens: usize,
+        (texts, n_tokens): (&[CalibrationText], usize),
         options: &EngineOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
@@ -85,18 +87,26 @@ impl Calibration {
             current: Mutex::new(None),
         };
         let n_layers = config.mixers.len();
-        if done.exists() {
-            return Ok(calibration);
+        match fs::read_to_string(&done) {
+            Ok(found) if found == identity => return Ok(calibration),
+            Ok(_) => return Err(Error::OtherCalibration { path: directory.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_at(&done)(error)),
         }
         fs::create_dir_all(directory).map_err(io_at(directory))?;
         // Sampling and reading count alike.
         let mut advance = |read: usize, of: usize| progress(read as u64, of as u64);
-        let documents = match text {
-            CalibrationText::Sampled => sample_documents(&mut engine, n_tokens, &mut |n| {
-                advance(n.min(n_tokens), 2 * n_tokens);
-            })?,
-            CalibrationText::File(path) => read_documents(path, &engine)?,
-        };
+        let share = n_tokens.div_ceil(texts.len().max(1));
+        let mut documents = Vec::new();
+        for text in texts {
+            let of_text = match text {
+                CalibrationText::Sampled => sample_documents(&mut engine, share, &mut |n| {
+                    advance(n.min(n_tokens), 2 * n_tokens);
+                })?,
+                CalibrationText::File(path) => read_documents(path, &engine)?,
+            };
+            documents.extend(pieces(of_text, share));
+        }
         let files = (0..n_layers).map(|layer| {
             let path = layer_path(directory, layer);
             Ok(BufWriter::new(File::create(&path).map_err(io_at(&path))?))
@@ -109,22 +119,16 @@ impl Calibration {
             recorder.add(layer, x, routing);
         })));
         let mut read = 0;
-        for document in documents {
-            for piece in document.chunks(MAX_DOCUMENT_TOKENS) {
-                let piece = &piece[..piece.len().min(n_tokens - read)];
-                if piece.is_empty() {
-                    break;
-                }
-                let mut session = engine.session()?;
-                engine.evaluate(&mut session, piece, |_| false, |_, _| {})?;
-                read += piece.len();
-                advance(n_tokens + read, 2 * n_tokens);
-            }
+        for piece in documents {
+            let mut session = engine.session()?;
+            engine.evaluate(&mut session, &piece, |_| false, |_, _| {})?;
+            read += piece.len();
+            advance(n_tokens + read.min(n_tokens), 2 * n_tokens);
         }
         engine.observe_experts(None);
         let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
         recorder.finish().map_err(io_at(directory))?;
-        fs::write(&done, read.to_string()).map_err(io_at(&done))?;
+        write_whole(&done, identity.as_bytes())?;
         Ok(calibration)
     }
 
@@ -143,6 +147,19 @@ impl Calibration {
         *current = Some((layer, Arc::clone(&rows)));
         Ok(rows)
     }
+}
+
+/// Documents cut to sequences that can be read, so many tokens of them in all.
+fn pieces(documents: Vec<Vec<u32>>, mut n_tokens: usize) -> Vec<Vec<u32>> {
+    let mut pieces = Vec::new();
+    for piece in documents.iter().flat_map(|document| document.chunks(MAX_DOCUMENT_TOKENS)) {
+        let piece = &piece[..piece.len().min(n_tokens)];
+        n_tokens -= piece.len();
+        if !piece.is_empty() {
+            pieces.push(piece.to_vec());
+        }
+    }
+    pieces
 }
 
 fn layer_path(directory: &Path, layer: usize) -> PathBuf {

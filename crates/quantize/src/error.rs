@@ -69,6 +69,12 @@ pub enum Error {
         /// The widest width.
         most_bits: u8,
     },
+    /// Rows that were recorded are of something else.
+    #[error("{} holds what was recorded of another model or text\nhint: give another directory, or remove it", .path.display())]
+    OtherCalibration {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The text for calibration cannot be used.
     #[error("{}: {what}", .path.display())]
     Calibration {

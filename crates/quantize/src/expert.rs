@@ -43,6 +43,19 @@ pub struct Inputs {
     pub weights: Vec<f32>,
 }
 
+impl Inputs {
+    /// The sum over the rows of the squared difference of outputs, (rows, hidden) each.
+    pub fn loss(&self, outputs: &[f32], others: &[f32]) -> f64 {
+        let width = (outputs.len() / self.weights.len().max(1)).max(1);
+        let rows = outputs.chunks_exact(width).zip(others.chunks_exact(width));
+        let losses = rows.zip(&self.weights).map(|((outputs, others), &weight)| {
+            let squares = outputs.iter().zip(others).map(|(a, b)| f64::from(a - b).powi(2));
+            f64::from(weight) * squares.sum::<f64>()
+        });
+        losses.sum()
+    }
+}
+
 impl Expert {
     /// The values between, (rows, intermediate).
     fn inner(&self, x: &[f32]) -> Vec<f32> {
@@ -68,13 +81,7 @@ impl Expert {
 
     /// The sum over the inputs of the squared difference of outputs, as much as each counts.
     pub fn output_loss(&self, other: &Self, inputs: &Inputs) -> f64 {
-        let (ours, theirs) = (self.outputs(&inputs.x), other.outputs(&inputs.x));
-        let rows = ours.chunks_exact(self.hidden).zip(theirs.chunks_exact(self.hidden));
-        let losses = rows.zip(&inputs.weights).map(|((ours, theirs), &weight)| {
-            let squares = ours.iter().zip(theirs).map(|(a, b)| f64::from(a - b).powi(2));
-            f64::from(weight) * squares.sum::<f64>()
-        });
-        losses.sum()
+        inputs.loss(&self.outputs(&inputs.x), &other.outputs(&inputs.x))
     }
 
     /// The codes of gate, up and down. Without inputs all columns count alike, and there is nothing that
@@ -130,5 +137,71 @@ impl Expert {
             _ => matrix(&self.down, &moments),
         };
         [gate, up, down]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::FloatType;
+
+    use super::*;
+
+    /// Numbers from -1 to 1, always the same.
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(next).take(n).collect()
+    }
+
+    /// An expert, and inputs of few directions and very uneven columns, as real ones are.
+    fn expert_and_inputs() -> (Expert, Inputs) {
+        let (hidden, intermediate, n) = (64, 32, 300);
+        let expert = Expert {
+            hidden,
+            intermediate,
+            gate: noise(hidden * intermediate, 1),
+            up: noise(hidden * intermediate, 2),
+            down: noise(hidden * intermediate, 3),
+        };
+        let (mixing, sources) = (noise(hidden * 12, 4), noise(n * 12, 5));
+        let mut x = times_transposed(&sources, &mixing, 12);
+        for (index, x) in x.iter_mut().enumerate() {
+            *x *= if index % hidden < 4 { 3.0 } else { 0.4 };
+        }
+        (expert, Inputs { x, weights: vec![0.25; n] })
+    }
+
+    #[test]
+    fn each_method_loses_less_than_the_one_before() {
+        let (expert, inputs) = expert_and_inputs();
+        for bits in [2, 3, 4] {
+            let affine = Affine { bits, group: 32, scales: FloatType::Bf16 };
+            let loss = |method| {
+                let codes = expert.quantise(affine, method, Some(&inputs));
+                expert.output_loss(&expert.with_codes(&codes), &inputs)
+            };
+            let methods = [Method::Round, Method::Search, Method::Feedback, Method::Refine];
+            let losses = methods.map(loss);
+            println!("{bits} bits: {losses:?}");
+            assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{bits} bits: {losses:?}");
+            assert!(losses[3] < losses[0] / 3.0, "{bits} bits: {losses:?}");
+        }
+    }
+
+    #[test]
+    fn a_search_without_inputs_is_no_worse_than_rounding() {
+        let (expert, _) = expert_and_inputs();
+        let affine = Affine { bits: 3, group: 32, scales: FloatType::Bf16 };
+        let squares = |codes: &Codes, weights: &[f32]| -> f32 {
+            codes.values().iter().zip(weights).map(|(a, b)| (a - b) * (a - b)).sum()
+        };
+        let rounded = expert.quantise(affine, Method::Round, None);
+        let searched = expert.quantise(affine, Method::Search, None);
+        for (index, weights) in [&expert.gate, &expert.up, &expert.down].into_iter().enumerate() {
+            assert!(squares(&searched[index], weights) < 0.95 * squares(&rounded[index], weights));
+        }
     }
 }

@@ -1,22 +1,19 @@
 //! Rounding that makes up for its errors: codes that minimise the error of a matrix's outputs.
 //!
 //! For inputs with second moments `M`, the mean squared error of an output row is `d M d^T` with `d` the
-//! row's error of weights. Three steps lower it. *Feedback*: columns are rounded one after the other, and
+//! row's error of weights. Two steps lower it. *Feedback*: columns are rounded one after the other, and
 //! each takes up what the errors before it cause (GPTQ, arXiv 2210.17323, in the form of LDLQ, arXiv
 //! 2307.13304). *Refinement*: scale and bias of each group, and single codes, are moved as long as that
-//! lowers the error itself; scale and bias are moved to values that can be stored. Then both once more
-//! from the refined scales, keeping for each row the better result.
+//! lowers the error itself; scale and bias are moved to values that can be stored. A row that comes out no
+//! better than it went in stays as it was.
 
 use crate::affine::{Codes, nearest, stored};
 use crate::linear::{Moments, dot};
 
 /// Sweeps over groups and codes at most.
-const SWEEPS: usize = 12;
+const SWEEPS: usize = 6;
 /// A sweep that gains less than this share of the error is the last.
-const LEAST_GAIN: f32 = 0.002;
-/// Times that feedback starts again from refined scales.
-const ROUNDS: usize = 3;
-
+const LEAST_GAIN: f32 = 0.01;
 /// How far to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
@@ -43,40 +40,17 @@ pub fn improve(codes: &mut Codes, weights: &[f32], moments: &Moments, effort: Ef
     for ((weights, codes), params) in rows {
         let mut row = Row { weights, moments, group, largest, state: State::default() };
         row.take(codes.to_vec(), params.to_vec());
+        let loss_before = row.state.loss;
+        let fed_back = row.feed_back(&order, &feedback, params);
+        row.take(fed_back, params.to_vec());
         if effort == Effort::Refine {
             row.refine(dtype);
         }
-        let mut best = row.state.clone();
-        let mut params_now = params.to_vec();
-        for _ in 0..if effort == Effort::Refine { ROUNDS } else { 1 } {
-            let codes = row.feed_back(&order, &feedback, &params_now);
-            row.take(codes, params_now);
-            if effort == Effort::Refine {
-                row.refine(dtype);
-            }
-            let gained = row.state.loss < best.loss;
-            params_now = row.state.params.clone();
-            if gained {
-                best = row.state.clone();
-            } else {
-                break;
-            }
+        if row.state.loss < loss_before {
+            codes.copy_from_slice(&row.state.codes);
+            params.copy_from_slice(&row.state.params);
         }
-        codes.copy_from_slice(&best.codes);
-        params.copy_from_slice(&best.params);
     }
-}
-
-/// The error of codes as codes of weights, `sum of d M d^T` over the rows.
-pub fn loss(values: &[f32], weights: &[f32], moments: &Moments) -> f64 {
-    let n = moments.n();
-    let rows = values.chunks_exact(n).zip(weights.chunks_exact(n));
-    let losses = rows.map(|(values, weights)| {
-        let error: Vec<f32> = weights.iter().zip(values).map(|(w, v)| w - v).collect();
-        let terms = (0..n).map(|i| f64::from(error[i]) * f64::from(dot(moments.row(i), &error)));
-        terms.sum::<f64>()
-    });
-    losses.sum()
 }
 
 /// A row of the matrix on its way.

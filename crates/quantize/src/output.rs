@@ -230,3 +230,44 @@ impl Output {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_says_what_was_flushed_and_damage_is_found() {
+        let base = std::env::temp_dir().join(format!("flash-moe-journal-{}", std::process::id()));
+        fs::create_dir_all(&base).expect("it can be made");
+        let partial = Partial::open(&base.join("out"), "a run\n").expect("it can be begun");
+        let mut layout = Layout::new(1 << 20);
+        let pieces: Vec<Piece> =
+            (0..3).map(|i| layout.tensor(format!("t{i}"), "U8", &[5], 5)).collect();
+        let mut output = Output::open(&partial, &layout).expect("it opens");
+        output.write(0, &pieces[..1], b"first").expect("it is written");
+        output.flush().expect("it is flushed");
+        // Not flushed, and so perhaps not there after a power cut.
+        output.write(1, &pieces[1..2], b"other").expect("it is written");
+        drop(output);
+        let journal = partial.directory.join(JOURNAL);
+        let mut file = OpenOptions::new().append(true).open(&journal).expect("it is there");
+        file.write_all(b"2 0123").expect("half a line");
+        drop(file);
+
+        let partial = Partial::open(&base.join("out"), "a run\n").expect("it goes on");
+        let mut output = Output::open(&partial, &layout).expect("it opens");
+        assert_eq!([0, 1, 2].map(|unit| output.has(unit)), [true, false, false]);
+        output.write(2, &pieces[2..], b"third").expect("it is written");
+        output.flush().expect("it is flushed");
+        output.verify(0, "t0", &pieces[..1]).expect("it reads back");
+        output.verify(2, "t2", &pieces[2..]).expect("it reads back");
+        let shard = &mut output.shards[0];
+        shard.file.seek(SeekFrom::Start(shard.data_begin)).expect("there is such a place");
+        shard.file.write_all(b"F").expect("it is written");
+        let error = output.verify(0, "t0", &pieces[..1]).expect_err("a byte was changed");
+        assert!(error.to_string().contains("t0 does not read back"), "{error}");
+        let other = Partial::open(&base.join("out"), "another run\n");
+        assert!(matches!(other, Err(Error::OtherRun { .. })));
+        fs::remove_dir_all(&base).expect("it can be removed");
+    }
+}

@@ -1,6 +1,6 @@
 //! The two commands: what is read, in which order things happen, and who does the work.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 
@@ -30,10 +30,12 @@ pub struct Options {
     pub method: Method,
     /// How experts lie in the result.
     pub placement: Placement,
-    /// What the model reads so that its experts' inputs are known; `None` if they are not to be.
-    pub calibration: Option<CalibrationText>,
-    /// How many tokens of it.
+    /// What the model reads so that its experts' inputs are known; empty if they are not to be.
+    pub calibration: Vec<CalibrationText>,
+    /// How many tokens of that, as many of each text.
     pub calibration_tokens: usize,
+    /// Where what was recorded is kept for other runs; `None` if it is not to be.
+    pub calibration_directory: Option<PathBuf>,
     /// Bytes that experts may take, instead of one width for all.
     pub budget: Option<Budget>,
     /// About the largest size of a file.
@@ -51,8 +53,9 @@ impl Options {
             recipe,
             method: Method::Round,
             placement: Placement::Apart,
-            calibration: None,
+            calibration: Vec::new(),
             calibration_tokens: 32_768,
+            calibration_directory: None,
             budget: None,
             shard_bytes: 4 << 30,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -116,16 +119,19 @@ pub fn quantize(
     let config = read_config(inventory.checkpoint.path())?;
     let partial = Partial::open(out, &identity(&inventory, &describe(options)))?;
     let source = Source::open(&inventory.checkpoint)?;
-    let calibration = match &options.calibration {
-        Some(text) => Some(Calibration::record(
-            &partial.calibration(),
-            model,
-            text,
-            options.calibration_tokens,
-            &options.engine,
-            &mut |done, total| progress(Progress { stage: Stage::Calibrate, done, total }),
-        )?),
-        None => None,
+    let calibration = match options.calibration.as_slice() {
+        [] => None,
+        texts => {
+            let n_tokens = options.calibration_tokens;
+            Some(Calibration::record(
+                &options.calibration_directory.clone().unwrap_or_else(|| partial.calibration()),
+                &identity(&inventory, &format!("{texts:?} {n_tokens}")),
+                model,
+                (texts, n_tokens),
+                &options.engine,
+                &mut |done, total| progress(Progress { stage: Stage::Calibrate, done, total }),
+            )?)
+        }
     };
     let loader = Loader { source: &source, inventory: &inventory, calibration: calibration.as_ref() };
     let widths = match options.budget {
@@ -288,7 +294,7 @@ fn check_recipe(inventory: &Inventory, options: &Options) -> Result<(), Error> {
         let expected = format!("a divisor of {} and of {}, as wide as experts are", widths[0], widths[1]);
         return wrong("group", recipe.group.to_string(), &expected);
     }
-    if options.budget.is_some() && options.calibration.is_none() {
+    if options.budget.is_some() && options.calibration.is_empty() {
         return wrong("a budget", "without calibration".to_owned(), "with it: widths hang on inputs");
     }
     if options.budget.is_some() && options.placement == Placement::Stacked {
@@ -296,11 +302,11 @@ fn check_recipe(inventory: &Inventory, options: &Options) -> Result<(), Error> {
         return wrong("a budget", "for stacks".to_owned(), expected);
     }
     let needs_inputs = matches!(options.method, Method::Feedback | Method::Refine);
-    if needs_inputs && options.calibration.is_none() && recipe.experts != Width::Keep {
+    if needs_inputs && options.calibration.is_empty() && recipe.experts != Width::Keep {
         let found = "without calibration".to_owned();
         return wrong("the method", found, "round or search, or with text to calibrate by");
     }
-    if options.calibration.is_some() && options.calibration_tokens == 0 {
+    if !options.calibration.is_empty() && options.calibration_tokens == 0 {
         return wrong("calibration tokens", "0".to_owned(), "more than that");
     }
     Ok(())
