@@ -10,6 +10,7 @@ mod heat_map;
 mod inspect;
 mod invariance;
 mod memory;
+mod quantize;
 mod run;
 mod serve;
 mod support;
