@@ -4,7 +4,7 @@
     scripts/check_mlx_lm.py DIRECTORY [FLASH_MOE]
 
 Needs mlx and mlx-lm (pip install 'mlx[cpu]' mlx-lm, in an environment of its own); says so and succeeds where they are not
-there. With the program given, the best tokens of a short text must be the same in both.
+there. With the program given, both go on with a text, and must begin with the same tokens; mlx-lm computes in bf16, so they may part later.
 """
 
 import json
@@ -20,6 +20,8 @@ except ImportError as error:
 
 TEXT = "Once upon a time, there was a little"
 N_TOKENS = 12
+# Tokens that must be the same.
+N_SAME = 4
 
 
 def main():
@@ -44,9 +46,10 @@ def main():
         theirs = answer["tokens"]
         if theirs and isinstance(theirs[0], dict):
             theirs = [token["id"] for token in theirs]
-        if theirs != ours:
+        same = next((i for i in range(N_TOKENS) if theirs[i] != ours[i]), N_TOKENS)
+        print(f"the program says the same {same} tokens first")
+        if same < N_SAME:
             sys.exit(f"the program says other tokens: {theirs}, mlx-lm {ours}")
-        print("the program says the same")
 
 
 main()

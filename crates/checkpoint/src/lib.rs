@@ -37,8 +37,8 @@ pub mod synth;
 pub use blocks::BlockType;
 pub use checkpoint::{Checkpoint, DataFile, EmbeddedText, StoredTensor};
 pub use codec::{
-    QuantizedRow, are_finite, decode_floats, decode_vector, dequantize_row, encode_floats, pack_codes,
-    quantize_affine, unpack_codes,
+    QuantizedRow, are_finite, decode_floats, decode_vector, dequantize_row, encode_floats,
+    pack_codes, quantize_affine, unpack_codes,
 };
 pub use config::{
     AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
-use clap::{Args, ValueEnum};
-use engine::{EngineOptions, format_bytes};
 use ::quantize::{
     Budget, CalibrationText, Changes, Method, Options, Placement, Progress, Recipe, Report, Stage,
     Width,
 };
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use engine::{EngineOptions, format_bytes};
 use serde_json::json;
 
 use crate::args::{positive, size};
@@ -170,9 +170,10 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
     let model = demo::resolve(&args.model)?;
     let begin = Instant::now();
     let mut line = output::Progress::new();
-    let report =
-        ::quantize::quantize(&model, &args.out, &options, &mut |progress| show(&mut line, progress))
-            .with_context(|| format!("quantising {}", args.model))?;
+    let report = ::quantize::quantize(&model, &args.out, &options, &mut |progress| {
+        show(&mut line, progress)
+    })
+    .with_context(|| format!("quantising {}", args.model))?;
     line.clear();
     tell(&args.out, &report, begin, args.json)
 }

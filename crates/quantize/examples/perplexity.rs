@@ -44,8 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 |index| counts[index + 1],
                 |index, logits| {
                     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let total: f64 =
-                        logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+                    let total: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
                     sum += f64::from(max - logits[tokens[index + 1] as usize]) + total.ln();
                     counted += 1;
                 },

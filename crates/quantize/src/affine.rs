@@ -72,9 +72,11 @@ impl Codes {
         let rows = self.codes.chunks_exact(self.cols);
         rows.zip(self.params.chunks_exact(self.cols / group)).map(move |(codes, params)| {
             let groups = codes.chunks_exact(group).zip(params);
-            groups.flat_map(|(codes, &[scale, bias])| {
-                codes.iter().map(move |&code| f32::from(code) * scale + bias)
-            }).collect()
+            groups
+                .flat_map(|(codes, &[scale, bias])| {
+                    codes.iter().map(move |&code| f32::from(code) * scale + bias)
+                })
+                .collect()
         })
     }
 
@@ -120,9 +122,8 @@ fn search_group(
     let largest = ((1_u32 << affine.bits) - 1) as f32;
     let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
     let high = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let as_stored = |[scale, bias]: [f32; 2]| {
-        [stored(affine.scales, scale), stored(affine.scales, bias)]
-    };
+    let as_stored =
+        |[scale, bias]: [f32; 2]| [stored(affine.scales, scale), stored(affine.scales, bias)];
     let error_of = |params: [f32; 2]| -> f32 {
         let errors = weights.iter().zip(importance).map(|(&weight, &importance)| {
             let code = f32::from(nearest(largest, params, weight));

@@ -246,7 +246,8 @@ impl LayerRows {
 
     /// The rows that chose an expert, at most so many.
     pub(crate) fn own_inputs(&self, expert: usize, most: usize) -> Inputs {
-        let uses = self.experts.iter().enumerate().filter(|&(_, &chosen)| chosen as usize == expert);
+        let uses =
+            self.experts.iter().enumerate().filter(|&(_, &chosen)| chosen as usize == expert);
         let uses: Vec<usize> = uses.map(|(index, _)| index).collect();
         let step = uses.len().div_ceil(most).max(1);
         let mut inputs = Inputs::default();
@@ -269,7 +270,8 @@ fn read_documents(path: &Path, engine: &Engine) -> Result<Vec<Vec<u32>>, Error> 
     let bad = |what: String| Error::Calibration { path: path.to_owned(), what };
     let text = fs::read_to_string(path).map_err(io_at(path))?;
     let tokenizer = engine.tokenizer()?;
-    let encode = |text: &str| tokenizer.encode_trusted(text).map_err(|error| bad(error.to_string()));
+    let encode =
+        |text: &str| tokenizer.encode_trusted(text).map_err(|error| bad(error.to_string()));
     let is_lines = path.extension().is_some_and(|extension| extension == "jsonl");
     let mut documents = Vec::new();
     if is_lines {

@@ -54,7 +54,9 @@ pub enum Error {
         what: String,
     },
     /// No widths of experts fit the budget.
-    #[error("{asked} bytes {of} are not between {least} (all experts at {least_bits} bits) and {most} (all at {most_bits})\nhint: give a budget in between, or no budget and one width for all")]
+    #[error(
+        "{asked} bytes {of} are not between {least} (all experts at {least_bits} bits) and {most} (all at {most_bits})\nhint: give a budget in between, or no budget and one width for all"
+    )]
     Budget {
         /// Bytes asked for.
         asked: u64,

@@ -136,7 +136,8 @@ impl Output {
             let data_begin = header.len() as u64;
             let open = || {
                 let mut options = OpenOptions::new();
-                let mut file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+                let mut file =
+                    options.read(true).write(true).create(true).truncate(false).open(&path)?;
                 file.write_all(&header)?;
                 file.set_len(data_begin + layout.data_bytes(index))?;
                 Ok(file)
@@ -172,7 +173,12 @@ impl Output {
     }
 
     /// Writes the bytes of a unit, one piece after the other.
-    pub(crate) fn write(&mut self, unit: usize, pieces: &[Piece], bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write(
+        &mut self,
+        unit: usize,
+        pieces: &[Piece],
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         let mut begin = 0;
         for piece in pieces {
             let shard = &mut self.shards[piece.shard];
@@ -212,7 +218,12 @@ impl Output {
     }
 
     /// Reads a unit and compares it with what was written.
-    pub(crate) fn verify(&mut self, unit: usize, name: &str, pieces: &[Piece]) -> Result<(), Error> {
+    pub(crate) fn verify(
+        &mut self,
+        unit: usize,
+        name: &str,
+        pieces: &[Piece],
+    ) -> Result<(), Error> {
         let mut hasher = blake3::Hasher::new();
         let mut path = PathBuf::new();
         for piece in pieces {

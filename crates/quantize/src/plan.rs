@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use checkpoint::{Affine, ExpertLocation, Extent, Family, FloatType, Format, MatrixLocation, StoredTensor};
-use engine::{Inventory, TrunkLocation, TrunkTensor};
+use checkpoint::{
+    Affine, ExpertLocation, Extent, Family, FloatType, Format, MatrixLocation, StoredTensor,
+};
+use engine::{TrunkLocation, TrunkTensor};
 
-use crate::error::Error;
 use crate::layout::{Layout, Piece, Stored, float_name};
 use crate::recipe::{Recipe, Width};
 use crate::source::{part, row_bytes};
@@ -93,17 +94,10 @@ pub(crate) fn scales_of(format: Format) -> FloatType {
 }
 
 impl Plan {
-    pub(crate) fn new(placement: Placement, shard_bytes: u64, inventory: &Inventory) -> Self {
-        let n_layers = inventory.experts.len();
-        Self {
-            // Stacks of a layer lie in one shard, whatever its size.
-            layout: Layout::new(shard_bytes.max(1)),
-            units: Vec::with_capacity(match placement {
-                Placement::Apart | Placement::Stacked => n_layers,
-            }),
-            modules: Vec::new(),
-            expert_bytes: 0,
-        }
+    /// Nothing yet; what belongs together lies in one shard, whatever its size.
+    pub(crate) fn new(shard_bytes: u64) -> Self {
+        let layout = Layout::new(shard_bytes.max(1));
+        Self { layout, units: Vec::new(), modules: Vec::new(), expert_bytes: 0 }
     }
 
     /// Adds the experts of a layer; `form` tells how each is stored.
@@ -182,10 +176,9 @@ impl Plan {
         index: usize,
         tensor: &TrunkTensor,
         family: Family,
-        width: Width,
-        group: u16,
+        (width, group): (Width, u16),
         taps: usize,
-    ) -> Result<(), Error> {
+    ) {
         let name = mlx_name(family, &tensor.name);
         match &tensor.location {
             TrunkLocation::Vector(vector) => {
@@ -194,12 +187,8 @@ impl Plan {
                     if is_conv { vec![vector.len / taps, taps, 1] } else { vec![vector.len] };
                 let bytes = (vector.len * vector.dtype.size()) as u64;
                 self.layout.keep_together(bytes);
-                let pieces = vec![self.layout.tensor(
-                    name.clone(),
-                    float_name(vector.dtype),
-                    &shape,
-                    bytes,
-                )];
+                let pieces =
+                    vec![self.layout.tensor(name.clone(), float_name(vector.dtype), &shape, bytes)];
                 self.units.push(Unit { name, work: Work::Vector(index), pieces });
             }
             TrunkLocation::Matrix(matrix) => {
@@ -216,7 +205,6 @@ impl Plan {
                 self.matrix(&module, matrix, stored);
             }
         }
-        Ok(())
     }
 
     fn matrix(&mut self, module: &str, matrix: &MatrixLocation, stored: Stored) {

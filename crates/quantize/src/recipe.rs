@@ -110,9 +110,9 @@ impl Recipe {
         let alone = name.strip_prefix("experts-");
         let bits = alone.unwrap_or(name).strip_suffix("bit").and_then(|bits| bits.parse().ok());
         let Some(bits) = bits.filter(|bits| WIDTHS.contains(bits)) else {
-            let known = ["", "experts-"].iter().flat_map(|prefix| {
-                WIDTHS.iter().map(move |bits| format!("{prefix}{bits}bit"))
-            });
+            let known = ["", "experts-"]
+                .iter()
+                .flat_map(|prefix| WIDTHS.iter().map(move |bits| format!("{prefix}{bits}bit")));
             let known = known.collect::<Vec<_>>().join(", ");
             return Err(Error::UnknownRecipe { name: name.to_owned(), known });
         };
@@ -196,7 +196,9 @@ mod tests {
         assert!(message(recipe.changed(&group)).contains("32, 64 or 128"));
         let parse = |text: &str| toml::from_str::<Changes>(text).map_err(|error| error.to_string());
         assert!(parse("expert = 2").expect_err("no such field").contains("expert"));
-        assert!(parse("experts = 7").expect_err("no such width").contains("2, 3, 4, 5, 6, 8 or keep"));
+        assert!(
+            parse("experts = 7").expect_err("no such width").contains("2, 3, 4, 5, 6, 8 or keep")
+        );
         let changes = parse("experts = 2\ntrunk = \"keep\"").expect("it is sound");
         assert_eq!(changes.trunk, Some(Width::Keep));
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use checkpoint::{
-    ExpertTable, Format, MatrixLocation, VectorTransform, decode_vector, dequantize_row, encode_floats,
+    ExpertTable, Format, MatrixLocation, VectorTransform, decode_vector, dequantize_row,
+    encode_floats,
 };
 use engine::{EngineOptions, Inventory, TrunkLocation};
 
@@ -17,7 +18,7 @@ use crate::error::Error;
 use crate::expert::{Expert, Method};
 use crate::layout::Stored;
 use crate::output::{Output, Partial};
-use crate::plan::{ExpertForm, Placement, Plan, Work, expert_form};
+use crate::plan::{ExpertForm, Placement, Plan, Unit, Work, expert_form};
 use crate::recipe::{Recipe, Width};
 use crate::source::Source;
 
@@ -133,7 +134,8 @@ pub fn quantize(
             )?)
         }
     };
-    let loader = Loader { source: &source, inventory: &inventory, calibration: calibration.as_ref() };
+    let loader =
+        Loader { source: &source, inventory: &inventory, calibration: calibration.as_ref() };
     let widths = match options.budget {
         Some(budget) => {
             let mut advance = |done, total| {
@@ -144,7 +146,7 @@ pub fn quantize(
         None => None,
     };
 
-    let mut plan = Plan::new(options.placement, options.shard_bytes, &inventory);
+    let mut plan = Plan::new(options.shard_bytes);
     let model_config = inventory.checkpoint.config();
     let (family, recipe) = (model_config.family, &options.recipe);
     let mut report = Report::default();
@@ -169,12 +171,12 @@ pub fn quantize(
         // A matrix whose parts are used apart is stored as one.
         if seen.insert(&tensor.name) {
             let width = recipe.of_trunk(&tensor.name, model_config.tie_word_embeddings);
-            plan.trunk(index, tensor, family, width, recipe.group, taps)?;
+            plan.trunk(index, tensor, family, (width, recipe.group), taps);
         }
     }
     report.left_out = inventory.leftover.vision.len() + inventory.leftover.mtp.len();
     report.expert_bytes_per_token = bytes_per_token(&plan, &inventory, calibration.as_ref())?;
-    let work = |work: &Work| loader.make(work, options.method);
+    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, options.method);
     write(&partial, &plan, options.threads, &work, &mut report, progress)?;
     write_small_files(&partial, &inventory, config, &plan.modules, options.placement)?;
     finish(partial, &plan, report)
@@ -196,7 +198,7 @@ pub fn pack(
     let source = Source::open(&inventory.checkpoint)?;
     let loader = Loader { source: &source, inventory: &inventory, calibration: None };
 
-    let mut plan = Plan::new(placement, shard_bytes, &inventory);
+    let mut plan = Plan::new(shard_bytes);
     let mut report = Report::default();
     let mut prefixes = vec![None; inventory.experts.len()];
     let mut others = Vec::new();
@@ -238,7 +240,7 @@ pub fn pack(
     }
     report.expert_bytes_per_token = bytes_per_token(&plan, &inventory, None)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = |work: &Work| loader.make(work, Method::Round);
+    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, Method::Round);
     write(&partial, &plan, threads, &work, &mut report, progress)?;
     write_small_files(&partial, &inventory, config, &plan.modules, placement)?;
     finish(partial, &plan, report)
@@ -291,11 +293,16 @@ fn check_recipe(inventory: &Inventory, options: &Options) -> Result<(), Error> {
     let widths = [config.hidden_size, config.moe.intermediate];
     let group = usize::from(recipe.group);
     if recipe.experts != Width::Keep && widths.iter().any(|width| !width.is_multiple_of(group)) {
-        let expected = format!("a divisor of {} and of {}, as wide as experts are", widths[0], widths[1]);
+        let expected =
+            format!("a divisor of {} and of {}, as wide as experts are", widths[0], widths[1]);
         return wrong("group", recipe.group.to_string(), &expected);
     }
     if options.budget.is_some() && options.calibration.is_empty() {
-        return wrong("a budget", "without calibration".to_owned(), "with it: widths hang on inputs");
+        return wrong(
+            "a budget",
+            "without calibration".to_owned(),
+            "with it: widths hang on inputs",
+        );
     }
     if options.budget.is_some() && options.placement == Placement::Stacked {
         let expected = "for experts that lie apart: a stack has one width";
@@ -334,7 +341,8 @@ fn identity(inventory: &Inventory, what: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     for file in inventory.checkpoint.files() {
         let modified = std::fs::metadata(&file.path).and_then(|metadata| metadata.modified());
-        let modified = modified.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        let modified =
+            modified.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         hasher.update(format!("{} {} {modified:?}\n", file.path.display(), file.len).as_bytes());
     }
     hasher.update(what.as_bytes());
@@ -378,7 +386,7 @@ fn write(
     partial: &Partial,
     plan: &Plan,
     threads: usize,
-    make: &(dyn Fn(&Work) -> Result<Vec<u8>, Error> + Sync),
+    make: &(dyn Fn(&Unit) -> Result<Vec<u8>, Error> + Sync),
     report: &mut Report,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Error> {
@@ -400,7 +408,7 @@ fn write(
             let (sender, left, next, stop) = (sender.clone(), &left, &next, &stop);
             scope.spawn(move || {
                 while let Some(&unit) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let made = make(&plan.units[unit].work);
+                    let made = make(&plan.units[unit]);
                     if stop.load(Ordering::Relaxed) || sender.send((unit, made)).is_err() {
                         break;
                     }
@@ -458,7 +466,7 @@ pub(crate) struct Loader<'a> {
 
 impl Loader<'_> {
     /// The bytes of a unit.
-    fn make(&self, work: &Work, method: Method) -> Result<Vec<u8>, Error> {
+    fn make(&self, name: &str, work: &Work, method: Method) -> Result<Vec<u8>, Error> {
         match work {
             Work::Copy(extents) => {
                 let parts = extents.iter().map(|&extent| self.source.read(extent));
@@ -484,16 +492,13 @@ impl Loader<'_> {
                     Stored::Float(float) => encode_floats(float, &values, &mut bytes),
                     Stored::Affine(affine) => {
                         if values.iter().any(|value| !value.is_finite()) {
-                            return Err(Error::NotFinite { tensor: "a matrix of the trunk".to_owned() });
+                            return Err(Error::NotFinite { tensor: name.to_owned() });
                         }
                         let codes = match method {
                             Method::Round => Codes::round(affine, matrix.cols, &values),
-                            _ => Codes::search(
-                                affine,
-                                matrix.cols,
-                                &values,
-                                &vec![1.0; matrix.cols],
-                            ),
+                            _ => {
+                                Codes::search(affine, matrix.cols, &values, &vec![1.0; matrix.cols])
+                            }
                         };
                         bytes = store(&codes)?;
                     }
@@ -529,8 +534,7 @@ impl Loader<'_> {
     /// The weights of a routed expert.
     pub(crate) fn expert(&self, layer: usize, expert: usize) -> Result<Expert, Error> {
         let location = self.inventory.experts[layer].get(expert);
-        let values =
-            |matrix: &MatrixLocation| self.source.rows(matrix, 0..matrix.rows);
+        let values = |matrix: &MatrixLocation| self.source.rows(matrix, 0..matrix.rows);
         let weights = Expert {
             hidden: location.gate.cols,
             intermediate: location.gate.rows,

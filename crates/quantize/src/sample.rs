@@ -37,12 +37,15 @@ pub(crate) fn sample_documents(
             begun += 1;
         }
         while !live.is_empty() {
-            let mut parts: Vec<Part<'_>> = live.iter_mut().map(|(session, tokens, seen)| {
-                let wants_logits = &|_| true;
-                let part = Part { session, tokens: &tokens[*seen..*seen + 1], wants_logits };
-                *seen += 1;
-                part
-            }).collect();
+            let mut parts: Vec<Part<'_>> = live
+                .iter_mut()
+                .map(|(session, tokens, seen)| {
+                    let wants_logits = &|_| true;
+                    let part = Part { session, tokens: &tokens[*seen..*seen + 1], wants_logits };
+                    *seen += 1;
+                    part
+                })
+                .collect();
             engine.forward(&mut parts)?;
             drop(parts);
             let logits = engine.logits().chunks_exact(engine.config().vocab_size);

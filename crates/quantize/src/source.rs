@@ -30,9 +30,8 @@ impl Source {
         let (path, file) = &self.files[extent.file.0 as usize];
         let mut bytes = vec![0; extent.len as usize];
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = file
-            .seek(SeekFrom::Start(extent.offset))
-            .and_then(|_| file.read_exact(&mut bytes));
+        let read =
+            file.seek(SeekFrom::Start(extent.offset)).and_then(|_| file.read_exact(&mut bytes));
         read.map_err(io_at(path))?;
         Ok(bytes)
     }
@@ -44,9 +43,7 @@ impl Source {
         rows: Range<usize>,
     ) -> Result<Vec<f32>, Error> {
         let [data_bytes, scale_bytes] = row_bytes(matrix);
-        let part = |extent: Extent, row_bytes: usize| {
-            self.read(part(extent, row_bytes, &rows))
-        };
+        let part = |extent: Extent, row_bytes: usize| self.read(part(extent, row_bytes, &rows));
         let data = part(matrix.data, data_bytes)?;
         let [scales, biases] = match matrix.scales {
             Some([scales, biases]) => [part(scales, scale_bytes)?, part(biases, scale_bytes)?],

@@ -12,7 +12,8 @@ fn a_killed_run_leaves_no_checkpoint_and_the_next_one_ends_it() {
     let (out, whole) = (parent.path().join("out"), parent.path().join("whole"));
     let partial = parent.path().join("out.partial");
     let source = fixture("qwen35moe-tiny");
-    let args = ["quantize", text(&source), text(&out), "--recipe", "experts-3bit", "--method", "search"];
+    let args =
+        ["quantize", text(&source), text(&out), "--recipe", "experts-3bit", "--method", "search"];
     let report = json(&[&args[..2], &[text(&whole)], &args[3..]].concat());
     assert_eq!(report["expert_widths"]["3"], 48, "{report:#}");
     let mut child = flash_moe().args(args).stderr(Stdio::null()).spawn().expect("it starts");
@@ -35,7 +36,8 @@ fn a_killed_run_leaves_no_checkpoint_and_the_next_one_ends_it() {
         .collect();
     names.sort();
     for name in names {
-        let [ours, theirs] = [&out, &whole].map(|path| fs::read(path.join(&name)).expect("it is there"));
+        let [ours, theirs] =
+            [&out, &whole].map(|path| fs::read(path.join(&name)).expect("it is there"));
         assert!(ours == theirs, "{name:?} is that of a run that was not killed");
     }
     assert!(!partial.exists());
@@ -61,9 +63,7 @@ fn recipes_that_make_no_sense_are_refused() {
     let parent = TempDir::new();
     let out = parent.path().join("out");
     let source = fixture("qwen35moe-tiny");
-    let refuse = |args: &[&str]| {
-        error(&[&["quantize", text(&source), text(&out)], args].concat())
-    };
+    let refuse = |args: &[&str]| error(&[&["quantize", text(&source), text(&out)], args].concat());
     assert!(refuse(&["--recipe", "7bit"]).contains("experts-2bit"));
     assert!(refuse(&["--router", "4"]).contains("router is 4 bits"));
     assert!(refuse(&["--size", "1M"]).contains("without calibration"));

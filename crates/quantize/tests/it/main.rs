@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use checkpoint::{Checkpoint, safetensors_file::SafetensorsFile};
 use engine::{Engine, EngineOptions, Inventory};
 use quantize::{
-    Budget, CalibrationText, Changes, Error, Method, Options, Placement, Recipe, Report, Stage, Width,
-    pack, quantize,
+    Budget, CalibrationText, Changes, Error, Method, Options, Placement, Recipe, Report, Stage,
+    Width, pack, quantize,
 };
 use serde_json::Value;
 
@@ -23,7 +23,8 @@ struct TempDir(PathBuf);
 impl TempDir {
     fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("quantize-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("quantize-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).expect("a directory can be made");
         Self(path)
@@ -165,8 +166,8 @@ fn packing_keeps_every_bit_there_and_back() {
         }
         if name == "qwen35moe-tiny-mlx-4bit" {
             assert!(before == after, "stacks come back bit by bit");
-            let [ours, theirs] =
-                [&back, &source].map(|path| json(&path.join("config.json"))["quantization"].clone());
+            let [ours, theirs] = [&back, &source]
+                .map(|path| json(&path.join("config.json"))["quantization"].clone());
             assert_eq!(ours, theirs);
         }
     }
@@ -260,9 +261,11 @@ fn what_cannot_be_done_is_refused() {
     fs::write(temp.join("other.partial/.identity"), "another\n").expect("it can be written");
     let error = quantize(&source, &other, &Options::new(recipe("4bit")), &mut |_| {});
     assert!(matches!(error, Err(Error::OtherRun { .. })), "{error:?}");
-    let keep = recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
+    let keep =
+        recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
     let options = Options::new(keep.expect("it is sound"));
-    let kept = quantize(&source, &temp.join("kept"), &options, &mut |_| {}).expect("it can be done");
+    let kept =
+        quantize(&source, &temp.join("kept"), &options, &mut |_| {}).expect("it can be done");
     assert_eq!(kept.widths, [], "experts are as they were");
 }
 
