@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use checkpoint::{Family, FfnKind, ModelConfig};
 use engine::Inventory;
 use serde_json::{Map, Value, json};
 
@@ -46,6 +47,17 @@ pub(crate) fn write_small_files(
         partial.add(MLX_EXPERTS_NAME, MLX_EXPERTS.as_bytes())?;
     }
     partial.add("config.json", format!("{:#}\n", Value::Object(config)).as_bytes())?;
+    if let Some(text) = inventory.checkpoint.text() {
+        if let Some(tokenizer) = &text.tokenizer_json {
+            partial.add("tokenizer.json", tokenizer.as_bytes())?;
+        }
+        if let Some(template) = &text.chat_template {
+            partial.add("chat_template.jinja", template.as_bytes())?;
+        }
+        let ends = &inventory.checkpoint.generation().eos_token_ids;
+        let generation = json!({ "eos_token_id": ends });
+        return partial.add("generation_config.json", generation.to_string().as_bytes());
+    }
     for name in CARRIED {
         let path = source.join(name);
         if path.is_file() {
@@ -62,6 +74,63 @@ pub(crate) fn read_config(source: &Path) -> Result<Map<String, Value>, Error> {
     match serde_json::from_str(&text) {
         Ok(Value::Object(config)) => Ok(config),
         _ => Err(Error::Source { path, what: "it is not a JSON object".to_owned() }),
+    }
+}
+
+/// A configuration for what a GGUF file says of its model: Qwen3-MoE, whose tensors GGUF files hold as they
+/// are. Those of the other families come in another order of rows and heads than a `config.json` can tell.
+pub(crate) fn config_of_gguf(
+    path: &Path,
+    config: &ModelConfig,
+) -> Result<Map<String, Value>, Error> {
+    if config.family != Family::Qwen3Moe {
+        let what = format!(
+            "GGUF files of {} hold delta nets in another order than safetensors\n\
+             hint: quantise the checkpoint that the file was made from",
+            config.family.name()
+        );
+        return Err(Error::Source { path: path.to_owned(), what });
+    }
+    let dense = config.ffns.iter().enumerate().filter_map(|(layer, ffn)| match ffn {
+        FfnKind::Dense(width) => Some((layer, *width)),
+        FfnKind::Moe => None,
+    });
+    let dense: Vec<(usize, usize)> = dense.collect();
+    let (attention, moe) = (&config.attention, &config.moe);
+    let eos = match config.eos_token_ids.as_slice() {
+        [one] => json!(one),
+        many => json!(many),
+    };
+    let json = json!({
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": dense.first().map_or(moe.intermediate, |(_, width)| *width),
+        "num_hidden_layers": config.mixers.len(),
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_context,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": false,
+        "use_sliding_window": false,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
+        "moe_intermediate_size": moe.intermediate,
+        "num_experts": moe.n_experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": moe.normalise,
+        "rope_theta": attention.rope_theta,
+        "rope_scaling": null,
+        "dtype": "bfloat16",
+        "eos_token_id": eos,
+    });
+    match json {
+        Value::Object(object) => Ok(object),
+        _ => Ok(Map::new()),
     }
 }
 

@@ -4,7 +4,7 @@ use checkpoint::Affine;
 
 use crate::affine::Codes;
 use crate::feedback::{Effort, improve};
-use crate::linear::{Moments, cross_moments, solve, times_transposed};
+use crate::linear::{Moments, cross_moments, shrink, solve, times_transposed};
 
 /// How codes are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +131,7 @@ impl Expert {
         for index in 0..width {
             cross[index * width + index] += damping;
         }
+        shrink(width, &mut cross);
         let mut wanted = times_transposed(&self.down, &cross, width);
         let down = match solve(&moments, &mut wanted) {
             Some(()) if wanted.iter().all(|w| w.is_finite()) => matrix(&wanted, &moments),

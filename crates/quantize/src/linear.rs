@@ -1,5 +1,8 @@
 //! The little linear algebra that rounding with error feedback needs.
 
+/// Share of what is beside the diagonal of moments that is kept (`docs/experiments.md` has what was tried).
+const KEPT: f32 = 0.3;
+
 /// A symmetric positive-definite matrix of second moments, (n, n), row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
@@ -9,10 +12,12 @@ pub struct Moments {
 
 impl Moments {
     /// The sum over rows of `weight * x x^T` for `x` (rows, n), with a hundredth of the mean of its diagonal
-    /// added to that, so that directions that the rows do not span count a little, too.
+    /// added to that, so that directions that the rows do not span count a little, too; what is beside the
+    /// diagonal counts less than it is ([`shrink`]).
     pub fn of_rows(n: usize, x: &[f32], weights: &[f32]) -> Self {
         let mut moments = Self { n, values: cross_moments(n, x, n, x, weights) };
         moments.damp();
+        shrink(n, &mut moments.values);
         moments
     }
 
@@ -56,6 +61,18 @@ impl Moments {
         let upper = |i: usize, j: usize| factor[(n - 1 - i) * n + (n - 1 - j)];
         let column = |k: usize| (0..k).map(|i| (upper(i, k) / upper(k, k)) as f32).collect();
         Some((0..n).map(column).collect())
+    }
+}
+
+/// Takes a share of what is beside the diagonal of (n, n) away. Errors that cancel each other by correlations of
+/// the text that was read do so less on other text, and behind layers whose outputs have changed.
+pub fn shrink(n: usize, values: &mut [f32]) {
+    for (row, values) in values.chunks_exact_mut(n).enumerate() {
+        for (col, value) in values.iter_mut().enumerate() {
+            if row != col {
+                *value *= KEPT;
+            }
+        }
     }
 }
 

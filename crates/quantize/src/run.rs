@@ -13,7 +13,7 @@ use engine::{EngineOptions, Inventory, TrunkLocation};
 use crate::affine::Codes;
 use crate::allocate::{Budget, choose_widths};
 use crate::calibrate::{Calibration, CalibrationText};
-use crate::config::{read_config, write_small_files};
+use crate::config::{config_of_gguf, read_config, write_small_files};
 use crate::error::Error;
 use crate::expert::{Expert, Method};
 use crate::layout::Stored;
@@ -117,7 +117,10 @@ pub fn quantize(
 ) -> Result<Report, Error> {
     let inventory = read_inventory(model)?;
     check_recipe(&inventory, options)?;
-    let config = read_config(inventory.checkpoint.path())?;
+    let config = match inventory.checkpoint.text() {
+        Some(_) => config_of_gguf(model, inventory.checkpoint.config())?,
+        None => read_config(inventory.checkpoint.path())?,
+    };
     let partial = Partial::open(out, &identity(&inventory, &describe(options)))?;
     let source = Source::open(&inventory.checkpoint)?;
     let calibration = match options.calibration.as_slice() {
@@ -192,6 +195,11 @@ pub fn pack(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, Error> {
     let inventory = read_inventory(model)?;
+    if inventory.checkpoint.text().is_some() {
+        let what =
+            "blocks of GGUF files have no form in safetensors\nhint: use quantize".to_owned();
+        return Err(Error::Source { path: model.to_owned(), what });
+    }
     let config = read_config(inventory.checkpoint.path())?;
     let what = format!("pack {placement:?} {shard_bytes}");
     let partial = Partial::open(out, &identity(&inventory, &what))?;
@@ -270,16 +278,9 @@ fn expert_block(name: &str) -> Option<(usize, String)> {
 
 fn read_inventory(model: &Path) -> Result<Inventory, Error> {
     let inventory = Inventory::read(model)?;
-    let refuse = |what: String| Err(Error::Source { path: model.to_owned(), what });
     if !inventory.problems.is_empty() {
-        return refuse(inventory.problems.join("\n"));
-    }
-    if inventory.checkpoint.text().is_some() {
-        return refuse(
-            "a GGUF file holds no config.json, which the result needs\n\
-             hint: quantise the checkpoint that the GGUF file was made from"
-                .to_owned(),
-        );
+        let what = inventory.problems.join("\n");
+        return Err(Error::Source { path: model.to_owned(), what });
     }
     Ok(inventory)
 }

@@ -71,8 +71,9 @@ fn recipes_that_make_no_sense_are_refused() {
     let toml = parent.path().join("recipe.toml");
     fs::write(&toml, "experts = 2\nheads = 4\n").expect("it can be written");
     assert!(refuse(&["--recipe", text(&toml)]).contains("heads"));
-    let gguf = fixture("gguf").join("qwen3moe-tiny-bf16.gguf");
+    let gguf = fixture("gguf").join("qwen35moe-mini-bf16.gguf");
     let message = error(&["quantize", text(&gguf), text(&out)]);
-    assert!(message.contains("config.json"), "{message}");
+    assert!(message.contains("another order"), "{message}");
+    assert!(error(&["pack", text(&gguf), text(&out)]).contains("use quantize"));
     assert!(!out.exists());
 }

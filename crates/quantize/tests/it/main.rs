@@ -175,7 +175,13 @@ fn packing_keeps_every_bit_there_and_back() {
 
 #[test]
 fn other_families_and_quantised_sources_can_be_quantised() {
-    for name in ["qwen3moe-tiny", "qwen3next-tiny", "qwen35moe-tiny-mlx-4bit"] {
+    let sources = [
+        "qwen3moe-tiny",
+        "gguf/qwen3moe-tiny-bf16.gguf",
+        "qwen3next-tiny",
+        "qwen35moe-tiny-mlx-4bit",
+    ];
+    for name in sources {
         let temp = TempDir::new();
         let out = temp.join("out");
         let changes = Changes { group: Some(32), ..Changes::default() };
