@@ -89,7 +89,10 @@ fn dequantize_affine(affine: Affine, data: &[u8], scales: &[u8], biases: &[u8], 
 }
 
 /// Reads the codes of a row from their bit stream, lowest bit first.
-fn unpack_codes(bits: u8, data: &[u8], out: &mut [f32]) {
+///
+/// # Panics
+/// If `data` has another length than `out.len()` codes.
+pub fn unpack_codes(bits: u8, data: &[u8], out: &mut [f32]) {
     let bits = usize::from(bits);
     assert_eq!(data.len() * 8, out.len() * bits, "the codes of a row");
     let mask = (1 << bits) - 1;
@@ -141,8 +144,8 @@ pub fn quantize_affine(affine: Affine, values: &[f32], out: &mut QuantizedRow) {
     pack_codes(affine.bits, &codes, &mut out.data);
 }
 
-/// Writes codes as a bit stream, lowest bit first.
-pub(crate) fn pack_codes(bits: u8, codes: &[u8], out: &mut Vec<u8>) {
+/// Writes codes as a bit stream, lowest bit first; a last byte that is not full is left out.
+pub fn pack_codes(bits: u8, codes: &[u8], out: &mut Vec<u8>) {
     let (mut held, mut n_held) = (0_u32, 0);
     for &code in codes {
         held |= u32::from(code) << n_held;

@@ -38,7 +38,7 @@ pub use blocks::BlockType;
 pub use checkpoint::{Checkpoint, DataFile, EmbeddedText, StoredTensor};
 pub use codec::{
     QuantizedRow, are_finite, decode_floats, decode_vector, dequantize_row, encode_floats,
-    quantize_affine,
+    pack_codes, quantize_affine, unpack_codes,
 };
 pub use config::{
     AttentionConfig, DeltaNetConfig, Family, FfnKind, GenerationConfig, MixerKind, ModelConfig,
@@ -50,5 +50,5 @@ pub use format::{Affine, FloatType, Format};
 pub use location::{
     ExpertLocation, Extent, FileId, MatrixLocation, VectorKind, VectorLocation, VectorTransform,
 };
-pub use resolver::{Leftover, Resolver};
+pub use resolver::{Leftover, PADDING_PREFIX, Resolver};
 pub use safetensors::Dtype;

@@ -18,6 +18,10 @@ use crate::safetensors::Dtype;
 const PREFIXES: [&str; 5] =
     ["model.language_model.", "language_model.model.", "model.", "language_model.", ""];
 
+/// How the names of tensors begin that only fill gaps, so that an expert begins at a multiple of the block
+/// size: safetensors files have no gaps. They mean nothing and are never unknown.
+pub const PADDING_PREFIX: &str = "flash_moe.padding.";
+
 /// Tensors that nobody asked for, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Leftover {
@@ -158,7 +162,7 @@ impl<'a> Resolver<'a> {
         };
         let mut leftover = Leftover::default();
         for (tensor, used) in self.checkpoint.tensors().iter().zip(&self.used) {
-            if *used {
+            if *used || tensor.name.starts_with(PADDING_PREFIX) {
                 continue;
             }
             let name = tensor.name.clone();

@@ -8,6 +8,7 @@ use engine::{Device, EngineOptions, Isa, KvType, LookAhead, Lossy, ReaderKind};
 use crate::bench::Budget;
 use crate::chat::ChatArgs;
 use crate::eval::EvalArgs;
+use crate::quantize::{PackArgs, QuantizeArgs};
 use crate::routing::RoutingArgs;
 use crate::serve::ServeArgs;
 
@@ -37,6 +38,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compare with golden outputs of a reference implementation.
     Verify(VerifyArgs),
+    /// Write a smaller copy of a checkpoint, with as little loss as its bits allow.
+    Quantize(QuantizeArgs),
+    /// Write a copy of a checkpoint in which every expert is one read, bit by bit the same.
+    Pack(PackArgs),
     /// Write a synthetic checkpoint of a true shape, for measurements.
     Synth(SynthArgs),
     /// Compare eviction policies on routing recorded by run --trace-routing.

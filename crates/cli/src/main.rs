@@ -15,6 +15,7 @@ mod eval;
 mod form;
 mod inspect;
 mod output;
+mod quantize;
 mod routing;
 mod run;
 mod serve;
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::eval(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Verify(args) => verify::verify(args),
+        Command::Quantize(args) => quantize::quantize(args),
+        Command::Pack(args) => quantize::pack(args),
         Command::Synth(args) => synth::synth(args),
         Command::CacheSim(args) => cache_sim::cache_sim(args),
         Command::Routing(args) => routing::routing(args),

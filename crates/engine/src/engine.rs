@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
 use compute::{Backend, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
-use model::{Batch, Lossy, RoutedLayer, RouterLog, Workspace};
+use model::{Batch, ExpertObserver, Lossy, ObserveExperts, RoutedLayer, RouterLog, Workspace};
 use tokenizer::Tokenizer;
 use trace::{Kind, Recorder, Span};
 
@@ -501,6 +501,12 @@ impl Engine {
     pub fn take_routers(&mut self) -> Vec<RoutedLayer> {
         let log = self.runner.log().routers.as_mut();
         log.map(|log| std::mem::take(&mut log.layers)).unwrap_or_default()
+    }
+
+    /// Has `observe` see what every layer's routed experts are given in every pass from now on, or nobody.
+    /// Rows come in the order of the pass.
+    pub fn observe_experts(&mut self, observe: Option<ObserveExperts>) {
+        self.runner.log().observer = observe.map(ExpertObserver::new);
     }
 
     /// Writes which experts are asked for from now on to `out`, in the format of `docs/routing-trace.md`.

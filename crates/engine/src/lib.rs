@@ -69,7 +69,7 @@ pub mod cache {
     };
 }
 
-pub use compute::{Isa, KvType};
+pub use compute::{Isa, KvType, Routing};
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::{Lossy, Phase, RoutedLayer};
+pub use model::{Lossy, ObserveExperts, Phase, RoutedLayer};
 pub use trace::{DEFAULT_SPANS, Recorder};

@@ -67,12 +67,12 @@ impl<M, V> Decoder<M, V> {
     ) -> Result<(), SourceError> {
         let Workspace { backend, scratch, log, logits } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
-        let ForwardLog { timeline, held_uses, routing: routing_log, routers } = log;
+        let ForwardLog { timeline, held_uses, routing: routing_log, routers, observer } = log;
         // Whoever records requests must see them all; whoever logs or changes choices must have them on the
         // host.
         let is_recorded = experts.records_requests();
-        let on_host =
-            is_recorded || routing_log.is_some() || routers.is_some() || moe.lossy.is_on();
+        let is_logged = routing_log.is_some() || routers.is_some() || observer.is_some();
+        let on_host = is_recorded || is_logged || moe.lossy.is_on();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
@@ -133,6 +133,10 @@ impl<M, V> Decoder<M, V> {
                 *held_uses += block.take_held(backend, moe, index, normed) as u64;
             }
             experts.request(index, &moe.uses)?;
+            if let Some(ExpertObserver { observe, x }) = observer {
+                backend.download(normed, x);
+                observe(index, x, &moe.routing);
+            }
             timeline.lap(Some(index), Phase::Router);
             block.shared_expert(backend, moe, normed);
             timeline.lap(Some(index), Phase::SharedExpert);
@@ -389,12 +393,38 @@ pub struct ForwardLog {
     pub routing: Option<Vec<Routing>>,
     /// When there, what every layer's router saw and said is appended to it.
     pub routers: Option<RouterLog>,
+    /// When there, it sees what every layer's experts are given.
+    pub observer: Option<ExpertObserver>,
+}
+
+/// Sees the layer's index, the rows that its routed experts are applied to, (rows, hidden), and who uses
+/// which expert.
+pub type ObserveExperts = Box<dyn FnMut(usize, &[f32], &Routing) + Send>;
+
+/// Somebody who sees what the experts of every layer are given: what a quantiser has to know of them.
+pub struct ExpertObserver {
+    observe: ObserveExperts,
+    /// The host's copy of the rows.
+    x: Vec<f32>,
+}
+
+impl ExpertObserver {
+    /// An observer that calls this.
+    pub fn new(observe: ObserveExperts) -> Self {
+        Self { observe, x: Vec::new() }
+    }
+}
+
+impl std::fmt::Debug for ExpertObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExpertObserver").finish_non_exhaustive()
+    }
 }
 
 impl ForwardLog {
     /// An empty log that keeps times only.
     pub fn new(config: &ModelConfig) -> Self {
         let timeline = Timeline::new(config.mixers.len());
-        Self { timeline, held_uses: 0, routing: None, routers: None }
+        Self { timeline, held_uses: 0, routing: None, routers: None, observer: None }
     }
 }

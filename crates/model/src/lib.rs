@@ -22,7 +22,9 @@ mod source;
 mod timeline;
 
 pub use batch::Batch;
-pub use decoder::{Decoder, ForwardLog, LayerState, SequenceState, Workspace};
+pub use decoder::{
+    Decoder, ExpertObserver, ForwardLog, LayerState, ObserveExperts, SequenceState, Workspace,
+};
 pub use lossy::Lossy;
 pub use router_log::{RoutedLayer, RouterLog};
 pub use saved::{SavedParts, SavedShape};

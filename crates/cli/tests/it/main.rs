@@ -12,6 +12,7 @@ mod heat_map;
 mod inspect;
 mod invariance;
 mod memory;
+mod quantize;
 mod routing;
 mod run;
 mod serve;

@@ -1,0 +1,289 @@
+//! What is to be made, tensor by tensor: units of work, each with its places in the shards.
+
+use std::ops::Range;
+
+use checkpoint::{
+    Affine, ExpertLocation, Extent, Family, FloatType, Format, MatrixLocation, StoredTensor,
+};
+use engine::{TrunkLocation, TrunkTensor};
+
+use crate::layout::{Layout, Piece, Stored, float_name};
+use crate::recipe::{Recipe, Width};
+use crate::source::{part, row_bytes};
+
+/// Numbers of a matrix that are decoded at a time.
+const CHUNK_VALUES: usize = 4 << 20;
+/// Bytes that are copied at a time.
+const CHUNK_BYTES: u64 = 16 << 20;
+
+/// How the experts of a layer lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Each by itself, in one aligned range: one expert is one read.
+    Apart,
+    /// In nine stacks, as mlx-lm writes them: one expert is nine reads.
+    Stacked,
+}
+
+/// A piece of work: what one thread does at a time, and what a killed run does not do again.
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    /// For messages.
+    pub(crate) name: String,
+    pub(crate) work: Work,
+    pub(crate) pieces: Vec<Piece>,
+}
+
+impl Unit {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len).sum()
+    }
+}
+
+/// What is done.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// The bytes of the source.
+    Copy(Vec<Extent>),
+    /// A vector of the trunk, with the values that MLX stores.
+    Vector(usize),
+    /// Rows of a matrix of the trunk.
+    Rows(MatrixLocation, Range<usize>, Stored),
+    /// A routed expert of a layer.
+    Expert { layer: usize, expert: usize, affine: Affine },
+    /// A routed expert as floats.
+    ExpertRows { matrices: [MatrixLocation; 3], stored: Stored },
+}
+
+/// A module that is in codes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) bits: u8,
+    pub(crate) group: u16,
+}
+
+/// All that is to be written.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) layout: Layout,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) modules: Vec<Module>,
+    /// Of routed experts.
+    pub(crate) expert_bytes: u64,
+}
+
+const PARTS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// The codes of one expert are stored so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum ExpertForm {
+    /// In codes of its own width.
+    Codes(Affine),
+    /// As the source has it.
+    Kept,
+}
+
+/// Types of scales: that of the source, or bf16.
+pub(crate) fn scales_of(format: Format) -> FloatType {
+    match format {
+        Format::Float(FloatType::F16) => FloatType::F16,
+        Format::Affine(affine) => affine.scales,
+        Format::Float(_) | Format::Block(_) => FloatType::Bf16,
+    }
+}
+
+impl Plan {
+    /// Nothing yet; what belongs together lies in one shard, whatever its size.
+    pub(crate) fn new(shard_bytes: u64) -> Self {
+        let layout = Layout::new(shard_bytes.max(1));
+        Self { layout, units: Vec::new(), modules: Vec::new(), expert_bytes: 0 }
+    }
+
+    /// Adds the experts of a layer; `form` tells how each is stored.
+    pub(crate) fn experts(
+        &mut self,
+        placement: Placement,
+        prefix: &str,
+        layer: usize,
+        experts: &[(ExpertLocation, ExpertForm)],
+    ) {
+        let stored = |matrix: &MatrixLocation, form: ExpertForm| match form {
+            ExpertForm::Codes(affine) => Stored::Affine(affine),
+            ExpertForm::Kept => Stored::of_kept(matrix.format),
+        };
+        let bytes_of = |(location, form): &(ExpertLocation, ExpertForm)| -> u64 {
+            let matrices = location.matrices().into_iter();
+            matrices.map(|m| stored(m, *form).bytes(m.rows, m.cols)).sum()
+        };
+        self.expert_bytes += experts.iter().map(bytes_of).sum::<u64>();
+        let mut stacks = Vec::new();
+        if placement == Placement::Stacked
+            && let Some((first, form)) = experts.first()
+        {
+            self.layout.keep_together(experts.iter().map(bytes_of).sum());
+            for (name, matrix) in PARTS.iter().zip(first.matrices()) {
+                let module = format!("{prefix}.switch_mlp.{name}");
+                let stored = stored(matrix, *form);
+                self.module(&module, stored);
+                let lead = [experts.len(), matrix.rows];
+                stacks.push(self.layout.module(&module, stored, &lead, matrix.cols));
+            }
+        }
+        for (expert, (location, form)) in experts.iter().enumerate() {
+            let mut pieces = Vec::new();
+            if placement == Placement::Apart {
+                self.layout.keep_together(bytes_of(&experts[expert]) + 4096);
+                self.layout.align();
+            }
+            for (index, matrix) in location.matrices().into_iter().enumerate() {
+                let stored = stored(matrix, *form);
+                match placement {
+                    Placement::Apart => {
+                        let module = format!("{prefix}.experts.{expert}.{}", PARTS[index]);
+                        self.module(&module, stored);
+                        pieces.extend(self.layout.module(
+                            &module,
+                            stored,
+                            &[matrix.rows],
+                            matrix.cols,
+                        ));
+                    }
+                    Placement::Stacked => pieces.extend(stacks[index].iter().map(|stack| {
+                        let len = stack.len / experts.len() as u64;
+                        stack.part(len * expert as u64, len)
+                    })),
+                }
+            }
+            let work = match *form {
+                ExpertForm::Codes(affine) => Work::Expert { layer, expert, affine },
+                ExpertForm::Kept if matches!(location.gate.format, Format::Block(_)) => {
+                    let matrices = location.matrices().map(|matrix| *matrix);
+                    Work::ExpertRows { matrices, stored: Stored::of_kept(location.gate.format) }
+                }
+                ExpertForm::Kept => Work::Copy(
+                    location.matrices().into_iter().flat_map(MatrixLocation::extents).collect(),
+                ),
+            };
+            let name = format!("expert {expert} of layer {layer}");
+            self.units.push(Unit { name, work, pieces });
+        }
+    }
+
+    /// Adds a tensor of the trunk under the name that MLX gives it.
+    pub(crate) fn trunk(
+        &mut self,
+        index: usize,
+        tensor: &TrunkTensor,
+        family: Family,
+        (width, group): (Width, u16),
+        taps: usize,
+    ) {
+        let name = mlx_name(family, &tensor.name);
+        match &tensor.location {
+            TrunkLocation::Vector(vector) => {
+                let is_conv = tensor.name.ends_with("conv1d.weight");
+                let shape =
+                    if is_conv { vec![vector.len / taps, taps, 1] } else { vec![vector.len] };
+                let bytes = (vector.len * vector.dtype.size()) as u64;
+                self.layout.keep_together(bytes);
+                let pieces =
+                    vec![self.layout.tensor(name.clone(), float_name(vector.dtype), &shape, bytes)];
+                self.units.push(Unit { name, work: Work::Vector(index), pieces });
+            }
+            TrunkLocation::Matrix(matrix) => {
+                let fits = matrix.cols.is_multiple_of(usize::from(group));
+                let stored = match width {
+                    // As in MLX, a matrix that is not a whole number of groups wide stays in floats.
+                    Width::Bits(bits) if fits => {
+                        let scales = scales_of(matrix.format);
+                        Stored::Affine(Affine { bits, group, scales })
+                    }
+                    _ => Stored::of_kept(matrix.format),
+                };
+                let module = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
+                self.matrix(&module, matrix, stored);
+            }
+        }
+    }
+
+    fn matrix(&mut self, module: &str, matrix: &MatrixLocation, stored: Stored) {
+        self.module(module, stored);
+        self.layout.keep_together(stored.bytes(matrix.rows, matrix.cols));
+        let places = self.layout.module(module, stored, &[matrix.rows], matrix.cols);
+        let step = (CHUNK_VALUES / matrix.cols).max(1);
+        let [data_bytes, scale_bytes] = row_bytes(matrix);
+        for begin in (0..matrix.rows).step_by(step) {
+            let rows = begin..matrix.rows.min(begin + step);
+            let pieces = places.iter().map(|place| {
+                let row = place.len / matrix.rows as u64;
+                place.part(row * rows.start as u64, row * rows.len() as u64)
+            });
+            let pieces = pieces.collect();
+            let is_kept = match (stored, matrix.format) {
+                (Stored::Float(ours), Format::Float(theirs)) => ours == theirs,
+                (Stored::Affine(ours), Format::Affine(theirs)) => ours == theirs,
+                _ => false,
+            };
+            let work = if is_kept {
+                let sizes = [data_bytes, scale_bytes, scale_bytes];
+                let parts = matrix.extents().zip(sizes);
+                Work::Copy(parts.map(|(extent, bytes)| part(extent, bytes, &rows)).collect())
+            } else {
+                Work::Rows(*matrix, rows, stored)
+            };
+            self.units.push(Unit { name: module.to_owned(), work, pieces });
+        }
+    }
+
+    /// Adds a tensor of the source as it is.
+    pub(crate) fn copy(&mut self, tensor: &StoredTensor) {
+        let Extent { file, offset, len } = tensor.extent;
+        self.layout.keep_together(len);
+        let name = tensor.name.clone();
+        let place = self.layout.tensor(name.clone(), tensor.dtype.name(), &tensor.shape, len);
+        for begin in (0..len).step_by(CHUNK_BYTES as usize) {
+            let len = CHUNK_BYTES.min(len - begin);
+            let work = Work::Copy(vec![Extent { file, offset: offset + begin, len }]);
+            let pieces = vec![place.part(begin, len)];
+            self.units.push(Unit { name: name.clone(), work, pieces });
+        }
+    }
+
+    fn module(&mut self, name: &str, stored: Stored) {
+        if let Stored::Affine(Affine { bits, group, .. }) = stored {
+            self.modules.push(Module { name: name.to_owned(), bits, group });
+        }
+    }
+
+    /// Bytes of all units.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.units.iter().map(Unit::bytes).sum()
+    }
+}
+
+/// The name that MLX gives a tensor.
+pub(crate) fn mlx_name(family: Family, canonical: &str) -> String {
+    let prefix = match family {
+        Family::Qwen35Moe => "language_model.",
+        Family::Qwen3Next | Family::Qwen3Moe => "",
+    };
+    match canonical.starts_with("lm_head.") {
+        true => format!("{prefix}{canonical}"),
+        false => format!("{prefix}model.{canonical}"),
+    }
+}
+
+/// How the experts are stored by a recipe and, where they were chosen, widths of their own.
+pub(crate) fn expert_form(
+    recipe: &Recipe,
+    location: &ExpertLocation,
+    bits: Option<u8>,
+) -> ExpertForm {
+    let bits = match (bits, recipe.experts) {
+        (Some(bits), _) | (None, Width::Bits(bits)) => bits,
+        (None, Width::Keep) => return ExpertForm::Kept,
+    };
+    let scales = scales_of(location.gate.format);
+    ExpertForm::Codes(Affine { bits, group: recipe.group, scales })
+}
