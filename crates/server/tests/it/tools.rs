@@ -117,6 +117,39 @@ fn answers_have_the_form_that_was_asked_for() {
     assert!(text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
 }
 
+/// A call that the limit of tokens shortens is whole all the same, and the limit is told.
+#[test]
+fn calls_end_before_the_limit() {
+    let served = Served::new();
+    let tool = json!({ "name": "get_weather", "parameters": schema() });
+    let messages = json!([{ "role": "user", "content": QUESTION }]);
+    let tools = json!([{ "type": "function", "function": tool }]);
+    let mut body = json!({ "model": "demo", "messages": messages, "tools": tools,
+        "tool_choice": "required", "reasoning_effort": "none", "temperature": 0 });
+    let whole = served.post("/v1/chat/completions", &body).ok();
+    let n_tokens = whole["usage"]["completion_tokens"].as_u64().expect("tokens are counted");
+    let limit = n_tokens - 1;
+    body["max_tokens"] = limit.into();
+    let answer = served.post("/v1/chat/completions", &body).ok();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer:#}");
+    let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+    check(&serde_json::from_str(call.as_str().expect("a text")).expect("it is JSON"));
+
+    let body = json!({ "model": "demo", "input": QUESTION, "tool_choice": "required",
+        "tools": [{ "type": "function", "name": "get_weather", "parameters": schema() }],
+        "reasoning": { "effort": "none" }, "max_output_tokens": limit, "temperature": 0 });
+    let answer = served.post("/v1/responses", &body).ok();
+    assert_eq!(answer["status"], "incomplete", "{answer:#}");
+    assert_eq!(answer["output"][0]["status"], "completed", "{answer:#}");
+
+    let body = json!({ "model": "demo", "messages": messages, "max_tokens": limit,
+        "tools": [{ "name": "get_weather", "input_schema": schema() }],
+        "tool_choice": { "type": "any" }, "temperature": 0 });
+    let answer = served.post("/v1/messages", &body).ok();
+    assert_eq!(answer["stop_reason"], "max_tokens", "{answer:#}");
+    check(&answer["content"][0]["input"]);
+}
+
 /// A call that the limit of tokens cuts stays a call, and is not told a second time as text.
 #[test]
 fn cut_calls_are_told_once() {
