@@ -128,7 +128,7 @@ pub fn meeting_seconds(device: &Device) -> Result<f64, GpuError> {
 fn fill(device: &Device, buffer: &crate::device::Buffer, bytes: u64) {
     const PIECE: u64 = 16 << 20;
     let mut state = 0x9e37_79b9_u32;
-    let piece: Vec<u8> = (0..PIECE.min(bytes).next_multiple_of(4) / 4)
+    let piece: Vec<u8> = (0..PIECE.min(bytes).div_ceil(4))
         .flat_map(|_| {
             state ^= state << 13;
             state ^= state >> 17;
