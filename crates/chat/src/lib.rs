@@ -43,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod call_json;
 mod call_xml;
 mod closing;
@@ -61,6 +62,7 @@ mod tools;
 mod value_grammar;
 mod vocabulary;
 
+pub use arguments::read_json;
 pub use error::Error;
 pub use format::CallFormat;
 pub use message::Message;

@@ -45,7 +45,7 @@ impl Message {
             };
             if let Some(Value::String(json)) = call.get("arguments") {
                 let arguments = if json.trim().is_empty() { "{}" } else { json };
-                call["arguments"] = serde_json::from_str(arguments)?;
+                call["arguments"] = crate::read_json(arguments)?;
             }
         }
         Ok(value)

@@ -3,6 +3,7 @@
 use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Reference};
 
 use crate::error::Error;
+use crate::inventory::Inventory;
 use crate::options::{Device, EngineOptions};
 
 /// What is to be done on a device, whatever its backend is.
@@ -35,16 +36,17 @@ fn cpu(options: &EngineOptions, isa: Option<Isa>) -> Result<Cpu, Error> {
     Ok(Cpu::new(CpuOptions { threads, isa, precise, kv_type, recorder })?)
 }
 
-/// Puts the faster device in the place of [`Device::Auto`], for a model with a trunk of so many bytes, and
-/// tells why it is that one. Other devices stay, and there is nothing to tell.
+/// Puts the faster device in the place of [`Device::Auto`], and tells why it is that one. Other devices stay,
+/// and there is nothing to tell.
 ///
 /// Decoding reads all weights that it uses once a token, so the faster device is the one that reads its
-/// memory faster, if the trunk fits into that.
-pub(crate) fn settle(options: &mut EngineOptions, trunk_bytes: u64) -> Option<String> {
+/// memory faster, if all weights fit into that: experts that must be moved to a device for every use are
+/// sooner computed where they are.
+pub(crate) fn settle(options: &mut EngineOptions, inventory: &Inventory) -> Option<String> {
     if options.device != Device::Auto {
         return None;
     }
-    match gpus::faster_gpu(options, trunk_bytes) {
+    match gpus::faster_gpu(options, inventory) {
         Ok((index, reason)) => {
             options.device = Device::Gpu(Some(index));
             Some(reason)
@@ -81,6 +83,14 @@ pub struct DeviceInfo {
     pub read_bandwidth: Result<f64, String>,
 }
 
+/// Whether the device of the options can compute a model at all.
+pub(crate) fn check(options: &EngineOptions, inventory: &Inventory) -> Result<(), Error> {
+    match options.device {
+        Device::Gpu(_) => gpus::problem(inventory).map_or(Ok(()), |why| Err(Error::Gpu(why))),
+        Device::Auto | Device::Cpu | Device::CpuIsa(_) | Device::Reference => Ok(()),
+    }
+}
+
 pub use gpus::{HAS_GPUS, gpus};
 
 /// GPUs, where the program was built with them.
@@ -89,12 +99,14 @@ mod gpus {
     use std::path::Path;
     use std::time::Duration;
 
-    use compute::memory_bandwidth;
-    use gpu::{Adapter, DeviceOptions};
+    use checkpoint::ExpertTable;
+    use compute::{KvType, memory_bandwidth};
+    use gpu::{Adapter, DeviceOptions, ModelNeeds};
 
     use super::{DeviceInfo, OnDevice};
     use crate::budget::format_bytes;
     use crate::error::Error;
+    use crate::inventory::{Inventory, TrunkLocation};
     use crate::options::EngineOptions;
 
     /// Whether the program was built with the GPU backend.
@@ -136,8 +148,11 @@ mod gpus {
     /// the CPU.
     pub(super) fn faster_gpu(
         options: &EngineOptions,
-        trunk_bytes: u64,
+        inventory: &Inventory,
     ) -> Result<(usize, String), String> {
+        if options.kv_type.is_some_and(|kv_type| kv_type != KvType::F16) {
+            return Err("only the CPU has other types of keys and values than f16".to_owned());
+        }
         if !may_have_gpus() {
             return Err("there is no GPU".to_owned());
         }
@@ -154,9 +169,14 @@ mod gpus {
                 return Err(format!("how much memory {name} has is not known without --vram"));
             }
         };
-        if trunk_bytes > memory {
-            let [trunk, memory] = [trunk_bytes, memory].map(format_bytes);
-            return Err(format!("the trunk of {trunk} does not fit into {memory} of {name}"));
+        let experts: u64 = inventory.experts.iter().map(expert_bytes).sum();
+        let weights = crate::trunk::resident_bytes(inventory) + experts;
+        if weights > memory {
+            let [weights, memory] = [weights, memory].map(format_bytes);
+            return Err(format!("weights of {weights} do not fit into {memory} of {name}"));
+        }
+        if let Some(why) = problem(inventory) {
+            return Err(why);
         }
         let gpu = read_bandwidth(adapter, CHOICE_TIME)?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -166,6 +186,34 @@ mod gpus {
         let [gpu_speed, cpu_speed] = [gpu, cpu].map(|speed| format!("{:.0} GB/s", speed / 1e9));
         let reason = format!("{name} reads {gpu_speed} of its memory, the CPU {cpu_speed}");
         if gpu > cpu { Ok((index, reason)) } else { Err(reason) }
+    }
+
+    /// Bytes of all experts of a layer.
+    fn expert_bytes(table: &ExpertTable) -> u64 {
+        let bytes = |expert: usize| -> u64 {
+            let parts = table.get(expert);
+            parts.matrices().iter().flat_map(|m| m.extents()).map(|extent| extent.len).sum()
+        };
+        (0..table.len()).map(bytes).sum()
+    }
+
+    /// Why no GPU can compute a model, if none can.
+    pub(super) fn problem(inventory: &Inventory) -> Option<String> {
+        let trunk = inventory.trunk.iter().filter_map(|tensor| match &tensor.location {
+            TrunkLocation::Matrix(matrix) => Some((matrix.format, matrix.cols)),
+            TrunkLocation::Vector(_) => None,
+        });
+        let experts =
+            inventory.experts.iter().filter(|table| table.len() > 0).flat_map(|table| {
+                table.get(0).matrices().map(|matrix| (matrix.format, matrix.cols))
+            });
+        let needs = ModelNeeds {
+            matrices: trunk.chain(experts).collect(),
+            n_experts: inventory.experts.iter().map(ExpertTable::len).max().unwrap_or(0),
+            attention: inventory.outline.attention_spec(),
+            delta_net: inventory.outline.delta_net_spec(),
+        };
+        needs.problem()
     }
 
     /// Whether it is worth to ask the drivers, which takes memory and some 0.1 s: on Linux a GPU that can
@@ -196,6 +244,7 @@ mod gpus {
 
     use super::{DeviceInfo, OnDevice};
     use crate::error::Error;
+    use crate::inventory::Inventory;
     use crate::options::EngineOptions;
 
     /// Whether the program was built with the GPU backend.
@@ -208,8 +257,12 @@ mod gpus {
         Vec::new()
     }
 
-    pub(super) fn faster_gpu(_: &EngineOptions, _: u64) -> Result<(usize, String), String> {
+    pub(super) fn faster_gpu(_: &EngineOptions, _: &Inventory) -> Result<(usize, String), String> {
         Err(WITHOUT.to_owned())
+    }
+
+    pub(super) fn problem(_: &Inventory) -> Option<String> {
+        Some(WITHOUT.to_owned())
     }
 
     pub(super) fn on_gpu<T: OnDevice>(_: Option<usize>, _: T) -> Result<T::Output, Error> {

@@ -15,7 +15,7 @@ use trace::{Kind, Recorder, Span};
 
 use crate::budget::MemoryPlan;
 use crate::constraint::Constraint;
-use crate::device::{OnDevice, on_device, settle};
+use crate::device::{OnDevice, check, on_device, settle};
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generation};
 use crate::heat::{Heat, HeatReport, HeatSaveError};
@@ -81,6 +81,7 @@ fn open_tokenizer(path: &Path, text: Option<&EmbeddedText>) -> Result<Tokenizer,
 pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<MemoryPlan, Error> {
     let mut options = options.clone();
     settle_device(inventory, &mut options);
+    check(&options, inventory)?;
     let checkpoint = &inventory.checkpoint;
     let _tokenizer = open_tokenizer(checkpoint.path(), checkpoint.text());
     let trunk = crate::trunk::resident_bytes(inventory);
@@ -98,7 +99,7 @@ pub fn plan_memory(inventory: &Inventory, options: &EngineOptions) -> Result<Mem
 /// Puts the faster device for a checkpoint in the place of [`Device::Auto`](crate::Device::Auto), and tells
 /// why it is that one; other devices stay, and there is nothing to tell.
 pub fn settle_device(inventory: &Inventory, options: &mut EngineOptions) -> Option<String> {
-    settle(options, crate::trunk::resident_bytes(inventory))
+    settle(options, inventory)
 }
 
 /// A checkpoint that is to be opened on a device.
@@ -131,6 +132,7 @@ impl Engine {
         let chat_template = text.and_then(|text| text.chat_template);
         let mut options = options.clone();
         let device_reason = settle_device(&inventory, &mut options);
+        check(&options, &inventory)?;
         let mut engine = on_device(&options, Opening { inventory, tokenizer, options: &options })?;
         engine.chat_template = chat_template;
         engine.device_reason = device_reason;

@@ -273,11 +273,6 @@ impl Gpu {
         out: &Activations,
     ) {
         let Self { device, layers, products, gated, inner, words, transit, .. } = self;
-        let Some(first) = experts.first() else { return };
-        let layout = match ExpertLayout::of(&first.weights) {
-            Ok(layout) => layout,
-            Err(error) => return device.fail(error),
-        };
         let mut slots = layers.get_mut(layer).and_then(Option::as_mut);
         if let Some(slots) = &mut slots {
             experts.iter().for_each(|expert| {
@@ -290,10 +285,19 @@ impl Gpu {
         if let (Some(slots), Some(numbers)) = (slots.as_deref(), table(uses, kept, words)) {
             let table = write_table(device, &mut self.table, words);
             let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
-            compute(device, parts, &layout, &slots.buffer, items, uses.top_k(), x, out);
+            compute(device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
         }
         let passing: Vec<_> = experts.iter().filter(|expert| place(expert).is_none()).collect();
-        for experts in passing.chunks(TRANSIT_SLOTS) {
+        // Experts of a layer that has no slots may be stored each in its own way.
+        let layout_of = |expert: &LoadedExpert| ExpertLayout::of(&expert.weights);
+        let are_alike =
+            |a: &&LoadedExpert, b: &&LoadedExpert| layout_of(a).ok() == layout_of(b).ok();
+        let alike = passing.chunk_by(are_alike);
+        for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS)) {
+            let layout = match layout_of(experts[0]) {
+                Ok(layout) => layout,
+                Err(error) => return device.fail(error),
+            };
             let needed = layout.bytes * TRANSIT_SLOTS as u64;
             if transit.as_ref().is_none_or(|transit| transit.bytes() < needed) {
                 *transit = Some(device.buffer(needed));

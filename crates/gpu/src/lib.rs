@@ -39,4 +39,4 @@ pub use device::{Adapter, Device, DeviceOptions, GpuError, adapters};
 pub use gpu::Gpu;
 pub use kv_cache::KvCache;
 pub use product::Tuning;
-pub use weights::{Weights, WeightsError};
+pub use weights::{ModelNeeds, Weights, WeightsError};

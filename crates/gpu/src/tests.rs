@@ -78,6 +78,20 @@ fn products_of_every_format_are_those_of_their_values() {
 }
 
 #[test]
+fn models_that_kernels_cannot_compute_are_told_apart() {
+    let needs = |format, cols, n_experts| {
+        let matrices = vec![(Format::Float(FloatType::Bf16), 64), (format, cols)];
+        crate::weights::ModelNeeds { matrices, n_experts, attention: None, delta_net: None }
+    };
+    assert_eq!(needs(Format::Block(BlockType::Q4K), 512, 512).problem(), None);
+    let unknown = needs(Format::Block(BlockType::Iq2Xxs), 512, 512).problem();
+    assert!(unknown.is_some_and(|why| why.contains("IQ2_XXS")), "a format without kernels");
+    let odd = needs(Format::Float(FloatType::F32), 30, 8).problem();
+    assert!(odd.is_some_and(|why| why.contains("30")), "a width that is no whole number of words");
+    assert!(needs(Format::Block(BlockType::Q4K), 512, 4096).problem().is_some(), "many experts");
+}
+
+#[test]
 fn rows_of_the_embedding_are_the_stored_ones() {
     for device in devices() {
         let mut gpu = Gpu::new(device.clone());

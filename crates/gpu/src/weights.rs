@@ -3,10 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use checkpoint::Format;
-use compute::Matrix;
+use compute::{AttentionSpec, DeltaNetSpec, Matrix};
 
+use crate::attention;
+use crate::delta_net;
 use crate::device::{Buffer, Device};
 use crate::formats::{Packed, decoder, pack, part_bytes};
+use crate::rowwise::MOST_EXPERTS;
 
 /// Bytes of a slab: few buffers, because every buffer of a pass costs time to track.
 const SLAB_BYTES: u64 = 512 << 20;
@@ -76,6 +79,34 @@ pub(crate) fn check(format: Format, cols: usize) -> Result<(), WeightsError> {
         return Err(WeightsError::Width { cols });
     }
     Ok(())
+}
+
+/// What kernels must be able to compute for a model.
+#[derive(Clone, Debug)]
+pub struct ModelNeeds<'a> {
+    /// Formats of matrices, with their widths.
+    pub matrices: Vec<(Format, usize)>,
+    /// Most experts of a layer.
+    pub n_experts: usize,
+    /// The attention layers, if there are some.
+    pub attention: Option<&'a AttentionSpec>,
+    /// The gated delta nets, if there are some.
+    pub delta_net: Option<&'a DeltaNetSpec>,
+}
+
+impl ModelNeeds<'_> {
+    /// Why the kernels cannot compute the model, if they cannot.
+    pub fn problem(&self) -> Option<String> {
+        let matrices = self.matrices.iter().find_map(|&(format, cols)| check(format, cols).err());
+        let matrices = matrices.map(|error| error.to_string());
+        let experts = (self.n_experts > MOST_EXPERTS).then(|| {
+            format!("the GPU orders at most {MOST_EXPERTS} experts a layer, not {}", self.n_experts)
+        });
+        matrices
+            .or(experts)
+            .or_else(|| self.attention.and_then(attention::unsupported))
+            .or_else(|| self.delta_net.and_then(delta_net::unsupported))
+    }
 }
 
 /// Buffers that matrices are put into one after another.

@@ -34,6 +34,25 @@ fn fixtures_agree_with_their_goldens() {
     }
 }
 
+/// On a GPU, or Mesa's software Vulkan; keys and values are in 16 bits there, and the tolerance allows for that.
+#[cfg(feature = "gpu")]
+#[test]
+fn fixtures_agree_with_their_goldens_on_a_gpu() {
+    if std::env::var_os("FLASH_MOE_NO_GPU_TESTS").is_some() {
+        return;
+    }
+    for name in FIXTURES {
+        let directory = fixture(name);
+        for args in [&[][..], &["--prompt-chunk", "7"]] {
+            let report = json(&[&["verify", text(&directory), "--device", "gpu"], args].concat());
+            assert_eq!(report["passes"], true, "{name} {args:?}: {report:#}");
+            assert_eq!(report["tolerance"].as_f64().map(|x| x as f32), Some(1e-2));
+            let device = report["device"].as_str().expect("a name");
+            assert!(device.starts_with("gpu "), "{device}");
+        }
+    }
+}
+
 #[test]
 fn a_difference_fails() {
     let directory = fixture("qwen35moe-mini-mlx-8bit");

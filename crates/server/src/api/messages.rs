@@ -298,7 +298,7 @@ fn content(whole: &Whole) -> Value {
     }
     for call in &whole.calls {
         // An answer that reached its limit may have half of a call.
-        let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+        let input = chat::read_json(&call.arguments).unwrap_or_else(|_| json!({}));
         let (id, name) = (&call.id, &call.name);
         blocks.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
     }

@@ -125,7 +125,7 @@ async fn answer(
         parts.push(("thinking", whole.reasoning.into()));
     }
     // A call that the limit has cut has no arguments; in pieces it is not told either.
-    let is_whole = |call: &&Call| serde_json::from_str::<Value>(&call.arguments).is_ok();
+    let is_whole = |call: &&Call| chat::read_json(&call.arguments).is_ok();
     let calls: Vec<Value> = whole.calls.iter().filter(is_whole).map(call).collect();
     if !calls.is_empty() {
         parts.push(("tool_calls", calls.into()));
@@ -389,6 +389,6 @@ impl Wire for Lines {
 }
 
 fn call(call: &Call) -> Value {
-    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+    let arguments = chat::read_json(&call.arguments).unwrap_or_else(|_| json!({}));
     json!({ "function": { "name": call.name, "arguments": arguments } })
 }

@@ -144,7 +144,7 @@ pub(crate) fn read_arguments(value: Option<Value>, path: String) -> Result<Value
         None => json!({}),
         Some(Value::String(text)) if text.trim().is_empty() => json!({}),
         Some(Value::String(text)) => {
-            serde_json::from_str(&text).map_err(|_| ApiError::invalid(&*path, why))?
+            chat::read_json(&text).map_err(|_| ApiError::invalid(&*path, why))?
         }
         Some(value) => value,
     };

@@ -150,7 +150,7 @@ impl McpServer {
         time: Duration,
         stop: &mut dyn FnMut() -> bool,
     ) -> anyhow::Result<String> {
-        let arguments: Value = serde_json::from_str(arguments).context("the arguments")?;
+        let arguments = chat::read_json(arguments).context("the arguments")?;
         let parameters = json!({ "name": tool.own_name, "arguments": arguments });
         let result = self.request("tools/call", parameters, time, stop)?;
         let mut text = String::new();

@@ -34,7 +34,7 @@ pub fn shell_definition() -> Value {
 
 /// The command line in the arguments of a call of the shell.
 pub fn shell_command(arguments: &str) -> Result<String, String> {
-    let arguments: Value = serde_json::from_str(arguments)
+    let arguments = chat::read_json(arguments)
         .map_err(|error| format!("the arguments are not JSON: {error}"))?;
     match arguments.get("command").and_then(Value::as_str) {
         Some(command) if command.contains('\0') => Err("a command has no zero bytes".to_owned()),
