@@ -169,8 +169,7 @@ mod gpus {
                 return Err(format!("how much memory {name} has is not known without --vram"));
             }
         };
-        let experts: u64 = inventory.experts.iter().map(expert_bytes).sum();
-        let weights = crate::trunk::resident_bytes(inventory) + experts;
+        let weights = crate::trunk::resident_bytes(inventory) + inventory.expert_bytes();
         if weights > memory {
             let [weights, memory] = [weights, memory].map(format_bytes);
             return Err(format!("weights of {weights} do not fit into {memory} of {name}"));
@@ -186,15 +185,6 @@ mod gpus {
         let [gpu_speed, cpu_speed] = [gpu, cpu].map(|speed| format!("{:.0} GB/s", speed / 1e9));
         let reason = format!("{name} reads {gpu_speed} of its memory, the CPU {cpu_speed}");
         if gpu > cpu { Ok((index, reason)) } else { Err(reason) }
-    }
-
-    /// Bytes of all experts of a layer.
-    fn expert_bytes(table: &ExpertTable) -> u64 {
-        let bytes = |expert: usize| -> u64 {
-            let parts = table.get(expert);
-            parts.matrices().iter().flat_map(|m| m.extents()).map(|extent| extent.len).sum()
-        };
-        (0..table.len()).map(bytes).sum()
     }
 
     /// Why no GPU can compute a model, if none can.

@@ -40,6 +40,8 @@ pub struct Engine {
     chat_template: Option<String>,
     device_reason: Option<String>,
     unknown_tensors: Vec<String>,
+    /// Bytes of an expert, on average.
+    expert_bytes: u64,
     plan: MemoryPlan,
     pub(crate) runner: Box<dyn Runner>,
     sessions: Arc<AtomicUsize>,
@@ -169,6 +171,8 @@ impl Engine {
             PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
         });
         let prefix_cache = prefix_cache.transpose()?;
+        let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
+        let expert_bytes = inventory.expert_bytes() / n_experts.max(1) as u64;
         let Inventory { checkpoint, experts, leftover, .. } = inventory;
         let mut workspace =
             Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
@@ -212,6 +216,7 @@ impl Engine {
             chat_template: None,
             device_reason: None,
             unknown_tensors: leftover.unknown,
+            expert_bytes,
             plan,
             runner: Box::new(DecoderRunner { decoder, workspace, experts: StreamedExperts(store) }),
             sessions: Arc::default(),
@@ -472,7 +477,9 @@ impl Engine {
         let log = self.runner.log();
         let held_uses = log.held_uses - held_uses;
         let usage = Usage::of_pass(n_tokens, end - begin, &log.timeline, &before, &after);
-        let usage = Usage { held_uses, handoffs, ..usage };
+        // The store does not see the uses of what a device holds.
+        let used_bytes = usage.used_bytes + held_uses * self.expert_bytes;
+        let usage = Usage { held_uses, handoffs, used_bytes, ..usage };
         self.usage += &usage;
         Ok(usage)
     }
