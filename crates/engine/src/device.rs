@@ -194,7 +194,7 @@ mod gpus {
             TrunkLocation::Vector(_) => None,
         });
         let experts =
-            inventory.experts.iter().filter(|table| table.len() > 0).flat_map(|table| {
+            inventory.experts.iter().filter(|table| !table.is_empty()).flat_map(|table| {
                 table.get(0).matrices().map(|matrix| (matrix.format, matrix.cols))
             });
         let needs = ModelNeeds {
