@@ -32,6 +32,14 @@ struct Stored {
     parts: [u64; 3],
 }
 
+/// What the matrices of an expert in memory are like: gate, up, down.
+pub(crate) fn shapes(weights: &ExpertWeights) -> [MatrixShape; 3] {
+    [&weights.gate, &weights.up, &weights.down].map(|matrix| {
+        let Matrix { format, rows, cols, .. } = *matrix;
+        MatrixShape { format, rows, cols }
+    })
+}
+
 impl ExpertLayout {
     /// The layout of experts of these shapes: gate, up, down.
     pub(crate) fn new(shapes: [MatrixShape; 3]) -> Result<Self, WeightsError> {
@@ -47,15 +55,6 @@ impl ExpertLayout {
             Stored { format, rows, cols, parts }
         };
         Ok(Self { matrices: [stored(0), stored(1), stored(2)], bytes })
-    }
-
-    /// The layout of an expert that is in memory.
-    pub(crate) fn of(weights: &ExpertWeights) -> Result<Self, WeightsError> {
-        let shape = |matrix: &Matrix| {
-            let Matrix { format, rows, cols, .. } = *matrix;
-            MatrixShape { format, rows, cols }
-        };
-        Self::new([shape(&weights.gate), shape(&weights.up), shape(&weights.down)])
     }
 
     /// Inner width of the experts.

@@ -6,10 +6,11 @@ use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device};
-use crate::experts::{ExpertLayout, LayerSlots, items, table};
+use crate::experts::{ExpertLayout, LayerSlots, items, shapes, table};
 use crate::kernel::{Kernel, KernelSource};
 use crate::product::{Items, Operand, Products};
 use crate::rowwise::{Chosen, Rowwise};
+use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
 /// Experts that are moved to the device for one use, at a time.
@@ -25,17 +26,16 @@ pub struct Gpu {
     pub(crate) rowwise: Rowwise,
     gated: Kernel,
     /// Indices of tokens or rows.
-    indices: Buffer,
-    n_indices: usize,
+    indices: Scratch,
     /// Inner activations of experts.
     inner: [Option<Activations>; 2],
     chosen: Option<(Chosen, usize)>,
     /// What is on the device in `chosen`.
     routed: Routing,
-    table: Option<(Buffer, usize)>,
+    table: Scratch,
     words: Vec<u32>,
     bytes: Vec<u8>,
-    transit: Option<Buffer>,
+    transit: Scratch,
     pub(crate) layers: Vec<Option<LayerSlots>>,
     pub(crate) attention: AttentionKernels,
     pub(crate) delta_net: DeltaNetKernels,
@@ -59,15 +59,14 @@ impl Gpu {
             slabs: Slabs::default(),
             products: Products::default(),
             gated,
-            indices: device.buffer(16),
-            n_indices: 4,
+            indices: Scratch::default(),
             inner: [None, None],
             chosen: None,
             routed: Routing::default(),
-            table: None,
+            table: Scratch::default(),
             words: Vec::new(),
             bytes: Vec::new(),
-            transit: None,
+            transit: Scratch::default(),
             layers: Vec::new(),
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
@@ -80,22 +79,14 @@ impl Gpu {
         self.slabs.put(&self.device, matrix)
     }
 
-    fn write_indices(&mut self, indices: &[u32]) {
-        if indices.len() > self.n_indices {
-            self.n_indices = indices.len().next_power_of_two();
-            self.indices = self.device.buffer(4 * self.n_indices as u64);
-        }
-        write_words(&self.device, &self.indices, indices);
-    }
-
     pub(crate) fn embed_rows(&mut self, table: &Weights, tokens: &[u32], out: &mut Activations) {
-        self.write_indices(tokens);
-        self.products.embed(&self.device, table, &self.indices, tokens.len(), out);
+        let indices = write_words(&self.device, &mut self.indices, tokens);
+        self.products.embed(&self.device, table, indices, tokens.len(), out);
     }
 
     pub(crate) fn gather_rows(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
-        self.write_indices(rows);
-        self.rowwise.gather(&self.device, x, (&self.indices, rows.len()), out);
+        let indices = write_words(&self.device, &mut self.indices, rows);
+        self.rowwise.gather(&self.device, x, (indices, rows.len()), out);
     }
 
     pub(crate) fn multiply(&mut self, x: &Activations, weights: &Weights, out: &mut Activations) {
@@ -173,7 +164,7 @@ impl Gpu {
             self.words.extend_from_slice(&routing.experts);
             self.words.extend(routing.weights.iter().map(|weight| weight.to_bits()));
             let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
-            write_words(&self.device, &chosen.choices, &self.words);
+            self.device.write(&chosen.choices, 0, &bytes_of(&self.words));
             self.routed.clone_from(routing);
         }
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
@@ -256,7 +247,7 @@ impl Gpu {
         let all = uses.distinct().iter();
         let held = all.filter_map(|&expert| Some((expert, slots.place(expert)?)));
         let Some(numbers) = table(uses, held, &mut self.words) else { return };
-        let table = write_table(&self.device, &mut self.table, &self.words);
+        let table = write_words(&self.device, &mut self.table, &self.words);
         let parts = (&mut self.products, &self.gated, &mut self.inner);
         let items = items(table, numbers);
         compute(&self.device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
@@ -283,32 +274,25 @@ impl Gpu {
         let place = |expert: &LoadedExpert| slots.as_deref()?.place(expert.index);
         let kept = experts.iter().filter_map(|expert| Some((expert.index, place(expert)?)));
         if let (Some(slots), Some(numbers)) = (slots.as_deref(), table(uses, kept, words)) {
-            let table = write_table(device, &mut self.table, words);
+            let table = write_words(device, &mut self.table, words);
             let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
             compute(device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
         }
         let passing: Vec<_> = experts.iter().filter(|expert| place(expert).is_none()).collect();
         // Experts of a layer that has no slots may be stored each in its own way.
-        let layout_of = |expert: &LoadedExpert| ExpertLayout::of(&expert.weights);
-        let are_alike =
-            |a: &&LoadedExpert, b: &&LoadedExpert| layout_of(a).ok() == layout_of(b).ok();
-        let alike = passing.chunk_by(are_alike);
+        let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
         for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS)) {
-            let layout = match layout_of(experts[0]) {
+            let layout = match ExpertLayout::new(shapes(&experts[0].weights)) {
                 Ok(layout) => layout,
                 Err(error) => return device.fail(error),
             };
-            let needed = layout.bytes * TRANSIT_SLOTS as u64;
-            if transit.as_ref().is_none_or(|transit| transit.bytes() < needed) {
-                *transit = Some(device.buffer(needed));
-            }
-            let transit = transit.as_ref().expect("it was just made");
+            let transit = transit.at_least(device, layout.bytes as usize * TRANSIT_SLOTS);
             for (expert, slot) in experts.iter().zip(0..) {
                 layout.write(device, &expert.weights, transit, layout.bytes * slot);
             }
             let placed = experts.iter().zip(0..).map(|(expert, slot)| (expert.index, slot));
             let Some(numbers) = table(uses, placed, words) else { continue };
-            let table = write_table(device, &mut self.table, words);
+            let table = write_words(device, &mut self.table, words);
             let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
             compute(device, parts, &layout, transit, items, uses.top_k(), x, out);
         }
@@ -372,21 +356,14 @@ fn sized<'a>(
     held.as_mut().expect("it was just made")
 }
 
-fn write_table<'a>(
-    device: &Device,
-    table: &'a mut Option<(Buffer, usize)>,
-    words: &[u32],
-) -> &'a Buffer {
-    if table.as_ref().is_none_or(|(_, held)| *held < words.len()) {
-        let held = words.len().next_power_of_two();
-        *table = Some((device.buffer(4 * held as u64), held));
-    }
-    let (buffer, _) = table.as_ref().expect("it was just made");
-    write_words(device, buffer, words);
+/// Words on the device, in a buffer that grows as it is needed.
+fn write_words<'a>(device: &Device, to: &'a mut Scratch, words: &[u32]) -> &'a Buffer {
+    let bytes = bytes_of(words);
+    let buffer = to.at_least(device, bytes.len().next_power_of_two());
+    device.write(buffer, 0, &bytes);
     buffer
 }
 
-fn write_words(device: &Device, buffer: &Buffer, words: &[u32]) {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    device.write(buffer, 0, &bytes);
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

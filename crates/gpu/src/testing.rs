@@ -1,10 +1,10 @@
 //! What tests of kernels share: devices, random numbers, the reference, translation.
 
-use std::sync::Arc;
+#[path = "../../compute/tests/it/support.rs"]
+#[expect(dead_code, reason = "shared with the tests of the CPU backend")]
+mod support;
 
-use checkpoint::{FloatType, Format, encode_floats};
-use compute::memory::Arena;
-use compute::{Backend, HostBuffer, Matrix, Reference};
+pub(crate) use support::{Random, assert_close, matrix, upload as host};
 
 use crate::buffers::Activations;
 use crate::device::{Device, DeviceOptions, adapters};
@@ -38,27 +38,6 @@ pub(crate) fn name(device: &Device) -> String {
     format!("{}, {form}", device.name())
 }
 
-/// A small generator of reproducible numbers (xorshift64*).
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// Numbers in [-1, 1).
-    pub(crate) fn numbers(&mut self, len: usize) -> Vec<f32> {
-        let numbers = (0..len).map(|_| {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
-            bits as f32 / (1 << 23) as f32 - 1.0
-        });
-        numbers.collect()
-    }
-}
-
 /// Activations on a device with the given rows.
 pub(crate) fn upload(device: &Device, values: &[f32], width: usize) -> Activations {
     let rows = values.len() / width;
@@ -75,31 +54,6 @@ pub(crate) fn download(device: &Device, activations: &Activations) -> Vec<f32> {
     device.read(&activations.buffer, 0, activations.bytes(), &mut bytes);
     device.check().expect("the device did not fail");
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-}
-
-/// A buffer of the reference with the given rows: rows of a plain matrix are the way into it.
-pub(crate) fn host(reference: &mut Reference, values: &[f32], width: usize) -> HostBuffer {
-    let rows = values.len() / width;
-    let mut bytes = Vec::new();
-    encode_floats(FloatType::F32, values, &mut bytes);
-    let mut arena = Arena::new(bytes.len()).expect("memory");
-    let mut block = arena.take(bytes.len()).expect("it was sized for it");
-    block.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-    let format = Format::Float(FloatType::F32);
-    let table = Matrix::new(format, (rows, width), Arc::new(block), [0; 3]);
-    let mut buffer = reference.buffer(rows, width);
-    let tokens: Vec<u32> = (0..rows as u32).collect();
-    reference.embed(&table, &tokens, &mut buffer);
-    buffer
-}
-
-#[track_caller]
-pub(crate) fn assert_close(ours: &[f32], expected: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(ours.len(), expected.len(), "{what}: lengths");
-    for (index, (a, b)) in ours.iter().zip(expected).enumerate() {
-        let allowed = tolerance * b.abs().max(1.0);
-        assert!((a - b).abs() <= allowed, "{what}: {a} instead of {b} at {index}");
-    }
 }
 
 /// Checks a kernel in both forms of its sums and translates it to the languages of all interfaces.

@@ -1,17 +1,14 @@
 //! Kernels on whatever GPU there is, software too, held to the meaning of formats and formulas.
 
-#[path = "../../compute/tests/it/support.rs"]
-#[expect(dead_code, reason = "shared with the tests of the CPU backend")]
-mod support;
-
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::{Backend, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, Routing};
 
 use crate::buffers::Activations;
 use crate::gpu::Gpu;
 use crate::product::{Form, Tuning, with_embed, with_source};
-use crate::testing::{devices, download, host, name, translate, upload};
-use support::{Random, assert_close, matrix};
+use crate::testing::{
+    Random, assert_close, devices, download, host, matrix, name, translate, upload,
+};
 
 /// Formats that the device knows and whose groups fit `cols`.
 fn formats(cols: usize) -> Vec<Format> {
@@ -174,13 +171,7 @@ fn experts_agree_wherever_they_are() {
             let mut all = Vec::new();
             for room in [0, 2, 6] {
                 let mut gpu = Gpu::new(device.clone());
-                let shape = |m: &Matrix| compute::MatrixShape {
-                    format: m.format,
-                    rows: m.rows,
-                    cols: m.cols,
-                };
-                let first = &loaded[0].weights;
-                let matrices = [shape(&first.gate), shape(&first.up), shape(&first.down)];
+                let matrices = crate::experts::shapes(&loaded[0].weights);
                 let slot =
                     crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
                 let shape = compute::ExpertShape { n_experts: 6, matrices };
