@@ -4,11 +4,22 @@
 #[expect(dead_code, reason = "shared with the tests of the CPU backend")]
 mod support;
 
+#[path = "../../compute/tests/it/mixers.rs"]
+pub(crate) mod mixers;
+
 pub(crate) use support::{Random, assert_close, matrix, upload as host};
 
 use crate::buffers::Activations;
 use crate::device::{Device, DeviceOptions, adapters};
+use crate::gpu::Gpu;
 use crate::kernel::KernelSource;
+
+// Matrices on a device have widths that are multiples of four, buffers any.
+impl support::Upload for Gpu {
+    fn upload(&mut self, values: &[f32], width: usize) -> Activations {
+        upload(&self.device, values, width)
+    }
+}
 
 /// Every form of the best device of this machine: with subgroup operations if it has them, and without.
 ///
@@ -36,6 +47,14 @@ pub(crate) fn devices() -> Vec<Device> {
 pub(crate) fn name(device: &Device) -> String {
     let form = if device.has_subgroups() { "subgroups" } else { "shared memory" };
     format!("{}, {form}", device.name())
+}
+
+/// A backend on each of the devices; a test that fails shows on which one it was.
+pub(crate) fn gpus() -> impl Iterator<Item = Gpu> {
+    devices().into_iter().map(|device| {
+        println!("on {}", name(&device));
+        Gpu::new(device)
+    })
 }
 
 /// Activations on a device with the given rows.

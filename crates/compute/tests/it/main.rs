@@ -4,6 +4,7 @@
 
 mod codes;
 mod layers;
+mod mixers;
 mod products;
 mod support;
 

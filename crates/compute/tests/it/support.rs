@@ -6,7 +6,7 @@ use checkpoint::{
     Affine, BlockType, FloatType, Format, QuantizedRow, encode_floats, quantize_affine,
 };
 use compute::memory::Arena;
-use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Matrix};
+use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Matrix, Reference};
 
 /// A small generator of reproducible numbers (xorshift64*).
 pub struct Random(u64);
@@ -112,6 +112,17 @@ pub fn upload<B: Backend>(backend: &mut B, values: &[f32], width: usize) -> B::B
     backend.embed(&table, &tokens, &mut buffer);
     buffer
 }
+
+/// A backend whose buffers can be filled with rows of any width.
+pub trait Upload: Backend + Sized {
+    /// A buffer with the given rows.
+    fn upload(&mut self, values: &[f32], width: usize) -> Self::Buffer {
+        upload(self, values, width)
+    }
+}
+
+impl Upload for Cpu {}
+impl Upload for Reference {}
 
 pub fn download<B: Backend>(backend: &mut B, buffer: &B::Buffer) -> Vec<f32> {
     let mut values = Vec::new();
