@@ -1,5 +1,11 @@
-//! As much linear algebra as a ridge regression needs: plain loops, the same sums in the same order
-//! every time.
+//! A little linear algebra in 64 bits: products, a factor and solutions of symmetric systems, leading
+//! vectors, and random numbers to begin from.
+//!
+//! Plain loops with the same sums in the same order every time, so that what is trained or quantised by
+//! them is the same bytes on every machine. For matrices of some thousand columns; what a model computes is
+//! in `compute`.
+
+#![forbid(unsafe_code)]
 
 /// A matrix, row after row.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -4,7 +4,7 @@ use checkpoint::Affine;
 
 use crate::affine::Codes;
 use crate::feedback::{Effort, improve};
-use crate::linear::{Moments, cross_moments, shrink, solve, times_transposed};
+use crate::moments::{Moments, cross_moments, shrink, solve, times_transposed};
 
 /// How codes are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! better than it went in stays as it was.
 
 use crate::affine::{Codes, nearest, stored};
-use crate::linear::{Moments, dot};
+use crate::moments::{Moments, dot};
 
 /// Sweeps over groups and codes at most.
 const SWEEPS: usize = 6;

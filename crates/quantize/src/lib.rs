@@ -31,7 +31,7 @@ mod error;
 mod expert;
 mod feedback;
 mod layout;
-mod linear;
+mod moments;
 mod output;
 mod plan;
 mod recipe;

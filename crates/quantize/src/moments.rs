@@ -1,4 +1,6 @@
-//! The little linear algebra that rounding with error feedback needs.
+//! Moments of inputs, and what rounding with error feedback makes of them.
+
+use linear::{Matrix, cholesky};
 
 /// Share of what is beside the diagonal of moments that is kept (`docs/experiments.md` has what was tried).
 const KEPT: f32 = 0.3;
@@ -55,10 +57,13 @@ impl Moments {
     pub fn feedback(&self, order: &[usize]) -> Option<Vec<Vec<f32>>> {
         let n = self.n;
         // Of the matrix in reversed order, whose Cholesky factor read backwards is the one wanted.
-        let at = |index: usize| order[n - 1 - index];
-        let reversed = |i: usize, j: usize| f64::from(self.values[at(i) * n + at(j)]);
-        let factor = cholesky(n, reversed)?;
-        let upper = |i: usize, j: usize| factor[(n - 1 - i) * n + (n - 1 - j)];
+        let mut reversed = Matrix::zeros(n, n);
+        for (i, &row) in order.iter().rev().enumerate() {
+            let values = reversed.row_mut(i).iter_mut().zip(order.iter().rev());
+            values.for_each(|(value, &col)| *value = self.row(row)[col].into());
+        }
+        let factor = cholesky(reversed)?;
+        let upper = |i: usize, j: usize| factor.row(n - 1 - i)[n - 1 - j];
         let column = |k: usize| (0..k).map(|i| (upper(i, k) / upper(k, k)) as f32).collect();
         Some((0..n).map(column).collect())
     }
@@ -91,45 +96,17 @@ pub fn cross_moments(n_a: usize, a: &[f32], n_b: usize, b: &[f32], weights: &[f3
     sums
 }
 
-/// The lower triangular `L` with `L L^T` the matrix of which `entry` gives the lower half.
-fn cholesky(n: usize, entry: impl Fn(usize, usize) -> f64) -> Option<Vec<f64>> {
-    let mut factor = vec![0.0; n * n];
-    for i in 0..n {
-        for j in 0..=i {
-            let (row_i, row_j) = (&factor[i * n..][..j], &factor[j * n..][..j]);
-            let sum = entry(i, j) - dot_f64(row_i, row_j);
-            factor[i * n + j] = if i == j {
-                if !(sum > 0.0 && sum.is_finite()) {
-                    return None;
-                }
-                sum.sqrt()
-            } else {
-                sum / factor[j * n + j]
-            };
-        }
-    }
-    Some(factor)
-}
-
 /// The solutions `y` of `M y = r` for the rows `r` of `right`, (rows, n), in their place.
 ///
 /// `None` if the matrix is not positive definite.
 pub fn solve(moments: &Moments, right: &mut [f32]) -> Option<()> {
-    let n = moments.n;
-    let factor = cholesky(n, |i, j| f64::from(moments.values[i * n + j]))?;
-    let mut y = vec![0.0_f64; n];
-    for right in right.chunks_exact_mut(n) {
-        for i in 0..n {
-            let sum = f64::from(right[i]) - dot_f64(&factor[i * n..][..i], &y[..i]);
-            y[i] = sum / factor[i * n + i];
-        }
-        for i in (0..n).rev() {
-            let above: f64 = (i + 1..n).map(|j| factor[j * n + i] * y[j]).sum();
-            y[i] = (y[i] - above) / factor[i * n + i];
-        }
-        for (out, y) in right.iter_mut().zip(&y) {
-            *out = *y as f32;
-        }
+    let values = moments.values.iter().map(|&value| value.into()).collect();
+    let factor = cholesky(Matrix { cols: moments.n, values })?;
+    let mut y = vec![0.0; moments.n];
+    for right in right.chunks_exact_mut(moments.n) {
+        y.iter_mut().zip(&*right).for_each(|(y, &right)| *y = right.into());
+        linear::solve(&factor, &mut y);
+        right.iter_mut().zip(&y).for_each(|(right, y)| *right = *y as f32);
     }
     Some(())
 }
@@ -146,19 +123,6 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
-}
-
-fn dot_f64(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0_f64; 4];
-    let (a_chunks, a_rest) = a.as_chunks::<4>();
-    let (b_chunks, b_rest) = b.as_chunks::<4>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 /// `x W^T` for rows `x` (rows, cols) and a matrix (n, cols).

@@ -74,13 +74,7 @@ pub(crate) fn sample_documents(
 fn choose(logits: &[f32], random: &mut u64) -> u32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    // splitmix64.
-    *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut bits = *random;
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^= bits >> 31;
-    let mut left = (bits >> 11) as f64 / (1_u64 << 53) as f64 * total;
+    let mut left = (linear::next_random(random) >> 11) as f64 / (1_u64 << 53) as f64 * total;
     for (token, &logit) in logits.iter().enumerate() {
         left -= f64::from(logit - max).exp();
         if left <= 0.0 {

@@ -9,9 +9,9 @@ use std::thread;
 use engine::cache::Trace;
 
 use crate::collect::{Collected, SampledLayer};
-use crate::linear::Matrix;
 use crate::look_ahead::Accuracy;
 use crate::predictor::LowRank;
+use linear::Matrix;
 
 /// A way to guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,6 @@
 mod caches;
 mod collect;
 mod compare;
-mod linear;
 mod locality;
 mod look_ahead;
 mod predictor;

@@ -214,7 +214,7 @@ impl Marks {
 fn shuffle<T>(items: &mut [T]) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for index in (1..items.len()).rev() {
-        let random = crate::linear::next_random(&mut state);
+        let random = linear::next_random(&mut state);
         items.swap(index, (random % (index as u64 + 1)) as usize);
     }
 }
@@ -255,7 +255,7 @@ mod tests {
     fn a_reuse_distance_below_the_slots_is_a_hit_of_lru() {
         let mut state = 3;
         let requests = (0..3000).map(|_| {
-            let random = crate::linear::next_random(&mut state);
+            let random = linear::next_random(&mut state);
             // Low numbers are drawn more often.
             let expert = (random % 40).min((random >> 32) % 40) as u32;
             TracedRequest { layer: 0, experts: vec![(expert, 1)] }

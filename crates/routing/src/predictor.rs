@@ -6,7 +6,7 @@
 //! `K = X X^T` (A. Izenman, Reduced-rank regression, 1975; with a ridge: A. Mukherjee and J. Zhu, 2011).
 //! Everything goes through `K`, because rows are fewer than or about as many as the width.
 
-use crate::linear::{Matrix, add_scaled, cholesky, dot, leading_vectors, rows_by_rows, solve};
+use linear::{Matrix, add_scaled, cholesky, dot, leading_vectors, rows_by_rows, solve};
 
 /// Ridges that are tried, as shares of the mean square of an input row.
 const RIDGES: [f64; 4] = [0.003, 0.03, 0.3, 3.0];
@@ -105,7 +105,7 @@ fn error(kernel: &Matrix, y: &Matrix, weights: &Matrix) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linear::next_random;
+    use linear::next_random;
 
     fn random(rows: usize, cols: usize, state: &mut u64) -> Matrix {
         let mut matrix = Matrix::zeros(rows, cols);
