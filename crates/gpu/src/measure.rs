@@ -1,5 +1,7 @@
 //! How fast the kernels are on a device, beside what it can read.
 
+mod handoffs;
+
 use std::time::Instant;
 
 use checkpoint::Format;
@@ -9,6 +11,8 @@ use crate::device::{Device, GpuError};
 use crate::formats::part_bytes;
 use crate::product::{Items, Operand, Products, Tuning};
 use crate::weights::place;
+
+pub use handoffs::{DispatchCost, dispatch_cost, meeting_seconds};
 
 /// A product to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,28 +104,6 @@ pub fn product_rate(
     times.sort_by(f64::total_cmp);
     let bytes = part_bytes(format, rows, cols).iter().sum::<usize>() * experts * n_matrices;
     Ok(ProductRate { bytes: bytes as u64, seconds: times[REPEATS / 2] })
-}
-
-/// Median seconds of a meeting: a small kernel is handed over, and its result comes to the host.
-pub fn meeting_seconds(device: &Device) -> Result<f64, GpuError> {
-    let rowwise = crate::rowwise::Rowwise::new(device);
-    let mut x = Activations::new(device, 1, 256);
-    x.set_rows(1);
-    let y = Activations::new(device, 1, 256);
-    let mut out = Vec::new();
-    let mut meet = || {
-        let begin = Instant::now();
-        rowwise.add(device, &mut x, &y);
-        device.read(&x.buffer, 0, 64, &mut out);
-        begin.elapsed().as_secs_f64()
-    };
-    (0..20).for_each(|_| {
-        meet();
-    });
-    let mut times: Vec<f64> = (0..200).map(|_| meet()).collect();
-    device.check()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[100])
 }
 
 /// Fills a buffer with small numbers in every format: no code or scale is special.
