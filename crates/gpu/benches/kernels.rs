@@ -1,11 +1,11 @@
 //! Kernels on a GPU: the costs of meetings and dispatches, and rates of products beside what the device
-//! can read. The first adapter is used. Words choose what is measured: `meeting`, `products`; `--all` tries
+//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`; `--all` tries
 //! every way of cutting the products.
 
 use std::time::Duration;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use gpu::measure::{ProductCase, dispatch_cost, meeting_seconds, product_rate};
+use gpu::measure::{ProductCase, dispatch_cost, meeting_seconds, product_rate, upload_rates};
 use gpu::{Device, DeviceOptions, Tuning};
 
 fn main() {
@@ -20,6 +20,9 @@ fn main() {
     println!("{}", device.name());
     if is_wanted("meeting") {
         meetings(&device);
+    }
+    if is_wanted("upload") {
+        uploads(&device);
     }
     if is_wanted("products") {
         products(&device, arguments.iter().any(|argument| argument == "--all"));
@@ -38,6 +41,38 @@ fn meetings(device: &Device) {
             1e6 * cost.wall
         );
     }
+}
+
+fn uploads(device: &Device) {
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let scale = if device.is_software() { 64 } else { 1 };
+    let case = ProductCase {
+        format: affine,
+        rows: 1024 / scale,
+        cols: 4096,
+        experts: 10,
+        pool: 120,
+        is_fused: true,
+        n_x: 1,
+    };
+    // An expert of the 397B shape at 4 bits.
+    let block = 7_077_888 / scale;
+    let rates = upload_rates(device, block, 128, case).expect("the device works");
+    let speed = |seconds: f64| rates.bytes as f64 / seconds / 1e9;
+    println!(
+        "{} MB of uploads, {}: {:.1} GB/s alone, {:.1} beside products",
+        rates.bytes / 1_000_000,
+        if device.uploads_beside() { "by the copy queue" } else { "in line" },
+        speed(rates.alone),
+        speed(rates.uploads_together)
+    );
+    println!(
+        "products alone {:.2} ms, with the uploads {:.2} ms, uploads alone {:.2} ms; contents {}",
+        1e3 * rates.products,
+        1e3 * rates.together,
+        1e3 * rates.alone,
+        if rates.is_right { "right" } else { "WRONG" }
+    );
 }
 
 fn products(device: &Device, is_all: bool) {

@@ -43,6 +43,7 @@ impl Hazards {
 pub(super) struct States(HashMap<u64, BufferUses>);
 
 impl States {
+    #[cfg_attr(not(any(windows, test)), expect(dead_code, reason = "for DX12"))]
     /// Puts a buffer into a state, and gives the one before if a barrier must come between them.
     pub(super) fn enter(&mut self, buffer: u64, usage: BufferUses) -> Option<BufferUses> {
         let before = self.0.insert(buffer, usage)?;

@@ -6,6 +6,8 @@ mod adapter;
 mod adapter_memory;
 mod buffer;
 mod compile;
+#[cfg(any(target_os = "linux", windows))]
+mod copy_queue;
 mod error;
 mod hazards;
 mod mapped;
@@ -13,6 +15,7 @@ mod open;
 mod recording;
 #[cfg(test)]
 mod tests;
+mod upload;
 #[cfg(any(target_os = "linux", windows))]
 mod vulkan;
 
@@ -34,6 +37,7 @@ pub use error::GpuError;
 use mapped::Readback;
 use open::{Opened, Special};
 use recording::Recording;
+use upload::Uploads;
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;
@@ -84,6 +88,7 @@ struct Shared {
     layouts: Mutex<Vec<Arc<Layout>>>,
     readback: Mutex<Readback>,
     recording: Mutex<Recording>,
+    uploads: Uploads,
     /// What was let go of since the last submission.
     graves: Mutex<Vec<Grave>>,
     /// The first thing that went wrong on the device.
@@ -145,6 +150,7 @@ impl Device {
                 layouts: Mutex::default(),
                 readback: Mutex::default(),
                 recording: Mutex::default(),
+                uploads: Uploads::default(),
                 graves: Mutex::default(),
                 failure: Mutex::default(),
                 has_failed: AtomicBool::new(false),
@@ -365,6 +371,7 @@ impl Drop for Shared {
         // that was lost does nothing any more.
         unsafe {
             let _ = self.queue.wait_for_idle();
+            self.end_uploads();
             let mut recording = std::mem::take(&mut *lock(&self.recording));
             recording.destroy(self);
             drop(recording);

@@ -14,6 +14,8 @@ use crate::device::compile::Kernel;
 use crate::device::hazards::{Hazards, States};
 use crate::device::mapped::Ring;
 use crate::device::open::Special;
+#[cfg(any(target_os = "linux", windows))]
+use crate::device::vulkan;
 use crate::device::{Buffer, Grave, IMMEDIATE_BYTES, MAX_BINDINGS, Moment, Shared, lock};
 
 /// Dispatches after which work is handed to the device although nobody waits for it, so that it computes
@@ -35,10 +37,13 @@ pub(super) struct Recording {
     states: States,
     groups: HashMap<GroupKey, Box<dyn hal::DynBindGroup>, BuildHasherDefault<WordHasher>>,
     ring: Ring,
+    /// What the next submission has to wait for.
+    #[cfg(any(target_os = "linux", windows))]
+    pub(super) before_next: Option<(ash::vk::Semaphore, u64)>,
     idle: Vec<Box<dyn hal::DynCommandEncoder>>,
     in_flight: VecDeque<Submission>,
-    /// What was let go of, by the submission after which nothing uses it.
-    graves: VecDeque<(u64, Grave)>,
+    /// What was let go of, by the submission and the upload after which nothing uses it.
+    graves: VecDeque<(u64, u64, Grave)>,
     /// The last submission; they are counted from 1.
     submitted: u64,
     last_id: u64,
@@ -218,9 +223,22 @@ impl Recording {
         unsafe { encoder.copy_buffer_to_buffer(&**source, to, &[region]) };
         match &shared.special {
             #[cfg(any(target_os = "linux", windows))]
-            Special::Vulkan(vulkan) => vulkan.barrier(&mut **encoder, true),
+            Special::Vulkan(vulkan) => vulkan.barrier(&**encoder, true),
             _ => {}
         }
+    }
+
+    /// Whether the work of a moment was handed over.
+    pub(super) fn is_handed_over(&self, moment: u64) -> bool {
+        moment <= self.submitted
+    }
+
+    /// The encoder, outside of passes; `None` after a failure.
+    pub(super) fn outside_of_passes(
+        &mut self,
+        shared: &Shared,
+    ) -> Option<&mut Box<dyn hal::DynCommandEncoder>> {
+        self.transfer(shared, std::iter::empty())
     }
 
     /// The encoder, outside of passes and after what the accesses depend on; `None` after a failure.
@@ -256,7 +274,7 @@ impl Recording {
             #[cfg(any(target_os = "linux", windows))]
             Special::Vulkan(vulkan) => {
                 if self.hazards.access(accesses.map(|(buffer, usage)| (buffer.id, usage))) {
-                    vulkan.barrier(&mut **encoder, false);
+                    vulkan.barrier(&**encoder, false);
                 }
             }
             #[cfg(windows)]
@@ -304,10 +322,13 @@ impl Recording {
         self.end_pass();
         self.n_dispatches = 0;
         self.states.clear();
-        if let Some(mut encoder) = self.encoder.take() {
-            // SAFETY: the encoder records, outside of passes.
-            match unsafe { encoder.end_encoding() } {
-                Ok(commands) => self.submit(shared, encoder, commands),
+        if let Some(encoder) = self.encoder.take() {
+            let number = self.submitted + 1;
+            match self.submit(shared, encoder, number) {
+                Ok(()) => {
+                    self.submitted = number;
+                    self.counts.submissions += 1;
+                }
                 Err(error) => shared.fail_with(&error),
             }
         }
@@ -318,25 +339,29 @@ impl Recording {
     fn submit(
         &mut self,
         shared: &Shared,
-        encoder: Box<dyn hal::DynCommandEncoder>,
-        commands: Box<dyn hal::DynCommandBuffer>,
-    ) {
-        let number = self.submitted + 1;
-        let fence = (shared.fence(), number);
-        // SAFETY: the commands are complete and of this device; they and what they use are kept until the
-        // fence has the number.
-        match unsafe { shared.queue.submit(&[&*commands], &[], fence) } {
-            Ok(()) => {
-                self.submitted = number;
-                self.counts.submissions += 1;
-                self.in_flight.push_back(Submission { number, encoder, commands });
-            }
-            Err(error) => {
-                shared.fail_with(&error);
-                // What it uses is kept until the end.
-                self.in_flight.push_back(Submission { number: u64::MAX, encoder, commands });
-            }
+        mut encoder: Box<dyn hal::DynCommandEncoder>,
+        number: u64,
+    ) -> Result<(), hal::DeviceError> {
+        #[cfg(any(target_os = "linux", windows))]
+        let handle = match &shared.special {
+            Special::Vulkan(vulkan) => vulkan::semaphore(shared.fence())
+                .map(|semaphore| (vulkan, vulkan::commands(&*encoder), semaphore)),
+            _ => None,
+        };
+        // SAFETY: the encoder records, outside of passes.
+        let commands = unsafe { encoder.end_encoding() }?;
+        // Even if it cannot be handed over, what it uses is kept until it is certain that nothing runs.
+        self.in_flight.push_back(Submission { number, encoder, commands });
+        let Some(Submission { commands, .. }) = self.in_flight.back() else { return Ok(()) };
+        #[cfg(any(target_os = "linux", windows))]
+        if let Some((vulkan, handle, semaphore)) = handle {
+            let before = self.before_next.take();
+            // SAFETY: the commands are complete; they and what they use are kept until the semaphore has the
+            // number.
+            return unsafe { vulkan.submit(&*shared.queue, handle, before, (semaphore, number)) };
         }
+        // SAFETY: as above.
+        unsafe { shared.queue.submit(&[&**commands], &[], (shared.fence(), number)) }
     }
 
     /// Takes over what was let go of since the last submission, to be destroyed after it.
@@ -349,8 +374,8 @@ impl Recording {
         let groups = self.groups.extract_if(|key, _| key.iter().any(|id| ids.contains(id)));
         let groups = groups.map(|(_, group)| Grave::Group(group));
         // Groups go before what they name.
-        let submitted = self.submitted;
-        self.graves.extend(groups.chain(dead).map(|grave| (submitted, grave)));
+        let (submitted, begun) = (self.submitted, shared.begun_copies());
+        self.graves.extend(groups.chain(dead).map(|grave| (submitted, begun, grave)));
     }
 
     /// Takes back what submissions used that are done.
@@ -364,9 +389,13 @@ impl Recording {
             unsafe { encoder.reset_all(vec![commands]) };
             self.idle.push(encoder);
         }
-        while self.graves.front().is_some_and(|(last_use, _)| *last_use <= done) {
-            let Some((_, grave)) = self.graves.pop_front() else { break };
-            // SAFETY: the last submission that uses it is done.
+        let arrived = if self.graves.is_empty() { 0 } else { shared.arrived() };
+        let is_free = |(submission, upload, _): &(u64, u64, Grave)| {
+            *submission <= done && *upload <= arrived
+        };
+        while self.graves.front().is_some_and(is_free) {
+            let Some((_, _, grave)) = self.graves.pop_front() else { break };
+            // SAFETY: the last submission and the last upload that use it are done.
             unsafe { grave.destroy(&*shared.device) };
         }
     }
@@ -387,7 +416,7 @@ impl Recording {
         }
         self.idle.clear();
         let groups = self.groups.drain().map(|(_, group)| Grave::Group(group));
-        let graves = self.graves.drain(..).map(|(_, grave)| grave);
+        let graves = self.graves.drain(..).map(|(_, _, grave)| grave);
         let dead = std::mem::take(&mut *lock(&shared.graves));
         for grave in groups.chain(graves).chain(dead) {
             // SAFETY: the device does nothing.

@@ -170,3 +170,54 @@ fn what_cannot_be_had_is_explained() {
         assert!(error.contains("kernel nonsense"), "{error}");
     }
 }
+
+#[test]
+fn uploads_arrive_beside_work_and_after_what_they_overwrite() {
+    for device in devices() {
+        let kernel = device.kernel(&source("step", &[STEP]));
+        let slot_bytes = 4 * LEN as u64;
+        let buffer = device.buffer_with(&bytes_of(&[5; LEN]));
+        let mut expected = vec![5_u32; LEN];
+        for round in 0..40 {
+            // Reads the slot, in work that may not even be handed over when the upload begins.
+            let out = device.buffer(slot_bytes);
+            step(&device, &kernel, &buffer, &out, round);
+            let read = device.moment();
+            let next = vec![1000 + round; LEN];
+            let upload = device.upload(&buffer, 0, &bytes_of(&next), read);
+            let beside = device.buffer_with(&bytes_of(&[round; LEN]));
+            let between = device.buffer(slot_bytes);
+            step(&device, &kernel, &beside, &between, 1);
+            device.after_upload(upload);
+            let after = device.buffer(slot_bytes);
+            step(&device, &kernel, &buffer, &after, 0);
+            assert_eq!(words(&device, &out)[..LEN], [3 * expected[0] + round; LEN], "before");
+            assert_eq!(words(&device, &between)[..LEN], [3 * round + 1; LEN], "beside");
+            assert_eq!(words(&device, &after)[..LEN], [3 * next[0]; LEN], "after");
+            assert!(device.has_arrived(upload));
+            expected = next;
+        }
+    }
+}
+
+#[test]
+fn uploads_of_any_size_arrive_and_keep_their_memory() {
+    for device in devices() {
+        let bytes: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 241) as u8).collect();
+        let buffer = device.buffer(3 << 20);
+        device.upload(&buffer, 0, &bytes, Default::default());
+        let last = device.upload(&buffer, 8, &bytes[..11], Default::default());
+        // Another upload whose buffer is let go of while it is under way.
+        let dropped = device.buffer(3 << 20);
+        device.upload(&dropped, 0, &bytes, device.moment());
+        drop(dropped);
+        device.after_upload(last);
+        let mut expected = bytes.clone();
+        expected[8..19].copy_from_slice(&bytes[..11]);
+        expected[19] = 0;
+        let mut read = Vec::new();
+        device.read(&buffer, 0, 3 << 20, &mut read);
+        assert!(read == expected);
+        device.check().expect("the device did not fail");
+    }
+}
