@@ -107,7 +107,11 @@ impl Device {
 
 impl Shared {
     /// Memory for uses; `None` if the device has none left, or has failed.
-    pub(super) fn raw_buffer(&self, size: u64, usage: BufferUses) -> Option<Box<dyn hal::DynBuffer>> {
+    pub(super) fn raw_buffer(
+        &self,
+        size: u64,
+        usage: BufferUses,
+    ) -> Option<Box<dyn hal::DynBuffer>> {
         let memory_flags = hal::MemoryFlags::empty();
         let descriptor = hal::BufferDescriptor { label: None, size, usage, memory_flags };
         // SAFETY: the size is not zero and no more than the device allows.

@@ -19,7 +19,10 @@ pub(super) fn writes(usage: BufferUses) -> bool {
 impl Hazards {
     /// Counts accesses that happen together, and tells whether a barrier must come before them: one of them
     /// reads or writes what was written since the last, or writes what was read.
-    pub(super) fn access(&mut self, accesses: impl Iterator<Item = (u64, BufferUses)> + Clone) -> bool {
+    pub(super) fn access(
+        &mut self,
+        accesses: impl Iterator<Item = (u64, BufferUses)> + Clone,
+    ) -> bool {
         let is_late = accesses.clone().any(|(buffer, usage)| {
             self.written.contains(&buffer) || (writes(usage) && self.read.contains(&buffer))
         });
@@ -84,11 +87,19 @@ mod tests {
     #[test]
     fn writes_wait_for_reads_and_writes() {
         let [x, y] = [1, 2];
-        assert_eq!(barriers(&[&[(x, READ), (y, WRITE)], &[(x, WRITE)]]), [false, true], "read before");
+        assert_eq!(
+            barriers(&[&[(x, READ), (y, WRITE)], &[(x, WRITE)]]),
+            [false, true],
+            "read before"
+        );
         assert_eq!(barriers(&[&[(x, WRITE)], &[(x, WRITE)]]), [false, true], "written before");
         assert_eq!(barriers(&[&[(x, READ)], &[(x, READ)]]), [false, false], "reads share");
         let copied = [(x, BufferUses::COPY_DST)];
-        assert_eq!(barriers(&[&copied, &[(x, READ)], &[(x, READ)]]), [false, true, false], "a copy");
+        assert_eq!(
+            barriers(&[&copied, &[(x, READ)], &[(x, READ)]]),
+            [false, true, false],
+            "a copy"
+        );
     }
 
     #[test]

@@ -57,7 +57,8 @@ impl Mapped {
             to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
             to.add(bytes.len()).write_bytes(0, padded - bytes.len());
             if !self.is_coherent {
-                shared.device.flush_mapped_ranges(&*self.raw, &[at..at + padded as u64]);
+                let written = at..at + padded as u64;
+                shared.device.flush_mapped_ranges(&*self.raw, std::slice::from_ref(&written));
             }
         }
     }

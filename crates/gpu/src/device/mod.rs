@@ -129,8 +129,9 @@ impl Device {
         let features = wgpu::Features::IMMEDIATES | (offered & wgpu::Features::SUBGROUP);
         let limits = adapter.raw().limits();
         let refused = |reason| GpuError::Refused { adapter: info.name.clone(), reason };
-        let opened = open::open(adapter.raw(), features, &limits)
-            .ok_or_else(|| refused(format!("{:?} is not an interface for kernels", info.backend)))?;
+        let opened = open::open(adapter.raw(), features, &limits).ok_or_else(|| {
+            refused(format!("{:?} is not an interface for kernels", info.backend))
+        })?;
         let Opened { device, queue, special } =
             opened.map_err(|error| refused(error::explain(&error)))?;
         let is_software = info.device_type == wgpu::DeviceType::Cpu;

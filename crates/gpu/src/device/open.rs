@@ -17,7 +17,7 @@ pub(super) struct Opened {
 pub(super) enum Special {
     /// Barriers are ours, and order all memory at once.
     #[cfg(any(target_os = "linux", windows))]
-    Vulkan(super::vulkan::Vulkan),
+    Vulkan(Box<super::vulkan::Vulkan>),
     /// Barriers are ours, and change the states of buffers.
     #[cfg(windows)]
     Dx12,

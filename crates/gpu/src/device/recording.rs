@@ -2,7 +2,8 @@
 
 #![expect(unsafe_code, reason = "what is below wgpu leaves it to the caller to use it rightly")]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU64;
 
@@ -106,9 +107,9 @@ impl Recording {
         for (key, buffer) in key[1..].iter_mut().zip(buffers) {
             *key = buffer.id;
         }
-        if !self.groups.contains_key(&key) {
+        if let Entry::Vacant(place) = self.groups.entry(key) {
             let Some(group) = bind(shared, kernel, buffers) else { return };
-            self.groups.insert(key, group);
+            place.insert(group);
         }
         let accesses = buffers.iter().zip(&layout.writes).map(|(buffer, is_written)| {
             let usage = match is_written {
@@ -151,7 +152,8 @@ impl Recording {
 
     /// Records that a buffer becomes zero.
     pub(super) fn clear(&mut self, shared: &Shared, buffer: &Buffer) {
-        let Some(encoder) = self.transfer(shared, [(buffer, BufferUses::COPY_DST)].into_iter()) else {
+        let Some(encoder) = self.transfer(shared, [(buffer, BufferUses::COPY_DST)].into_iter())
+        else {
             return;
         };
         if let Some(raw) = &buffer.raw {
@@ -390,9 +392,8 @@ impl Recording {
             self.idle.push(encoder);
         }
         let arrived = if self.graves.is_empty() { 0 } else { shared.arrived() };
-        let is_free = |(submission, upload, _): &(u64, u64, Grave)| {
-            *submission <= done && *upload <= arrived
-        };
+        let is_free =
+            |(submission, upload, _): &(u64, u64, Grave)| *submission <= done && *upload <= arrived;
         while self.graves.front().is_some_and(is_free) {
             let Some((_, _, grave)) = self.graves.pop_front() else { break };
             // SAFETY: the last submission and the last upload that use it are done.

@@ -262,7 +262,13 @@ mod never {
 
     impl Device {
         #[expect(clippy::unused_self, reason = "as where uploads go beside")]
-        pub(super) fn begin_upload(&self, _: &Buffer, _: u64, _: &[u8], _: Moment) -> Option<Upload> {
+        pub(super) fn begin_upload(
+            &self,
+            _: &Buffer,
+            _: u64,
+            _: &[u8],
+            _: Moment,
+        ) -> Option<Upload> {
             None
         }
     }

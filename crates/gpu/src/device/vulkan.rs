@@ -42,7 +42,7 @@ pub(super) fn open(
         let device = opened.device.raw_device().clone();
         let families = family.map(|copy| [copy, opened.device.queue_family_index()]);
         let copies = families.and_then(|families| CopyQueue::new(device.clone(), families).ok());
-        let special = Special::Vulkan(Vulkan { device, copies });
+        let special = Special::Vulkan(Box::new(Vulkan { device, copies }));
         Opened { device: Box::new(opened.device), queue: Box::new(opened.queue), special }
     }))
 }
@@ -60,7 +60,9 @@ fn copy_family(adapter: &hal::vulkan::Adapter) -> Option<u32> {
             && !family.queue_flags.intersects(others)
     };
     let mut families = families.iter().zip(0..);
-    families.find(|(family, index)| *index != COMPUTE_FAMILY && copies(family)).map(|(_, index)| index)
+    families
+        .find(|(family, index)| *index != COMPUTE_FAMILY && copies(family))
+        .map(|(_, index)| index)
 }
 
 /// The semaphore that has the number of the last submission that is done; `None` for drivers without such.

@@ -37,9 +37,8 @@ pub fn upload_rates(
     let source: Vec<u8> = (0..block * n / 4).flat_map(|index| word(index).to_le_bytes()).collect();
     let blocks = || source.chunks_exact(block).zip(0_u64..);
     let upload = |after: Moment| {
-        let uploads = blocks().map(|(bytes, slot)| {
-            device.upload(&slots, slot * block as u64, bytes, after)
-        });
+        let uploads =
+            blocks().map(|(bytes, slot)| device.upload(&slots, slot * block as u64, bytes, after));
         uploads.last().unwrap_or_default()
     };
     let arrive = |last| {
