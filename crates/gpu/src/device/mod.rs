@@ -12,6 +12,8 @@ mod error;
 mod hazards;
 mod mapped;
 mod open;
+#[cfg(any(target_os = "linux", windows))]
+mod pinned;
 mod recording;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ pub use error::GpuError;
 use mapped::Readback;
 use open::{Opened, Special};
 use recording::Recording;
+pub(crate) use upload::Part;
 use upload::Uploads;
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
