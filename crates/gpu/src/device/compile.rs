@@ -97,7 +97,7 @@ impl Shared {
                 constants: &Default::default(),
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.known_kernels(),
         };
         // SAFETY: layout and module are of this device, and the layout is that of the module's bindings.
         let pipeline = unsafe { self.device.create_compute_pipeline(&descriptor) };

@@ -10,6 +10,7 @@ mod compile;
 mod copy_queue;
 mod error;
 mod hazards;
+mod kernel_cache;
 mod mapped;
 mod open;
 #[cfg(any(target_os = "linux", windows))]
@@ -23,7 +24,7 @@ mod vulkan;
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use compute::Handoffs;
@@ -36,6 +37,7 @@ use buffer::Grave;
 pub(crate) use compile::Kernel;
 use compile::Layout;
 pub use error::GpuError;
+use kernel_cache::KernelCache;
 use mapped::Readback;
 use open::{Opened, Special};
 use recording::Recording;
@@ -81,6 +83,7 @@ pub(crate) struct Moment(u64);
 struct Shared {
     name: String,
     api: String,
+    driver: String,
     is_software: bool,
     limits: wgpu::Limits,
     memory_bytes: Option<u64>,
@@ -89,6 +92,7 @@ struct Shared {
     checked: bool,
     special: Special,
     layouts: Mutex<Vec<Arc<Layout>>>,
+    kernel_cache: OnceLock<KernelCache>,
     readback: Mutex<Readback>,
     recording: Mutex<Recording>,
     uploads: Uploads,
@@ -144,6 +148,7 @@ impl Device {
         Ok(Self {
             shared: Arc::new(Shared {
                 api: format!("{:?}", info.backend),
+                driver: adapter.driver(),
                 is_software,
                 name: info.name,
                 limits,
@@ -152,6 +157,7 @@ impl Device {
                 checked: options.checked,
                 special,
                 layouts: Mutex::default(),
+                kernel_cache: OnceLock::new(),
                 readback: Mutex::default(),
                 recording: Mutex::default(),
                 uploads: Uploads::default(),
@@ -371,6 +377,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        self.end_kernel_cache();
         // SAFETY: no handle, buffer or kernel is left that could use any of this, and the device is idle; one
         // that was lost does nothing any more.
         unsafe {

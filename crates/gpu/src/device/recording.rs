@@ -20,8 +20,9 @@ use crate::device::vulkan;
 use crate::device::{Buffer, Grave, IMMEDIATE_BYTES, MAX_BINDINGS, Moment, Shared, lock};
 
 /// Dispatches after which work is handed to the device although nobody waits for it, so that it computes
-/// while more is recorded.
-const SUBMIT_AFTER: u32 = 48;
+/// while more is recorded: few while it has nothing to do, many when it is busy anyway.
+const SUBMIT_FIRST: u32 = 8;
+const SUBMIT_AFTER: u32 = 96;
 
 /// A kernel and the buffers that it is started on.
 type GroupKey = [u64; MAX_BINDINGS + 1];
@@ -145,7 +146,8 @@ impl Recording {
         }
         self.n_dispatches += 1;
         self.counts.dispatches += 1;
-        if self.n_dispatches >= SUBMIT_AFTER {
+        let most = if self.in_flight.is_empty() { SUBMIT_FIRST } else { SUBMIT_AFTER };
+        if self.n_dispatches >= most {
             self.hand_over(shared);
         }
     }

@@ -49,12 +49,11 @@ pub fn upload_rates(
     let blocks: Vec<_> = (0..n).filter_map(&mut fill).collect();
     let upload = |after: Moment| {
         let uploads = blocks.iter().zip(0_u64..).map(|(memory, slot)| {
-            let part = Part {
-                at: slot * block as u64,
-                bytes: &memory.bytes()[..block],
-                block: from_place.then_some(memory),
-            };
-            device.upload_parts(&slots, &[part], after)
+            let (at, bytes) = (slot * block as u64, &memory.bytes()[..block]);
+            if !from_place {
+                return device.upload(&slots, at, bytes, after);
+            }
+            device.upload_parts(&slots, &[Part { at, bytes, block: Some(memory) }], after)
         });
         uploads.last().unwrap_or_default()
     };
