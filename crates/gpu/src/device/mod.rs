@@ -1,6 +1,10 @@
 //! A device: its adapter, its memory, and the recording of work for it.
 
 #![expect(unsafe_code, reason = "what is below wgpu leaves it to the caller to use it rightly")]
+#![cfg_attr(
+    not(any(target_os = "linux", windows)),
+    expect(dead_code, reason = "barriers and uploads of its own are Vulkan's")
+)]
 
 mod adapter;
 mod adapter_memory;

@@ -295,7 +295,8 @@ impl Recording {
                     }
                 }
             }
-            Special::Ordered => {}
+            // What depends on what is the driver's affair.
+            Special::Ordered => drop((accesses, encoder)),
         }
         Some(())
     }

@@ -96,6 +96,9 @@ mod beside {
     /// Bytes of a copy: few enough that taking bytes and copying them overlap.
     const PIECE_BYTES: usize = if cfg!(test) { 64 << 10 } else { 2 << 20 };
 
+    /// The semaphore of the computing queue, and the number that it must have before a copy begins.
+    type After = Option<(vk::Semaphore, u64)>;
+
     /// What is on its way.
     #[derive(Default)]
     pub(in crate::device) struct Uploads {
@@ -277,11 +280,7 @@ mod beside {
             shared: &Shared,
             copies: &CopyQueue,
             index: usize,
-            (to, regions, after): (
-                vk::Buffer,
-                &[(vk::Buffer, vk::BufferCopy)],
-                Option<(vk::Semaphore, u64)>,
-            ),
+            (to, regions, after): (vk::Buffer, &[(vk::Buffer, vk::BufferCopy)], After),
         ) -> Option<()> {
             let number = shared.begun_copies() + 1;
             let copy = Copy { to, regions, after, number };
@@ -362,13 +361,7 @@ mod never {
 
     impl Device {
         #[expect(clippy::unused_self, reason = "as where uploads go beside")]
-        pub(super) fn begin_upload(
-            &self,
-            _: &Buffer,
-            _: u64,
-            _: &[u8],
-            _: Moment,
-        ) -> Option<Upload> {
+        pub(super) fn begin_upload(&self, _: &Buffer, _: &[Part<'_>], _: Moment) -> Option<Upload> {
             None
         }
     }
