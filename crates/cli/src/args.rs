@@ -139,6 +139,7 @@ impl EngineArgs {
                 expert_drop: self.lossy.expert_drop,
                 cache_bias: self.lossy.cache_bias,
             },
+            kernel_cache: crate::cache::directory(),
             ..EngineOptions::default()
         }
     }

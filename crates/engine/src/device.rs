@@ -25,7 +25,7 @@ pub(crate) fn on_device<T: OnDevice>(options: &EngineOptions, task: T) -> Result
             let reason = "a GPU keeps keys and values as f16: leave --kv-type out".to_owned();
             Err(Error::Gpu(reason))
         }
-        Device::Gpu(index) => gpus::on_gpu(index, task),
+        Device::Gpu(index) => gpus::on_gpu(index, options.kernel_cache.as_deref(), task),
     }
 }
 
@@ -213,8 +213,13 @@ mod gpus {
         !cfg!(target_os = "linux") || files.iter().any(|file| Path::new(file).exists())
     }
 
-    /// Does something on a GPU: the one of a number, or the best.
-    pub(super) fn on_gpu<T: OnDevice>(index: Option<usize>, task: T) -> Result<T::Output, Error> {
+    /// Does something on a GPU: the one of a number, or the best. Compiled kernels are kept in a directory if
+    /// one is given.
+    pub(super) fn on_gpu<T: OnDevice>(
+        index: Option<usize>,
+        kernel_cache: Option<&Path>,
+        task: T,
+    ) -> Result<T::Output, Error> {
         let adapters = gpu::adapters();
         let (available, index) = (adapters.len(), index.unwrap_or(0));
         let device = match adapters.get(index) {
@@ -223,6 +228,10 @@ mod gpus {
             None => Err(gpu::GpuError::NoSuchAdapter { index, available }),
         };
         let device = device.map_err(|error| Error::Gpu(error.to_string()))?;
+        // Mesa's drivers for CPUs keep what they compile themselves.
+        if let Some(directory) = kernel_cache.filter(|_| !device.is_software()) {
+            device.keep_kernels(directory);
+        }
         task.run(gpu::Gpu::new(device))
     }
 }
@@ -230,6 +239,7 @@ mod gpus {
 /// GPUs, where the program was built without them.
 #[cfg(not(feature = "gpu"))]
 mod gpus {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::{DeviceInfo, OnDevice};
@@ -255,7 +265,11 @@ mod gpus {
         Some(WITHOUT.to_owned())
     }
 
-    pub(super) fn on_gpu<T: OnDevice>(_: Option<usize>, _: T) -> Result<T::Output, Error> {
+    pub(super) fn on_gpu<T: OnDevice>(
+        _: Option<usize>,
+        _: Option<&Path>,
+        _: T,
+    ) -> Result<T::Output, Error> {
         Err(Error::Gpu(WITHOUT.to_owned()))
     }
 }

@@ -1,5 +1,7 @@
 //! What a caller may choose when opening an engine.
 
+use std::path::PathBuf;
+
 use experts::{LookAhead, ReaderKind};
 use model::Lossy;
 use trace::Recorder;
@@ -53,6 +55,8 @@ pub struct EngineOptions {
     pub look_ahead: LookAhead,
     /// Where it is kept which experts were used much, for the next start.
     pub heat_map: HeatMapPlace,
+    /// The directory where kernels that were compiled for a GPU are kept for the next start; default: none.
+    pub kernel_cache: Option<PathBuf>,
     /// Whether sequences are kept for those that begin as they did.
     pub prefix_cache: Option<PrefixCacheOptions>,
     /// Threads that read from the drive, where threads do.
@@ -89,6 +93,7 @@ impl Default for EngineOptions {
             reader: ReaderKind::default(),
             look_ahead: LookAhead::default(),
             heat_map: HeatMapPlace::default(),
+            kernel_cache: None,
             prefix_cache: None,
             io_threads: 4,
             context: None,
