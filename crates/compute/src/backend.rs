@@ -168,6 +168,21 @@ pub struct MoeOutputs<'a, B: Backend + ?Sized> {
     pub shared: Option<[&'a B::Buffer; 2]>,
 }
 
+/// What [`Backend::route_ahead`] works with.
+#[derive(Debug)]
+pub struct RouteAhead<'a, B: Backend + ?Sized> {
+    /// The layer whose experts are chosen.
+    pub layer: usize,
+    /// (rows, n_experts): its router's logits, and how experts are chosen.
+    pub logits: (&'a B::Buffer, RouterSpec),
+    /// The same of a layer to come, if its choices are to be predicted.
+    pub next: Option<(&'a B::Buffer, RouterSpec)>,
+    /// (rows, hidden): what the experts will be applied to.
+    pub x: &'a B::Buffer,
+    /// (rows * top_k, hidden): for the outputs of experts that the device holds.
+    pub routed: &'a mut B::Buffer,
+}
+
 /// What [`Backend::held_moe`] works with.
 #[derive(Debug)]
 pub struct HeldMoe<'a, B: Backend + ?Sized> {
@@ -314,6 +329,23 @@ pub trait Backend {
     /// the chosen ones if the model says so. Waits for the device: the host needs the ids.
     fn route(&mut self, logits: &Self::Buffer, spec: RouterSpec, routing: &mut Routing);
 
+    /// Chooses the experts of few rows and predicts those of a layer to come, with one wait for both. The
+    /// device does `meanwhile` while the choices come to the host, and may apply experts that it holds:
+    /// [`Backend::take_held`] follows.
+    fn route_ahead(
+        &mut self,
+        route: RouteAhead<'_, Self>,
+        meanwhile: &mut dyn FnMut(&mut Self),
+        [routing, predicted]: [&mut Routing; 2],
+    ) {
+        if let Some((logits, spec)) = route.next {
+            self.route(logits, spec, predicted);
+        }
+        let (logits, spec) = route.logits;
+        self.route(logits, spec, routing);
+        meanwhile(self);
+    }
+
     /// Applies routed experts to the rows that use them:
     /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
     /// alone; the caller has set its row count with [`Backend::set_rows`].
@@ -381,6 +413,12 @@ pub trait Backend {
     /// Whether the device holds all experts of a layer, so that the host need not know who is chosen.
     fn holds_all(&self, layer: usize) -> bool {
         let _ = layer;
+        false
+    }
+
+    /// Whether the device holds an expert of a layer, so that it need not be fetched.
+    fn holds(&self, layer: usize, expert: u32) -> bool {
+        let _ = (layer, expert);
         false
     }
 

@@ -180,7 +180,7 @@ impl ExpertSource for StreamedExperts {
         self.0.wants_prediction(layer, n_rows)
     }
 
-    fn look_ahead(&mut self, layer: usize, routing: &Routing) {
-        self.0.look_ahead(layer, routing);
+    fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
+        self.0.look_ahead(layer, routing, is_held);
     }
 }

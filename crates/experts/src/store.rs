@@ -188,6 +188,11 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// Counts anew: what was moved so far, to fill a device, says nothing about the work to come.
+    pub fn forget_stats(&mut self) {
+        self.stats = Stats::default();
+    }
+
     /// Which experts are in a slot or on their way into one: of each layer in order, a flag for each of its
     /// experts.
     pub fn residents(&self) -> impl Iterator<Item = impl Iterator<Item = bool>> {
@@ -317,6 +322,7 @@ impl ExpertStore {
             self.take_completions()?;
             self.submit();
             self.sweep();
+            self.read_wanted();
             if self.is_last_delivery() {
                 self.warm();
             }

@@ -3,7 +3,7 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
+    Matrix, Memory, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -122,6 +122,21 @@ impl Backend for Gpu {
         self.choose(logits, spec, Some(routing));
     }
 
+    fn route_ahead(
+        &mut self,
+        route: RouteAhead<'_, Self>,
+        meanwhile: &mut dyn FnMut(&mut Self),
+        [routing, predicted]: [&mut Routing; 2],
+    ) {
+        let RouteAhead { layer, logits, next, x, routed } = route;
+        let reading = self.begin_choice(logits, next);
+        self.chosen_held_experts(layer, x, logits.1.top_k, routed);
+        meanwhile(self);
+        self.device.submit();
+        let next = next.map(|(logits, spec)| (logits.rows(), spec.top_k, predicted));
+        self.finish_choice(reading, (logits.0.rows(), logits.1.top_k, routing), next);
+    }
+
     fn experts(
         &mut self,
         layer: usize,
@@ -168,9 +183,11 @@ impl Backend for Gpu {
         bytes: u64,
     ) -> Result<Vec<usize>, DeviceError> {
         let n_layers = layers.iter().flatten().count().max(1) as u64;
+        let limit = self.slot_buffer_bytes;
         let slots = layers.iter().map(|shape| {
             let Some(shape) = shape else { return Ok(None) };
-            LayerSlots::new(&self.device, shape, bytes / n_layers).map(Some)
+            let slots = LayerSlots::new(&self.device, shape, bytes / n_layers, limit);
+            slots.map(Some)
         });
         self.layers = slots.collect::<Result<_, _>>().map_err(device_error)?;
         self.device.check().map_err(device_error)?;
@@ -188,6 +205,11 @@ impl Backend for Gpu {
     fn holds_all(&self, layer: usize) -> bool {
         let slots = self.layers.get(layer).and_then(Option::as_ref);
         slots.is_some_and(LayerSlots::holds_all)
+    }
+
+    fn holds(&self, layer: usize, expert: u32) -> bool {
+        let slots = self.layers.get(layer).and_then(Option::as_ref);
+        slots.is_some_and(|slots| slots.place(expert).is_some())
     }
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {

@@ -506,18 +506,20 @@ impl Device {
         self.hand_over(&mut lock(&self.shared.recording));
     }
 
-    fn hand_over(&self, recording: &mut Recording) {
+    fn hand_over(&self, recording: &mut Recording) -> Option<wgpu::SubmissionIndex> {
         recording.pass = None;
         recording.n_dispatches = 0;
-        if let Some(encoder) = recording.encoder.take() {
-            self.shared.queue.submit([encoder.finish()]);
+        let encoder = recording.encoder.take();
+        let submission = encoder.map(|encoder| {
             recording.counts.submissions += 1;
-        }
+            self.shared.queue.submit([encoder.finish()])
+        });
         let mut dropped = lock(&self.shared.dropped);
         if !dropped.is_empty() {
             recording.groups.retain(|key, _| !dropped.iter().any(|id| key[1..].contains(id)));
             dropped.clear();
         }
+        submission
     }
 
     /// Waits until the device has done everything.
@@ -532,7 +534,15 @@ impl Device {
     /// Copies bytes to the host, replacing what `out` held: waits for the device. Numbers are multiples of
     /// 4. After a failure of the device the bytes are zero, and [`Device::check`] tells why.
     pub(crate) fn read(&self, buffer: &Buffer, at: u64, bytes: u64, out: &mut Vec<u8>) {
+        let read = self.begin_read(&[(buffer, at, bytes)]);
+        self.finish_read(read, out);
+    }
+
+    /// Hands over what was recorded, with copies of parts of buffers to the host: where each begins, and its
+    /// bytes. What is recorded afterwards is done while they come.
+    pub(crate) fn begin_read(&self, parts: &[(&Buffer, u64, u64)]) -> Reading {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let bytes = parts.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
         let descriptor = wgpu::BufferDescriptor {
             label: None,
             size: bytes.max(16),
@@ -540,15 +550,27 @@ impl Device {
             mapped_at_creation: false,
         };
         let staging = self.shared.device.create_buffer(&descriptor);
-        {
-            let mut recording = lock(&self.shared.recording);
-            recording.pass = None;
-            let encoder = recording.encoder.get_or_insert_with(|| self.encoder());
-            encoder.copy_buffer_to_buffer(&buffer.raw, at, &staging, 0, bytes);
+        let mut recording = lock(&self.shared.recording);
+        recording.pass = None;
+        let encoder = recording.encoder.get_or_insert_with(|| self.encoder());
+        let mut end = 0;
+        for &(buffer, at, bytes) in parts {
+            encoder.copy_buffer_to_buffer(&buffer.raw, at, &staging, end, bytes);
+            end += bytes;
         }
-        self.submit();
+        let submission = self.hand_over(&mut recording);
         staging.slice(..).map_async(wgpu::MapMode::Read, |_| {});
-        self.wait();
+        Reading { staging, bytes, submission }
+    }
+
+    /// Waits for a copy to the host, which replaces what `out` held: its parts one after the other.
+    pub(crate) fn finish_read(&self, reading: Reading, out: &mut Vec<u8>) {
+        let Reading { staging, bytes, submission } = reading;
+        lock(&self.shared.recording).counts.waits += 1;
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
+        if let Err(error) = self.shared.device.poll(poll) {
+            lock(&self.shared.failure).get_or_insert_with(|| error.to_string());
+        }
         out.clear();
         match staging.slice(..bytes).get_mapped_range() {
             Ok(mapped) => out.extend_from_slice(&mapped),
@@ -558,4 +580,11 @@ impl Device {
             }
         }
     }
+}
+
+/// Bytes on their way to the host.
+pub(crate) struct Reading {
+    staging: wgpu::Buffer,
+    bytes: u64,
+    submission: Option<wgpu::SubmissionIndex>,
 }

@@ -12,6 +12,10 @@ use crate::weights::{WeightsError, check, place};
 const NOWHERE: u32 = u32::MAX;
 /// After so many passes all counts of uses are halved, so that what was hot long ago can leave.
 const HALVE_AFTER: u32 = 256;
+/// Bits of a slot's number in a place; the others number its buffer.
+const SLOT_BITS: u32 = 24;
+/// Most slots of a buffer.
+const MOST_SLOTS: u64 = 1 << SLOT_BITS;
 
 /// How the experts of a layer lie in slots. All experts of a layer are stored alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,9 +120,14 @@ impl ExpertLayout {
 #[derive(Debug)]
 pub(crate) struct LayerSlots {
     pub(crate) layout: ExpertLayout,
-    pub(crate) buffer: Buffer,
+    /// The slots in order, as many in each buffer as the device can reach at once; fewer in the last.
+    buffers: Vec<Buffer>,
+    slots_per_buffer: usize,
     /// For each expert its slot.
     places: Vec<u32>,
+    /// The same on the device, as [`place_word`] says.
+    table: Buffer,
+    is_table_old: bool,
     /// For each slot its expert.
     holders: Vec<u32>,
     /// For each expert how much it was used, halved now and then.
@@ -128,21 +137,33 @@ pub(crate) struct LayerSlots {
 }
 
 impl LayerSlots {
-    /// Empty slots for as many of the experts as fit into so many bytes.
+    /// Empty slots for as many of the experts as fit into so many bytes, in buffers of at most
+    /// `buffer_bytes`.
     pub(crate) fn new(
         device: &Device,
         shape: &ExpertShape,
         bytes: u64,
+        buffer_bytes: u64,
     ) -> Result<Self, WeightsError> {
         let layout = ExpertLayout::new(shape.matrices)?;
         let n_experts = shape.n_experts;
-        let room = bytes.min(device.max_binding_bytes()) / layout.bytes;
-        let n_slots = (room as usize).min(n_experts);
-        let buffer = device.buffer(layout.bytes * n_slots as u64);
+        let slots_per_buffer = (buffer_bytes / layout.bytes).min(MOST_SLOTS) as usize;
+        if slots_per_buffer == 0 {
+            return Err(WeightsError::TooLarge { bytes: layout.bytes, limit: buffer_bytes });
+        }
+        let n_slots = ((bytes / layout.bytes) as usize).min(n_experts);
+        let begins = (0..n_slots).step_by(slots_per_buffer);
+        let buffers = begins.map(|begin| {
+            let n_slots = slots_per_buffer.min(n_slots - begin);
+            device.buffer(layout.bytes * n_slots as u64)
+        });
         Ok(Self {
+            buffers: buffers.collect(),
+            slots_per_buffer,
             layout,
-            buffer,
             places: vec![NOWHERE; n_experts],
+            table: device.buffer(4 * n_experts as u64),
+            is_table_old: true,
             holders: vec![NOWHERE; n_slots],
             uses: vec![0; n_experts],
             n_held: 0,
@@ -165,10 +186,31 @@ impl LayerSlots {
         self.n_held == self.places.len()
     }
 
-    /// The slot of an expert, if it is held.
-    pub(crate) fn place(&self, expert: u32) -> Option<u32> {
+    /// How many experts are held.
+    pub(crate) fn n_held(&self) -> usize {
+        self.n_held
+    }
+
+    /// The buffers of the slots.
+    pub(crate) fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// The buffer and the slot in it of an expert, if it is held.
+    pub(crate) fn place(&self, expert: u32) -> Option<(usize, u32)> {
         let place = self.places[expert as usize];
-        (place != NOWHERE).then_some(place)
+        let per_buffer = self.slots_per_buffer as u32;
+        (place != NOWHERE).then(|| ((place / per_buffer) as usize, place % per_buffer))
+    }
+
+    /// The table of places on the device, for `place.wgsl`.
+    pub(crate) fn table(&mut self, device: &Device) -> &Buffer {
+        if std::mem::take(&mut self.is_table_old) {
+            let words = (0..self.places.len() as u32)
+                .flat_map(|expert| place_word(self.place(expert)).to_le_bytes());
+            device.write(&self.table, 0, &words.collect::<Vec<_>>());
+        }
+        &self.table
     }
 
     /// Counts the uses of a pass.
@@ -183,25 +225,33 @@ impl LayerSlots {
         }
     }
 
-    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; tells
-    /// whether it did.
-    pub(crate) fn hold(&mut self, device: &Device, expert: u32, weights: &ExpertWeights) -> bool {
-        if self.holders.is_empty() || self.place(expert).is_some() {
-            return self.place(expert).is_some();
-        }
+    /// The slot that an expert should be taken into: one that is free, or one whose expert was used clearly
+    /// less.
+    fn slot_for(&self, expert: u32) -> Option<usize> {
         let n_slots = self.holders.len();
-        let slot = if n_slots == self.places.len() {
-            expert as usize
-        } else if self.n_held < n_slots {
-            self.n_held
-        } else {
-            let uses_of = |slot: &usize| self.uses[self.holders[*slot] as usize];
-            let coldest = (0..n_slots).min_by_key(uses_of).expect("there are slots");
-            if uses_of(&coldest) + 4 >= self.uses[expert as usize] {
-                return false;
-            }
-            coldest
-        };
+        if n_slots == self.places.len() {
+            return Some(expert as usize);
+        }
+        if self.n_held < n_slots {
+            return Some(self.n_held);
+        }
+        let uses_of = |slot: &usize| self.uses[self.holders[*slot] as usize];
+        let coldest = (0..n_slots).min_by_key(uses_of)?;
+        (uses_of(&coldest) + 4 < self.uses[expert as usize]).then_some(coldest)
+    }
+
+    /// Whether [`LayerSlots::hold`] would take an expert, or has it.
+    pub(crate) fn wants(&self, expert: u32) -> bool {
+        self.place(expert).is_some() || self.slot_for(expert).is_some()
+    }
+
+    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; tells
+    /// whether it did or had it.
+    pub(crate) fn hold(&mut self, device: &Device, expert: u32, weights: &ExpertWeights) -> bool {
+        if self.place(expert).is_some() {
+            return true;
+        }
+        let Some(slot) = self.slot_for(expert) else { return false };
         let before = std::mem::replace(&mut self.holders[slot], expert);
         if before == NOWHERE {
             self.n_held += 1;
@@ -209,20 +259,34 @@ impl LayerSlots {
             self.places[before as usize] = NOWHERE;
         }
         self.places[expert as usize] = slot as u32;
-        self.layout.write(device, weights, &self.buffer, self.layout.bytes * slot as u64);
+        self.is_table_old = true;
+        let (buffer, slot) = self.place(expert).expect("it was just placed");
+        self.layout.write(device, weights, &self.buffers[buffer], self.layout.bytes * u64::from(slot));
         true
     }
 }
 
-/// The words of a table of items for experts in slots; `None` when there are none.
-pub(crate) fn table(
+/// A place as `place.wgsl` reads it.
+fn place_word(place: Option<(usize, u32)>) -> u32 {
+    place.map_or(NOWHERE, |(buffer, slot)| (buffer as u32) << SLOT_BITS | slot)
+}
+
+/// Where the items of a table are: in which words, how many, and how many uses each has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    begin: u32,
+    len: u32,
+    n_x: usize,
+}
+
+/// Appends the items of experts in slots to the words of a table; `None` when there are none.
+pub(crate) fn append(
     uses: &ExpertUses,
     experts: impl Iterator<Item = (u32, u32)> + Clone,
     words: &mut Vec<u32>,
-) -> Option<(u32, usize)> {
+) -> Option<Range> {
     let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
-    let n_x = share(most);
-    words.clear();
+    let (begin, n_x) = (words.len() as u32, share(most));
     let mut len = 0;
     for (expert, slot) in experts {
         for uses_here in uses.of(expert).chunks(n_x) {
@@ -233,10 +297,13 @@ pub(crate) fn table(
             len += 1;
         }
     }
-    Some((len, n_x))
+    Some(Range { begin, len, n_x })
 }
 
-/// The items of a table that was written to the device.
-pub(crate) fn items(table: &Buffer, (len, n_x): (u32, usize)) -> Items<'_> {
-    Items { table, begin: 0, len, n_x }
+impl Range {
+    /// The items of a table that was written to the device.
+    pub(crate) fn of(self, table: &Buffer) -> Items<'_> {
+        let Self { begin, len, n_x } = self;
+        Items { table, begin, len, n_x }
+    }
 }

@@ -61,6 +61,7 @@ pub trait ExpertSource {
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
 
     /// Tells the predicted routing of a layer to come, so that its experts can be read before they are
-    /// asked for. A prediction never changes what is delivered.
-    fn look_ahead(&mut self, layer: usize, routing: &Routing);
+    /// asked for; `is_held` tells which a device has, so that they will not be. A prediction never changes
+    /// what is delivered.
+    fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool);
 }

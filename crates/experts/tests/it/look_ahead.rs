@@ -78,7 +78,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
     let before = store.stats().bytes_read;
     for layer in 0..LAYERS {
         assert!(store.wants_prediction(layer, 12), "nothing is in memory");
-        store.look_ahead(layer, &rows(some));
+        store.look_ahead(layer, &rows(some), &|_| false);
         deliver(&model, &mut store, layer, &some);
     }
     assert_eq!(store.stats().bytes_read - before, whole);
@@ -88,7 +88,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
     for round in 0..200 {
         let layer = round % LAYERS;
         if store.wants_prediction(layer, 12) {
-            store.look_ahead(layer, &rows([1, 4, 6, 7]));
+            store.look_ahead(layer, &rows([1, 4, 6, 7]), &|_| false);
         }
         deliver(&model, &mut store, layer, &some);
     }
@@ -100,7 +100,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
 fn predict_and_ask(model: &Model, store: &mut ExpertStore, predicted: &[u32], asked: &[u32]) {
     for layer in 0..LAYERS {
         if store.wants_prediction(layer, 1) {
-            store.look_ahead(layer, &routing(predicted));
+            store.look_ahead(layer, &routing(predicted), &|_| false);
         }
         deliver(model, store, layer, asked);
     }
@@ -153,7 +153,7 @@ fn a_failed_read_ahead_harms_nobody() {
         deliver(&model, &mut store, 0, &[0, 1]);
         model.cut(model.tables[2].get(0).gate.data.offset);
         for _ in 0..3 {
-            store.look_ahead(2, &routing(&[4, 5, 6]));
+            store.look_ahead(2, &routing(&[4, 5, 6]), &|_| false);
             deliver(&model, &mut store, 0, &[2, 0, 1]);
         }
         store.request(2, once(&[4])).expect("a request");

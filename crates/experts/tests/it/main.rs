@@ -384,7 +384,7 @@ proptest! {
             match kind {
                 0 => store.request(layer, once(&experts)).expect("a request"),
                 1 if store.wants_prediction(layer, 1) => {
-                    store.look_ahead(layer, &look_ahead::routing(&experts));
+                    store.look_ahead(layer, &look_ahead::routing(&experts), &|_| false);
                 }
                 _ => deliver(&model, &mut store, layer, &experts),
             }
