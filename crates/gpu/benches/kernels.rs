@@ -1,20 +1,81 @@
-//! Kernels on a GPU: rates of products beside what the device can read, and the cost of a meeting. The
-//! first adapter is used; `--all` tries every way of cutting the products.
+//! Kernels on a GPU: the costs of meetings and dispatches, and rates of products beside what the device
+//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`; `--all` tries
+//! every way of cutting the products.
+
+use std::time::Duration;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use gpu::measure::{ProductCase, meeting_seconds, product_rate};
+use gpu::measure::{ProductCase, dispatch_cost, meeting_seconds, product_rate, upload_rates};
 use gpu::{Device, DeviceOptions, Tuning};
 
 fn main() {
-    let is_all = std::env::args().any(|arg| arg == "--all");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let is_wanted = |what: &str| words.is_empty() || words.contains(&what);
     let adapters = gpu::adapters();
     let adapter = adapters.first().expect("a GPU");
     let options = DeviceOptions { subgroups: true, checked: false };
     let device = Device::open(adapter, options).expect("the adapter opens");
     println!("{}", device.name());
-    let meeting = meeting_seconds(&device).expect("the device works");
-    println!("a meeting takes {:.1} us", 1e6 * meeting);
+    if is_wanted("meeting") {
+        meetings(&device);
+    }
+    if is_wanted("upload") {
+        uploads(&device);
+    }
+    if is_wanted("products") {
+        products(&device, arguments.iter().any(|argument| argument == "--all"));
+    }
+}
 
+fn meetings(device: &Device) {
+    let meet = |spin| 1e6 * meeting_seconds(device, spin).expect("the device works");
+    let (sleeping, spinning) = (meet(Duration::ZERO), meet(Duration::from_millis(1)));
+    println!("a meeting takes {spinning:.1} us, {sleeping:.1} us with sleep");
+    for (name, is_chain) in [("in a chain", true), ("independent", false)] {
+        let cost = dispatch_cost(device, is_chain).expect("the device works");
+        println!(
+            "a small dispatch, {name}: {:.2} us of the recording thread, {:.2} us in all",
+            1e6 * cost.recording,
+            1e6 * cost.wall
+        );
+    }
+}
+
+fn uploads(device: &Device) {
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let scale = if device.is_software() { 64 } else { 1 };
+    let case = ProductCase {
+        format: affine,
+        rows: 1024 / scale,
+        cols: 4096,
+        experts: 10,
+        pool: 120,
+        is_fused: true,
+        n_x: 1,
+    };
+    // An expert of the 397B shape at 4 bits.
+    let block = 7_077_888 / scale;
+    let rates = upload_rates(device, block, 128, case).expect("the device works");
+    let speed = |seconds: f64| rates.bytes as f64 / seconds / 1e9;
+    println!(
+        "{} MB of uploads, {}: {:.1} GB/s alone, {:.1} beside products",
+        rates.bytes / 1_000_000,
+        if device.uploads_beside() { "by the copy queue" } else { "in line" },
+        speed(rates.alone),
+        speed(rates.uploads_together)
+    );
+    println!(
+        "products alone {:.2} ms, with the uploads {:.2} ms, uploads alone {:.2} ms; contents {}",
+        1e3 * rates.products,
+        1e3 * rates.together,
+        1e3 * rates.alone,
+        if rates.is_right { "right" } else { "WRONG" }
+    );
+}
+
+fn products(device: &Device, is_all: bool) {
     let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
     let q4k = Format::Block(BlockType::Q4K);
     let q8 = Format::Block(BlockType::Q8_0);
@@ -49,7 +110,7 @@ fn main() {
     };
     for (name, case) in cases {
         for tuning in &tunings {
-            let rate = product_rate(&device, case, *tuning).expect("the device works");
+            let rate = product_rate(device, case, *tuning).expect("the device works");
             println!(
                 "{name:34} {:?}: {:8.1} us, {:7.1} GB/s",
                 (tuning.workgroup, tuning.rows.max(tuning.fused_rows)),

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use compute::{AttentionSpec, Span, rotary_angles};
 
 use crate::buffers::{Activations, Constant};
-use crate::device::{Buffer, Device};
-use crate::kernel::{Kernel, KernelSource};
+use crate::device::{Buffer, Device, Kernel};
+use crate::kernel::KernelSource;
 use crate::kv_cache::{FIRST_CHUNK, KvCache};
 use crate::scratch::Scratch;
 

@@ -15,8 +15,8 @@ use compute::{DeltaNetSpec, Span};
 
 use crate::buffers::{Activations, Constant};
 use crate::delta_state::DeltaState;
-use crate::device::Device;
-use crate::kernel::{Kernel, KernelSource};
+use crate::device::{Device, Kernel};
+use crate::kernel::KernelSource;
 use crate::scratch::Scratch;
 
 /// Lanes of a workgroup; eight of them are a team.

@@ -5,9 +5,9 @@ use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routi
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
-use crate::device::{Buffer, Device, Reading};
+use crate::device::{Buffer, Device, Kernel, Reading};
 use crate::experts::{ExpertLayout, LayerSlots, append, shapes};
-use crate::kernel::{Kernel, KernelSource};
+use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products};
 use crate::rowwise::{Chosen, Rowwise};
 use crate::scratch::Scratch;

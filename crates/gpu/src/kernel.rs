@@ -52,12 +52,3 @@ impl KernelSource<'_> {
         text
     }
 }
-
-/// A compiled kernel.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
-    pub(crate) n_bindings: usize,
-    pub(crate) id: u64,
-}

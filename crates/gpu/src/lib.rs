@@ -9,7 +9,6 @@
 
 #![deny(unsafe_code)]
 
-mod adapter_memory;
 mod attention;
 mod backend;
 mod bandwidth;

@@ -1,14 +1,20 @@
 //! How fast the kernels are on a device, beside what it can read.
 
+mod handoffs;
+mod uploads;
+
 use std::time::Instant;
 
 use checkpoint::Format;
 
 use crate::buffers::Activations;
-use crate::device::{Device, GpuError};
+use crate::device::{Buffer, Device, GpuError};
 use crate::formats::part_bytes;
 use crate::product::{Items, Operand, Products, Tuning};
 use crate::weights::place;
+
+pub use handoffs::{DispatchCost, dispatch_cost, meeting_seconds};
+pub use uploads::{UploadRates, upload_rates};
 
 /// A product to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,48 +55,10 @@ pub fn product_rate(
     case: ProductCase,
     tuning: Tuning,
 ) -> Result<ProductRate, GpuError> {
-    let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = case;
-    let n_matrices = if is_fused { 2 } else { 1 };
-    let mut sizes = part_bytes(format, rows, cols).to_vec();
-    sizes.extend_from_within(..);
-    let (places, both) = place(&sizes);
-    let stride = if is_fused { both } else { place(&sizes[..3]).1 };
-    let weights = device.buffer(stride * pool as u64);
-    fill(device, &weights, stride * pool as u64);
-    let words = |index: usize| [0, 1, 2].map(|part| (places[3 * index + part] / 4) as u32);
-    let operand = Operand {
-        buffer: &weights,
-        format,
-        rows,
-        cols,
-        parts: words(0),
-        up: is_fused.then(|| words(1)),
-        stride: (stride / 4) as u32,
-    };
-    let mut table = Vec::new();
-    for index in 0..(DISPATCHES * experts) as u32 {
-        // A stride without a common factor visits all of the pool before it comes back.
-        table.extend([(index * 7) % pool as u32, n_x as u32]);
-        let expert = index % experts as u32;
-        table.extend((0..n_x as u32).map(|use_| expert * n_x as u32 + use_));
-    }
-    let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let table = device.buffer_with(&bytes);
-    let uses = experts * n_x;
-    let mut x = Activations::new(device, uses, cols);
-    x.set_rows(uses);
-    fill(device, &x.buffer, x.bytes());
-    let mut y = Activations::new(device, uses, rows);
-    y.set_rows(uses);
-    let mut products = Products::new(tuning);
+    let mut stream = Stream::new(device, case, tuning);
     let mut run = || {
         let begin = Instant::now();
-        for index in 0..DISPATCHES {
-            let item = 2 + n_x;
-            let begin = (index * experts * item) as u32;
-            let items = Items { table: &table, begin, len: experts as u32, n_x };
-            products.multiply_experts(device, &operand, items, 1, &x, &y);
-        }
+        stream.record(device);
         device.wait();
         begin.elapsed().as_secs_f64() / DISPATCHES as f64
     };
@@ -98,34 +66,88 @@ pub fn product_rate(
     let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
     device.check()?;
     times.sort_by(f64::total_cmp);
-    let bytes = part_bytes(format, rows, cols).iter().sum::<usize>() * experts * n_matrices;
-    Ok(ProductRate { bytes: bytes as u64, seconds: times[REPEATS / 2] })
+    Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds: times[REPEATS / 2] })
 }
 
-/// Median seconds of a meeting: a small kernel is handed over, and its result comes to the host.
-pub fn meeting_seconds(device: &Device) -> Result<f64, GpuError> {
-    let rowwise = crate::rowwise::Rowwise::new(device);
-    let mut x = Activations::new(device, 1, 256);
-    x.set_rows(1);
-    let y = Activations::new(device, 1, 256);
-    let mut out = Vec::new();
-    let mut meet = || {
-        let begin = Instant::now();
-        rowwise.add(device, &mut x, &y);
-        device.read(&x.buffer, 0, 64, &mut out);
-        begin.elapsed().as_secs_f64()
-    };
-    (0..20).for_each(|_| {
-        meet();
-    });
-    let mut times: Vec<f64> = (0..200).map(|_| meet()).collect();
-    device.check()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[100])
+/// Products that are measured, or that something else is measured beside.
+struct Stream {
+    case: ProductCase,
+    weights: Buffer,
+    /// Words at which codes, scales and biases of the first two matrices begin.
+    parts: [[u32; 3]; 2],
+    /// Bytes from one expert to the next.
+    stride: u64,
+    table: Buffer,
+    x: Activations,
+    y: Activations,
+    products: Products,
+}
+
+impl Stream {
+    fn new(device: &Device, case: ProductCase, tuning: Tuning) -> Self {
+        let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = case;
+        let mut sizes = part_bytes(format, rows, cols).to_vec();
+        sizes.extend_from_within(..);
+        let (places, both) = place(&sizes);
+        let stride = if is_fused { both } else { place(&sizes[..3]).1 };
+        let weights = device.buffer(stride * pool as u64);
+        fill(device, &weights, stride * pool as u64);
+        let words = |index: usize| [0, 1, 2].map(|part| (places[3 * index + part] / 4) as u32);
+        let mut table = Vec::new();
+        for index in 0..(DISPATCHES * experts) as u32 {
+            // A stride without a common factor visits all of the pool before it comes back.
+            table.extend([(index * 7) % pool as u32, n_x as u32]);
+            let expert = index % experts as u32;
+            table.extend((0..n_x as u32).map(|use_| expert * n_x as u32 + use_));
+        }
+        let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let uses = experts * n_x;
+        let mut x = Activations::new(device, uses, cols);
+        x.set_rows(uses);
+        fill(device, &x.buffer, x.bytes());
+        let mut y = Activations::new(device, uses, rows);
+        y.set_rows(uses);
+        Self {
+            case,
+            weights,
+            parts: [words(0), words(1)],
+            stride,
+            table: device.buffer_with(&bytes),
+            x,
+            y,
+            products: Products::new(tuning),
+        }
+    }
+
+    /// Bytes of weights that a dispatch reads.
+    fn dispatch_bytes(&self) -> u64 {
+        let ProductCase { format, rows, cols, experts, is_fused, .. } = self.case;
+        let n_matrices = if is_fused { 2 } else { 1 };
+        (part_bytes(format, rows, cols).iter().sum::<usize>() * experts * n_matrices) as u64
+    }
+
+    /// Records [`DISPATCHES`] products, each of which waits for the one before.
+    fn record(&mut self, device: &Device) {
+        let ProductCase { format, rows, cols, experts, is_fused, n_x, .. } = self.case;
+        let operand = Operand {
+            buffer: &self.weights,
+            format,
+            rows,
+            cols,
+            parts: self.parts[0],
+            up: is_fused.then_some(self.parts[1]),
+            stride: (self.stride / 4) as u32,
+        };
+        for index in 0..DISPATCHES {
+            let begin = (index * experts * (2 + n_x)) as u32;
+            let items = Items { table: &self.table, begin, len: experts as u32, n_x };
+            self.products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
+        }
+    }
 }
 
 /// Fills a buffer with small numbers in every format: no code or scale is special.
-fn fill(device: &Device, buffer: &crate::device::Buffer, bytes: u64) {
+fn fill(device: &Device, buffer: &Buffer, bytes: u64) {
     const PIECE: u64 = 16 << 20;
     let mut state = 0x9e37_79b9_u32;
     let piece: Vec<u8> = (0..PIECE.min(bytes).div_ceil(4))

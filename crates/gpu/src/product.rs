@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use checkpoint::Format;
 
 use crate::buffers::Activations;
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Kernel};
 use crate::formats::{UNIT, decoder};
-use crate::kernel::{Kernel, KernelSource};
+use crate::kernel::KernelSource;
 use crate::weights::Weights;
 
 const WEIGHTS: &str = include_str!("kernels/weights.wgsl");

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use compute::RouterSpec;
 
 use crate::buffers::{Activations, Constant};
-use crate::device::{Buffer, Device};
-use crate::kernel::{Kernel, KernelSource};
+use crate::device::{Buffer, Device, Kernel};
+use crate::kernel::KernelSource;
 
 /// Most workgroups that walk over values; each walks on when there are more.
 const MOST_WORKGROUPS: u32 = 4096;

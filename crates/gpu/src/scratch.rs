@@ -9,7 +9,7 @@ pub(crate) struct Scratch(Option<Buffer>);
 impl Scratch {
     /// A buffer of at least so many bytes. What it held is lost when it grows.
     pub(crate) fn at_least(&mut self, device: &Device, bytes: usize) -> &Buffer {
-        if self.0.as_ref().is_none_or(|buffer| buffer.raw.size() < bytes as u64) {
+        if self.0.as_ref().is_none_or(|buffer| buffer.bytes() < bytes as u64) {
             self.0 = Some(device.buffer(bytes as u64));
         }
         self.0.as_ref().expect("it was just made")

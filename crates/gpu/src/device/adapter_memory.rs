@@ -1,6 +1,6 @@
 //! How much memory an adapter has, which `wgpu` does not tell.
 
-use crate::device::Adapter;
+use crate::device::adapter::Adapter;
 
 /// Vulkan's flag of a heap that is near the device.
 #[cfg(any(target_os = "linux", windows))]

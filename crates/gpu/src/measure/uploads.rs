@@ -1,0 +1,86 @@
+//! How fast bytes come to the device, alone and beside products.
+
+use std::time::Instant;
+
+use super::{ProductCase, Stream};
+use crate::device::{Device, GpuError, Moment};
+use crate::product::Tuning;
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UploadRates {
+    /// Bytes that were uploaded.
+    pub bytes: u64,
+    /// Seconds of the uploads alone.
+    pub alone: f64,
+    /// Seconds of products that take about as long, alone.
+    pub products: f64,
+    /// Seconds of both side by side until all is done.
+    pub together: f64,
+    /// Seconds until the uploads were done.
+    pub uploads_together: f64,
+    /// Whether what arrived is what was sent.
+    pub is_right: bool,
+}
+
+/// Uploads `n` blocks of so many bytes to slots of their own, alone and beside products.
+pub fn upload_rates(
+    device: &Device,
+    block: usize,
+    n: usize,
+    case: ProductCase,
+) -> Result<UploadRates, GpuError> {
+    let slots = device.buffer((block * n) as u64);
+    let mut stream = Stream::new(device, case, Tuning::default());
+    // Words that tell where they belong.
+    let word = |index: usize| (index as u32).wrapping_mul(0x9e37_79b9);
+    let source: Vec<u8> = (0..block * n / 4).flat_map(|index| word(index).to_le_bytes()).collect();
+    let blocks = || source.chunks_exact(block).zip(0_u64..);
+    let upload = |after: Moment| {
+        let uploads =
+            blocks().map(|(bytes, slot)| device.upload(&slots, slot * block as u64, bytes, after));
+        uploads.last().unwrap_or_default()
+    };
+    let arrive = |last| {
+        device.submit();
+        while !device.has_arrived(last) {
+            std::thread::yield_now();
+        }
+        if !device.uploads_beside() {
+            device.wait();
+        }
+    };
+    device.wait();
+    let mut measure = |n_rounds: usize, with_uploads: bool| {
+        device.wait();
+        let begin = Instant::now();
+        let after = device.moment();
+        for _ in 0..n_rounds {
+            stream.record(device);
+        }
+        device.submit();
+        if with_uploads {
+            arrive(upload(after));
+        }
+        let uploaded = begin.elapsed().as_secs_f64();
+        device.wait();
+        (uploaded, begin.elapsed().as_secs_f64())
+    };
+    // The first makes the memory there.
+    measure(1, true);
+    let alone = measure(0, true).1;
+    let one_round = measure(1, false).1;
+    let rounds = ((alone / one_round).ceil() as usize).clamp(1, 1 << 20);
+    let products = measure(rounds, false).1;
+    let (uploads_together, together) = measure(rounds, true);
+    device.after_upload(upload(device.moment()));
+    let mut is_right = true;
+    let mut read = Vec::new();
+    for (bytes, slot) in blocks() {
+        device.read(&slots, slot * block as u64, block as u64, &mut read);
+        is_right &= read == bytes;
+    }
+    device.check()?;
+    let bytes = (block * n) as u64;
+    Ok(UploadRates { bytes, alone, products, together, uploads_together, is_right })
+}
