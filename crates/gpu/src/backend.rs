@@ -174,7 +174,9 @@ impl Backend for Gpu {
     }
 
     fn handoffs(&self) -> Handoffs {
-        self.device.counts()
+        let mut handoffs = self.device.counts();
+        handoffs += self.moved;
+        handoffs
     }
 
     fn reserve_experts(
@@ -197,7 +199,8 @@ impl Backend for Gpu {
 
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
         if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
-            slots.hold(&self.device, expert.index, &expert.weights);
+            let upload = slots.hold(&self.device, expert.index, &expert.weights);
+            self.device.after_upload(upload.unwrap_or_default());
         }
         self.device.check().map_err(device_error)
     }

@@ -1,17 +1,20 @@
 //! Experts on the device: how one lies in a slot, and the slots of a layer.
 
 use checkpoint::Format;
-use compute::{ExpertShape, ExpertUses, ExpertWeights, Matrix, MatrixShape};
+use compute::{ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MatrixShape};
 
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Moment, Upload};
 use crate::formats::{pack, part_bytes};
 use crate::product::{Items, Operand, share};
+use crate::scratch::Scratch;
 use crate::weights::{WeightsError, check, place};
 
 /// No slot.
 const NOWHERE: u32 = u32::MAX;
 /// After so many passes all counts of uses are halved, so that what was hot long ago can leave.
 const HALVE_AFTER: u32 = 256;
+/// Slots that experts pass through which are moved to the device for one use.
+pub(crate) const TRANSIT_SLOTS: usize = 32;
 /// Bits of a slot's number in a place; the others number its buffer.
 const SLOT_BITS: u32 = 24;
 /// Most slots of a buffer.
@@ -71,14 +74,25 @@ impl ExpertLayout {
         self.matrices[0].format == self.matrices[1].format
     }
 
-    /// Moves an expert into the slot that begins at a byte of a buffer.
-    pub(crate) fn write(&self, device: &Device, weights: &ExpertWeights, to: &Buffer, at: u64) {
+    /// Moves an expert into the slot that begins at a byte of a buffer, after the work of `after`, beside what
+    /// is recorded later.
+    pub(crate) fn upload(
+        &self,
+        device: &Device,
+        weights: &ExpertWeights,
+        (to, at): (&Buffer, u64),
+        after: Moment,
+    ) -> Upload {
         let matrices = [&weights.gate, &weights.up, &weights.down];
+        let mut last = Upload::default();
         for (stored, matrix) in self.matrices.iter().zip(matrices) {
             for (place, part) in stored.parts.iter().zip(&pack(matrix).parts) {
-                device.write(to, at + place, part);
+                if !part.is_empty() {
+                    last = device.upload(to, at + place, part, after).max(last);
+                }
             }
         }
+        last
     }
 
     fn operand<'a>(&self, slots: &'a Buffer, index: usize, up: Option<usize>) -> Operand<'a> {
@@ -130,6 +144,8 @@ pub(crate) struct LayerSlots {
     is_table_old: bool,
     /// For each slot its expert.
     holders: Vec<u32>,
+    /// For each slot until when it is read.
+    read_until: Vec<Moment>,
     /// For each expert how much it was used, halved now and then.
     uses: Vec<u32>,
     n_held: usize,
@@ -165,6 +181,7 @@ impl LayerSlots {
             table: device.buffer(4 * n_experts as u64),
             is_table_old: true,
             holders: vec![NOWHERE; n_slots],
+            read_until: vec![Moment::default(); n_slots],
             uses: vec![0; n_experts],
             n_held: 0,
             passes: 0,
@@ -240,18 +257,27 @@ impl LayerSlots {
         (uses_of(&coldest) + 4 < self.uses[expert as usize]).then_some(coldest)
     }
 
-    /// Whether [`LayerSlots::hold`] would take an expert, or has it.
-    pub(crate) fn wants(&self, expert: u32) -> bool {
-        self.place(expert).is_some() || self.slot_for(expert).is_some()
+    /// Tells that work that reads experts was recorded.
+    pub(crate) fn read(&mut self, experts: impl Iterator<Item = u32>, until: Moment) {
+        for expert in experts {
+            if let Some(read_until) = self.read_until.get_mut(self.places[expert as usize] as usize) {
+                *read_until = until;
+            }
+        }
     }
 
-    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; tells
-    /// whether it did or had it.
-    pub(crate) fn hold(&mut self, device: &Device, expert: u32, weights: &ExpertWeights) -> bool {
+    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; gives what
+    /// must have arrived before it is used.
+    pub(crate) fn hold(
+        &mut self,
+        device: &Device,
+        expert: u32,
+        weights: &ExpertWeights,
+    ) -> Option<Upload> {
         if self.place(expert).is_some() {
-            return true;
+            return Some(Upload::default());
         }
-        let Some(slot) = self.slot_for(expert) else { return false };
+        let slot = self.slot_for(expert)?;
         let before = std::mem::replace(&mut self.holders[slot], expert);
         if before == NOWHERE {
             self.n_held += 1;
@@ -260,9 +286,55 @@ impl LayerSlots {
         }
         self.places[expert as usize] = slot as u32;
         self.is_table_old = true;
+        let after = self.read_until[slot];
         let (buffer, slot) = self.place(expert).expect("it was just placed");
-        self.layout.write(device, weights, &self.buffers[buffer], self.layout.bytes * u64::from(slot));
-        true
+        let to = (&self.buffers[buffer], self.layout.bytes * u64::from(slot));
+        Some(self.layout.upload(device, weights, to, after))
+    }
+}
+
+/// Slots that experts pass through which are moved to the device for one use, in turns.
+#[derive(Debug, Default)]
+pub(crate) struct Transit {
+    buffer: Scratch,
+    slot_bytes: u64,
+    read_until: [Moment; TRANSIT_SLOTS],
+    next: usize,
+}
+
+impl Transit {
+    /// Moves experts there, at most half of the slots' number; gives the buffer, the slot of each, and what
+    /// must have arrived before they are used.
+    pub(crate) fn take(
+        &mut self,
+        device: &Device,
+        layout: &ExpertLayout,
+        experts: &[&LoadedExpert],
+    ) -> (&Buffer, Vec<u32>, Upload) {
+        if self.slot_bytes != layout.bytes {
+            // Slots of another size lie across the old ones.
+            self.slot_bytes = layout.bytes;
+            self.read_until = [device.moment(); TRANSIT_SLOTS];
+        }
+        let buffer = self.buffer.at_least(device, layout.bytes as usize * TRANSIT_SLOTS);
+        let mut last = Upload::default();
+        let slots = experts.iter().map(|expert| {
+            let slot = self.next;
+            self.next = (slot + 1) % TRANSIT_SLOTS;
+            let to = (buffer, layout.bytes * slot as u64);
+            let upload = layout.upload(device, &expert.weights, to, self.read_until[slot]);
+            last = last.max(upload);
+            slot as u32
+        });
+        let slots = slots.collect();
+        (buffer, slots, last)
+    }
+
+    /// Tells that work that reads slots was recorded.
+    pub(crate) fn read(&mut self, slots: &[u32], until: Moment) {
+        for &slot in slots {
+            self.read_until[slot as usize] = until;
+        }
     }
 }
 

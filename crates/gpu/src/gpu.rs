@@ -1,20 +1,20 @@
 //! The backend: what a model asks for, as kernels on buffers.
 
-use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routing};
+use std::time::Instant;
+
+use compute::{ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing};
 
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
-use crate::device::{Buffer, Device, Kernel, Reading};
-use crate::experts::{ExpertLayout, LayerSlots, append, shapes};
+use crate::device::{Buffer, Device, Kernel, Reading, Upload};
+use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
 use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products};
 use crate::rowwise::{Chosen, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
-/// Experts that are moved to the device for one use, at a time.
-const TRANSIT_SLOTS: usize = 16;
 /// Rows up to which the routing of a layer that is held stays on the device.
 const MOST_DEVICE_ROUTED_ROWS: usize = 8;
 
@@ -49,13 +49,15 @@ pub struct Gpu {
     table: Scratch,
     words: Vec<u32>,
     bytes: Vec<u8>,
-    transit: Scratch,
+    transit: Transit,
     pub(crate) layers: Vec<Option<LayerSlots>>,
     /// Most bytes of a buffer of slots.
     pub(crate) slot_buffer_bytes: u64,
     /// Looks up where chosen experts are held.
     place: Kernel,
     placed: Scratch,
+    /// What was moved to the device in the course of requests.
+    pub(crate) moved: Handoffs,
     /// The layer whose held experts were computed when they were chosen.
     computed: Option<usize>,
     pub(crate) attention: AttentionKernels,
@@ -88,11 +90,12 @@ impl Gpu {
             table: Scratch::default(),
             words: Vec::new(),
             bytes: Vec::new(),
-            transit: Scratch::default(),
+            transit: Transit::default(),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
+            moved: Handoffs::default(),
             computed: None,
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
@@ -312,7 +315,9 @@ impl Gpu {
             // They are computed while the host fetches the others.
             self.device.submit();
         }
-        let Some(slots) = slots_of(&self.layers, layer) else { return 0 };
+        let until = self.device.moment();
+        let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return 0 };
+        slots.read(uses.distinct().iter().copied(), until);
         let mut n_uses = 0;
         uses.take(|expert, uses| {
             let is_held = slots.place(expert).is_some();
@@ -373,36 +378,52 @@ impl Gpu {
         uses: &ExpertUses,
         out: &Activations,
     ) {
+        let indices = || experts.iter().map(|expert| expert.index);
         if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
+            let begin = Instant::now();
+            let mut last = Upload::default();
             for expert in experts {
-                slots.hold(&self.device, expert.index, &expert.weights);
+                let is_new = slots.place(expert.index).is_none();
+                if let Some(upload) = slots.hold(&self.device, expert.index, &expert.weights) {
+                    last = last.max(upload);
+                    self.moved.expert_bytes += if is_new { slots.layout.bytes } else { 0 };
+                }
             }
+            self.moved.expert_time += begin.elapsed();
+            self.device.after_upload(last);
         }
         // Only now is it known who stays: a later one may have taken an earlier one's slot.
-        self.experts_in_slots(layer, x, uses, experts.iter().map(|expert| expert.index), out);
+        self.experts_in_slots(layer, x, uses, indices(), out);
         let Self { device, layers, products, gated, inner, words, transit, .. } = self;
-        let slots = slots_of(layers, layer);
+        let mut slots = layers.get_mut(layer).and_then(Option::as_mut);
+        if let Some(slots) = &mut slots {
+            slots.read(indices(), device.moment());
+        }
         let is_passing = |expert: &&LoadedExpert| {
-            slots.is_none_or(|slots| slots.place(expert.index).is_none())
+            slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
         };
         let passing: Vec<_> = experts.iter().filter(is_passing).collect();
         // Experts of a layer that has no slots may be stored each in its own way.
         let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
-        for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS)) {
+        for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS / 2)) {
             let layout = match ExpertLayout::new(shapes(&experts[0].weights)) {
                 Ok(layout) => layout,
                 Err(error) => return device.fail(error),
             };
-            let transit = transit.at_least(device, layout.bytes as usize * TRANSIT_SLOTS);
-            for (expert, slot) in experts.iter().zip(0..) {
-                layout.write(device, &expert.weights, transit, layout.bytes * slot);
-            }
-            let placed = experts.iter().zip(0..).map(|(expert, slot)| (expert.index, slot));
+            let begin = Instant::now();
+            let (buffer, slots, last) = transit.take(device, &layout, experts);
+            self.moved.expert_bytes += layout.bytes * experts.len() as u64;
+            self.moved.expert_time += begin.elapsed();
+            device.after_upload(last);
+            let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let Some(range) = append(uses, placed, words) else { continue };
-            let parts = [(transit, range.of(write_words(device, &mut self.table, words)))];
+            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+                continue;
+            };
+            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
             let kernels = (&mut *products, &*gated, &mut *inner);
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
+            transit.read(&slots, device.moment());
         }
         // The device begins while the host waits for the next ones.
         device.submit();

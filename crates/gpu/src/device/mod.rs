@@ -40,6 +40,7 @@ use open::{Opened, Special};
 use reading::Landing;
 pub(crate) use reading::Reading;
 use recording::Recording;
+pub(crate) use upload::Upload;
 use upload::Uploads;
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
