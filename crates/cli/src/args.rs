@@ -119,6 +119,11 @@ pub struct LossyArgs {
     /// as 0.5. The output then depends on what was computed before.
     #[arg(long, value_name = "LOGITS", default_value_t = 0.0)]
     pub cache_bias: f32,
+    /// With a GPU: let the CPU compute experts that are in the host's memory, in its own 8-bit arithmetic, when
+    /// that is measured to be sooner than moving them to the GPU. The output then depends on which those
+    /// are, within rounding.
+    #[arg(long)]
+    pub device_split: bool,
 }
 
 impl EngineArgs {
@@ -143,6 +148,7 @@ impl EngineArgs {
                 experts_per_token: self.lossy.experts_per_token,
                 expert_drop: self.lossy.expert_drop,
                 cache_bias: self.lossy.cache_bias,
+                device_split: self.lossy.device_split,
             },
             ..EngineOptions::default()
         }

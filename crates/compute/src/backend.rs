@@ -387,6 +387,12 @@ pub trait Backend {
         Ok(())
     }
 
+    /// How the device decides who computes experts that are in the host's memory, with what it measured, for
+    /// people; `None` where it always does so itself.
+    fn placement(&self) -> Option<String> {
+        None
+    }
+
     /// What was said between program and device since the backend was made.
     fn handoffs(&self) -> Handoffs {
         Handoffs::default()

@@ -25,7 +25,7 @@ pub(crate) fn on_device<T: OnDevice>(options: &EngineOptions, task: T) -> Result
             let reason = "a GPU keeps keys and values as f16: leave --kv-type out".to_owned();
             Err(Error::Gpu(reason))
         }
-        Device::Gpu(index) => gpus::on_gpu(index, task),
+        Device::Gpu(index) => gpus::on_gpu(options, index, task),
     }
 }
 
@@ -214,7 +214,11 @@ mod gpus {
     }
 
     /// Does something on a GPU: the one of a number, or the best.
-    pub(super) fn on_gpu<T: OnDevice>(index: Option<usize>, task: T) -> Result<T::Output, Error> {
+    pub(super) fn on_gpu<T: OnDevice>(
+        options: &EngineOptions,
+        index: Option<usize>,
+        task: T,
+    ) -> Result<T::Output, Error> {
         let adapters = gpu::adapters();
         let (available, index) = (adapters.len(), index.unwrap_or(0));
         let device = match adapters.get(index) {
@@ -223,7 +227,11 @@ mod gpus {
             None => Err(gpu::GpuError::NoSuchAdapter { index, available }),
         };
         let device = device.map_err(|error| Error::Gpu(error.to_string()))?;
-        task.run(gpu::Gpu::new(device))
+        let gpu = gpu::Gpu::new(device);
+        match options.lossy.device_split {
+            true => task.run(gpu.beside(super::cpu(options, None)?)),
+            false => task.run(gpu),
+        }
     }
 }
 
@@ -255,7 +263,11 @@ mod gpus {
         Some(WITHOUT.to_owned())
     }
 
-    pub(super) fn on_gpu<T: OnDevice>(_: Option<usize>, _: T) -> Result<T::Output, Error> {
+    pub(super) fn on_gpu<T: OnDevice>(
+        _: &EngineOptions,
+        _: Option<usize>,
+        _: T,
+    ) -> Result<T::Output, Error> {
         Err(Error::Gpu(WITHOUT.to_owned()))
     }
 }

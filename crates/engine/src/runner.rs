@@ -25,6 +25,8 @@ pub enum LayerValues {
 pub(crate) trait Runner: Send {
     /// A name of the device for people.
     fn device_name(&self) -> String;
+    /// See [`Backend::placement`].
+    fn placement(&self) -> Option<String>;
     /// The empty state of a sequence of at most `context` tokens.
     fn new_state(&self, context: usize) -> State;
     /// Computes a batch; the wanted logits are in [`Runner::logits`] afterwards.
@@ -69,6 +71,10 @@ where
 {
     fn device_name(&self) -> String {
         self.workspace.backend.name()
+    }
+
+    fn placement(&self) -> Option<String> {
+        self.workspace.backend.placement()
     }
 
     fn new_state(&self, context: usize) -> State {

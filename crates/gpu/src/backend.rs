@@ -129,12 +129,12 @@ impl Backend for Gpu {
         [routing, predicted]: [&mut Routing; 2],
     ) {
         let RouteAhead { layer, logits, next, x, routed } = route;
-        let reading = self.begin_choice(logits, next);
+        let reading = self.begin_choice(logits, next, Some(x));
         self.chosen_held_experts(layer, x, logits.1.top_k, routed);
         meanwhile(self);
         self.device.submit();
         let next = next.map(|(logits, spec)| (logits.rows(), spec.top_k, predicted));
-        self.finish_choice(reading, (logits.0.rows(), logits.1.top_k, routing), next);
+        self.finish_choice(reading, (logits.0.rows(), logits.1.top_k, routing), next, Some(layer));
     }
 
     fn experts(
@@ -192,6 +192,9 @@ impl Backend for Gpu {
             slots.map(Some)
         });
         self.layers = slots.collect::<Result<_, _>>().map_err(device_error)?;
+        if let (Some(host), Some(shape)) = (&mut self.host, layers.iter().flatten().next()) {
+            host.measure(&self.device, shape).map_err(device_error)?;
+        }
         self.device.check().map_err(device_error)?;
         let room = |slots: &Option<LayerSlots>| slots.as_ref().map_or(0, LayerSlots::n_slots);
         Ok(self.layers.iter().map(room).collect())
@@ -231,8 +234,13 @@ impl Backend for Gpu {
         self.take_held_experts(layer, x, uses, out)
     }
 
+    fn placement(&self) -> Option<String> {
+        self.host.as_ref()?.report()
+    }
+
     fn numerics(&self) -> String {
-        format!("gpu {}", self.device.name())
+        let host = self.host.as_ref().map(|host| format!(" beside {}", host.numerics()));
+        format!("gpu {}{}", self.device.name(), host.unwrap_or_default())
     }
 
     fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {

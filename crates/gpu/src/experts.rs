@@ -257,6 +257,11 @@ impl LayerSlots {
         (uses_of(&coldest) + 4 < self.uses[expert as usize]).then_some(coldest)
     }
 
+    /// Whether [`LayerSlots::hold`] would take an expert, or has it.
+    pub(crate) fn wants(&self, expert: u32) -> bool {
+        self.place(expert).is_some() || self.slot_for(expert).is_some()
+    }
+
     /// Tells that work that reads experts was recorded.
     pub(crate) fn read(&mut self, experts: impl Iterator<Item = u32>, until: Moment) {
         for expert in experts {

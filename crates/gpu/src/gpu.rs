@@ -1,14 +1,16 @@
 //! The backend: what a model asks for, as kernels on buffers.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
-use compute::{ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing};
+use compute::{Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing};
 
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::host::Host;
 use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products};
 use crate::rowwise::{Chosen, Rowwise};
@@ -56,6 +58,8 @@ pub struct Gpu {
     /// Looks up where chosen experts are held.
     place: Kernel,
     placed: Scratch,
+    /// The CPU, if it computes experts, too.
+    pub(crate) host: Option<Host>,
     /// What was moved to the device in the course of requests.
     pub(crate) moved: Handoffs,
     /// The layer whose held experts were computed when they were chosen.
@@ -95,6 +99,7 @@ impl Gpu {
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
+            host: None,
             moved: Handoffs::default(),
             computed: None,
             attention: AttentionKernels::default(),
@@ -102,6 +107,13 @@ impl Gpu {
             uses: ExpertUses::new(0),
             device,
         }
+    }
+
+    /// Lets the CPU compute experts that are in the host's memory when that is sooner than moving them: the
+    /// output then depends on which those are.
+    #[must_use]
+    pub fn beside(self, cpu: Cpu) -> Self {
+        Self { host: Some(Host::new(cpu)), ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -160,32 +172,41 @@ impl Gpu {
         if let Some(routing) = routing {
             let part = choices_of(&self.chosen, logits.rows() * spec.top_k);
             let reading = self.device.begin_read(&[part]);
-            self.finish_choice(reading, (logits.rows(), spec.top_k, routing), None);
+            self.finish_choice(reading, (logits.rows(), spec.top_k, routing), None, None);
         }
     }
 
-    /// Begins to choose experts, and to predict the choices of a layer to come.
+    /// Begins to choose experts, and to predict the choices of a layer to come. A CPU that may compute some of
+    /// them gets `x`, which they are applied to.
     pub(crate) fn begin_choice(
         &mut self,
         here: (&Activations, RouterSpec),
         next: Option<(&Activations, RouterSpec)>,
+        x: Option<&Activations>,
     ) -> Reading {
-        let Self { device, rowwise, chosen, predicted, .. } = self;
-        choose(device, rowwise, here, chosen);
+        let Self { device, rowwise, chosen, predicted, host, .. } = self;
         let part = |(logits, spec): (&Activations, RouterSpec), chosen| {
             choices_of(chosen, logits.rows() * spec.top_k)
         };
-        let Some(next) = next else { return device.begin_read(&[part(here, chosen)]) };
-        choose(device, rowwise, next, predicted);
-        device.begin_read(&[part(here, chosen), part(next, predicted)])
+        choose(device, rowwise, here, chosen);
+        let mut parts = vec![part(here, chosen)];
+        if let Some(next) = next {
+            choose(device, rowwise, next, predicted);
+            parts.push(part(next, predicted));
+        }
+        let x = x.filter(|_| host.is_some());
+        parts.extend(x.map(|x| (&x.buffer, 0, x.bytes())));
+        device.begin_read(&parts)
     }
 
-    /// Waits for choices, given with their rows and experts of a row.
+    /// Waits for choices, given with their rows and experts of a row, and for what the experts of a layer are
+    /// applied to if that was asked for.
     pub(crate) fn finish_choice(
         &mut self,
         reading: Reading,
         here: (usize, usize, &mut Routing),
         next: Option<(usize, usize, &mut Routing)>,
+        input_of: Option<usize>,
     ) {
         self.device.finish_read(reading, &mut self.bytes);
         let (words, _) = self.bytes.as_chunks();
@@ -200,7 +221,11 @@ impl Gpu {
         let (rows, top_k, routing) = here;
         take((rows, top_k, &mut *routing));
         self.routed.clone_from(routing);
-        next.map(take);
+        next.map(&mut take);
+        if let (Some(layer), Some(host)) = (input_of, &mut self.host) {
+            let x: Vec<f32> = words.map(f32::from_bits).collect();
+            host.set_input(layer, rows, &x);
+        }
     }
 
     /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
@@ -378,11 +403,12 @@ impl Gpu {
         uses: &ExpertUses,
         out: &Activations,
     ) {
+        let (experts, of_host) = self.split(layer, experts);
         let indices = || experts.iter().map(|expert| expert.index);
         if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
             let begin = Instant::now();
             let mut last = Upload::default();
-            for expert in experts {
+            for expert in experts.iter() {
                 let is_new = slots.place(expert.index).is_none();
                 if let Some(upload) = slots.hold(&self.device, expert.index, &expert.weights) {
                     last = last.max(upload);
@@ -425,8 +451,28 @@ impl Gpu {
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
             transit.read(&slots, device.moment());
         }
-        // The device begins while the host waits for the next ones.
+        // The device begins while the host computes, or waits for the next ones.
         device.submit();
+        if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
+            self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
+        }
+    }
+
+    /// Splits experts in the host's memory into those that are moved to the device and those that the CPU
+    /// computes, of which the device would keep none.
+    fn split<'a>(
+        &self,
+        layer: usize,
+        experts: &'a [LoadedExpert],
+    ) -> (Cow<'a, [LoadedExpert]>, Vec<LoadedExpert>) {
+        let Some(host) = &self.host else { return (Cow::Borrowed(experts), Vec::new()) };
+        let slots = slots_of(&self.layers, layer);
+        let passes = |expert: &&LoadedExpert| slots.is_none_or(|slots| !slots.wants(expert.index));
+        let (passing, mut moved): (Vec<_>, Vec<_>) = experts.iter().partition(passes);
+        let n_moved = passing.len() - host.share(layer, passing.len());
+        moved.extend(&passing[..n_moved]);
+        let owned = |experts: &[&LoadedExpert]| experts.iter().copied().cloned().collect();
+        (Cow::Owned(owned(&moved)), owned(&passing[n_moved..]))
     }
 
     pub(crate) fn download_values(&mut self, buffer: &Activations, out: &mut Vec<f32>) {

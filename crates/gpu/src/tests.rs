@@ -2,12 +2,13 @@
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::{
-    Backend, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, RouteAhead,
+    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, RouteAhead,
     RouterSpec, Routing,
 };
 
 use crate::buffers::Activations;
 use crate::gpu::Gpu;
+use crate::host::Costs;
 use crate::product::{Form, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
@@ -262,5 +263,66 @@ fn experts_chosen_on_the_device_are_computed_at_once() {
             all.push(download(&device, &out));
         }
         assert!(all.iter().all(|one| *one == all[0]), "{}: bits", name(&device));
+    }
+}
+
+/// The CPU has another arithmetic, so its share shows in the last digits; nothing may be left out.
+#[test]
+fn experts_that_the_cpu_computes_agree_within_its_rounding() {
+    const TOLERANCE: f32 = 2e-2;
+    let (rows, top_k, n_experts, room) = (3, 4, 8, 3);
+    let mut random = Random::new(10);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let x: Vec<f32> = random.numbers(rows * 256).iter().map(|x| 0.1 * x).collect();
+    let logits = random.numbers(rows * n_experts as usize);
+    let spec = RouterSpec { top_k, normalise: true };
+    let mut reference = Reference::new();
+    let (mut routing, mut uses) = (Routing::default(), ExpertUses::new(n_experts as usize));
+    let on_host = host(&mut reference, &logits, n_experts as usize);
+    reference.route(&on_host, spec, &mut routing);
+    uses.group(&routing);
+    let input = host(&mut reference, &x, 256);
+    let mut out = reference.buffer(rows * top_k, 256);
+    reference.set_rows(&mut out, rows * top_k);
+    reference.experts(0, &input, &loaded, &uses, &mut out);
+    let mut expected = Vec::new();
+    reference.download(&out, &mut expected);
+    let scale = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+    for device in devices() {
+        let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() });
+        let mut gpu = Gpu::new(device.clone()).beside(cpu.expect("threads"));
+        let matrices = crate::experts::shapes(&loaded[0].weights);
+        let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+        let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+        gpu.reserve_experts(&[Some(shape)], room * slot).expect("memory");
+        assert!(gpu.placement().is_some(), "it was measured");
+        for expert in &loaded[..room as usize] {
+            gpu.hold_expert(0, expert).expect("there is room");
+        }
+        let x = upload(&device, &x, 256);
+        let here = upload(&device, &logits, n_experts as usize);
+        let mut host_uses = Vec::new();
+        // The CPU takes too long, as long as the way to the device, no time.
+        for (travel, compute) in [(0.0, 1.0), (2.0, 1.0), (1.0, 0.0)] {
+            let costs = Costs { take: 0.0, travel, compute, begin: 0.0 };
+            gpu.host.as_mut().expect("it has one").costs = Some(costs);
+            let mut out = upload(&device, &vec![f32::NAN; rows * top_k * 256], 256);
+            let [mut routing, mut predicted] = [Routing::default(), Routing::default()];
+            let route =
+                RouteAhead { layer: 0, logits: (&here, spec), next: None, x: &x, routed: &mut out };
+            gpu.route_ahead(route, &mut |_| {}, [&mut routing, &mut predicted]);
+            let mut uses = uses.clone();
+            gpu.take_held(0, &x, &mut uses, &mut out);
+            let left: Vec<_> =
+                uses.distinct().iter().map(|&expert| loaded[expert as usize].clone()).collect();
+            let before = gpu.handoffs().host_uses;
+            gpu.experts(0, &x, &left, &uses, &mut out);
+            host_uses.push(gpu.handoffs().host_uses - before);
+            let what = format!("{}, {costs:?}", name(&device));
+            assert_close(&download(&device, &out), &expected, TOLERANCE * scale, &what);
+        }
+        let [none, some, all] = host_uses[..] else { panic!("three") };
+        assert!(none == 0 && 0 < some && some < all, "{host_uses:?}");
     }
 }

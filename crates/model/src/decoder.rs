@@ -73,7 +73,7 @@ impl<M, V> Decoder<M, V> {
         // host.
         let is_recorded = experts.records_requests();
         let is_logged = routing_log.is_some() || routers.is_some() || observer.is_some();
-        let on_host = is_recorded || is_logged || moe.lossy.is_on();
+        let on_host = is_recorded || is_logged || moe.lossy.changes_choice();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         let n_rows = batch.tokens.len();
         // Each wait for such a device costs more than a worse prediction: one a layer serves the choice and
