@@ -49,6 +49,11 @@ impl Matrix {
         self.data..self.data + self.rows * self.format.row_bytes(self.cols)
     }
 
+    /// The memory that it lies in.
+    pub fn block(&self) -> &Arc<Block> {
+        &self.block
+    }
+
     /// The stored values or codes, row after row.
     pub fn data(&self) -> &[u8] {
         &self.block.bytes()[self.data_range()]

@@ -123,6 +123,12 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// The addresses of all pages of the arena.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        let start = self.mapping.start as usize;
+        start..start + self.mapping.len
+    }
+
     /// Makes a part of the arena resident and leaves its contents as they are; `false` where the
     /// system cannot, or where the arena ends before.
     pub fn populate(&self, start: usize, len: usize) -> bool {
@@ -154,6 +160,11 @@ pub struct Block {
 }
 
 impl Block {
+    /// A handle on all pages of the arena that the block is a part of.
+    pub fn pages(&self) -> Pages {
+        Pages { mapping: Arc::clone(&self.mapping) }
+    }
+
     /// The bytes; zero until something is written.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the range lies inside the living mapping, and blocks are disjoint, so only this
@@ -181,6 +192,8 @@ mod tests {
         assert_eq!((first.bytes().len(), second.bytes().len()), (4096, 8192));
         first.bytes_mut().fill(7);
         assert!(second.bytes().iter().all(|&byte| byte == 0));
+        let (pages, place) = (second.pages().range(), second.bytes().as_ptr() as usize);
+        assert_eq!((pages.len(), place - pages.start), (3 * BLOCK_ALIGNMENT, BLOCK_ALIGNMENT));
         assert!(arena.take(1).is_none(), "the arena is used up");
         drop(arena);
         assert_eq!(first.bytes()[4095], 7, "a block keeps its arena alive");

@@ -196,6 +196,7 @@ impl Engine {
         };
         let counts: Vec<usize> = experts.iter().map(ExpertTable::len).collect();
         let mut store = ExpertStore::new(files, experts, &store_options)?;
+        workspace.backend.set_host_slots(store.n_slots());
         if is_held {
             held::load_all(&mut workspace.backend, &mut store, &counts)?;
         }

@@ -57,11 +57,18 @@ fn uploads(device: &Device) {
     };
     // An expert of the 397B shape at 4 bits.
     let block = 7_077_888 / scale;
-    let rates = upload_rates(device, block, 128, case).expect("the device works");
+    for from_place in [false, true] {
+        upload(device, block, from_place, case);
+    }
+}
+
+fn upload(device: &Device, block: usize, from_place: bool, case: ProductCase) {
+    let rates = upload_rates(device, (block, 128), from_place, case).expect("the device works");
     let speed = |seconds: f64| rates.bytes as f64 / seconds / 1e9;
     println!(
-        "{} MB of uploads, {}: {:.1} GB/s alone, {:.1} beside products",
+        "{} MB of uploads {}, {}: {:.1} GB/s alone, {:.1} beside products",
         rates.bytes / 1_000_000,
+        if from_place { "from where they lie" } else { "through pinned memory" },
         if device.uploads_beside() { "by the copy queue" } else { "in line" },
         speed(rates.alone),
         speed(rates.uploads_together)

@@ -18,6 +18,9 @@ use crate::weights::Weights;
 /// Kept for pipelines, staging, what delta nets mix of 512 rows, and what the driver needs itself.
 const DRIVER_BYTES: u64 = 256 << 20;
 
+/// Most experts in the host's memory that are kept while they are copied to the device.
+const MOST_KEPT: usize = 24;
+
 fn device_error(error: impl std::fmt::Display) -> DeviceError {
     DeviceError(error.to_string())
 }
@@ -200,11 +203,16 @@ impl Backend for Gpu {
         Ok(self.layers.iter().map(room).collect())
     }
 
+    fn set_host_slots(&mut self, n_slots: usize) {
+        self.most_kept = (n_slots / 4).min(MOST_KEPT);
+    }
+
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
         if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
             let upload = slots.hold(&self.device, expert.index, &expert.weights);
             self.device.after_upload(upload.unwrap_or_default());
         }
+        self.device.let_go(self.most_kept);
         self.device.check().map_err(device_error)
     }
 

@@ -1,9 +1,11 @@
 //! Experts on the device: how one lies in a slot, and the slots of a layer.
 
+use std::borrow::Cow;
+
 use checkpoint::Format;
 use compute::{ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MatrixShape};
 
-use crate::device::{Buffer, Device, Moment, Upload};
+use crate::device::{Buffer, Device, Moment, Part, Upload};
 use crate::formats::{pack, part_bytes};
 use crate::product::{Items, Operand, share};
 use crate::scratch::Scratch;
@@ -84,15 +86,16 @@ impl ExpertLayout {
         after: Moment,
     ) -> Upload {
         let matrices = [&weights.gate, &weights.up, &weights.down];
-        let mut last = Upload::default();
-        for (stored, matrix) in self.matrices.iter().zip(matrices) {
-            for (place, part) in stored.parts.iter().zip(&pack(matrix).parts) {
-                if !part.is_empty() {
-                    last = device.upload(to, at + place, part, after).max(last);
-                }
+        let packed = matrices.map(pack);
+        let mut parts = Vec::with_capacity(9);
+        for ((stored, matrix), packed) in self.matrices.iter().zip(matrices).zip(&packed) {
+            for (place, bytes) in stored.parts.iter().zip(&packed.parts) {
+                // What is laid out anew is not where the block is.
+                let block = matches!(bytes, Cow::Borrowed(_)).then(|| matrix.block());
+                parts.push(Part { at: at + place, bytes, block });
             }
         }
-        last
+        device.upload_parts(to, &parts, after)
     }
 
     fn operand<'a>(&self, slots: &'a Buffer, index: usize, up: Option<usize>) -> Operand<'a> {
@@ -265,7 +268,8 @@ impl LayerSlots {
     /// Tells that work that reads experts was recorded.
     pub(crate) fn read(&mut self, experts: impl Iterator<Item = u32>, until: Moment) {
         for expert in experts {
-            if let Some(read_until) = self.read_until.get_mut(self.places[expert as usize] as usize) {
+            if let Some(read_until) = self.read_until.get_mut(self.places[expert as usize] as usize)
+            {
                 *read_until = until;
             }
         }

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use compute::{Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing};
+use compute::{
+    Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
+};
 
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
@@ -58,6 +60,8 @@ pub struct Gpu {
     /// Looks up where chosen experts are held.
     place: Kernel,
     placed: Scratch,
+    /// Most experts whose memory is kept after they were handed over, while they are copied from there.
+    pub(crate) most_kept: usize,
     /// The CPU, if it computes experts, too.
     pub(crate) host: Option<Host>,
     /// What was moved to the device in the course of requests.
@@ -99,6 +103,7 @@ impl Gpu {
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
+            most_kept: 0,
             host: None,
             moved: Handoffs::default(),
             computed: None,
@@ -456,6 +461,7 @@ impl Gpu {
         if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
+        self.device.let_go(self.most_kept);
     }
 
     /// Splits experts in the host's memory into those that are moved to the device and those that the CPU

@@ -2,8 +2,8 @@
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::{
-    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, RouteAhead,
-    RouterSpec, Routing,
+    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix,
+    Reference, RouteAhead, RouterSpec, Routing,
 };
 
 use crate::buffers::Activations;

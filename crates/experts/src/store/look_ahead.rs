@@ -164,12 +164,7 @@ impl ExpertStore {
     /// Tells the predicted routing of a layer to come; `is_held` tells which experts will not be asked for,
     /// because a device has them. Reads begin when nobody waits for the drive: at once, or when all of a
     /// request that was made before was read.
-    pub fn look_ahead(
-        &mut self,
-        layer: usize,
-        routing: &Routing,
-        is_held: &dyn Fn(u32) -> bool,
-    ) {
+    pub fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
         let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         self.settle_look_ahead(None);
         self.ahead.layer = layer;
@@ -247,12 +242,7 @@ impl ExpertStore {
     }
 
     /// Begins to sweep through what several rows are predicted to use.
-    fn sweep_predicted(
-        &mut self,
-        layer: usize,
-        routing: &Routing,
-        is_held: &dyn Fn(u32) -> bool,
-    ) {
+    fn sweep_predicted(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
         let State { counts, sweep_keys, sweep, .. } = &mut self.ahead;
         counts.clear();
         counts.resize(self.layers[layer].len(), 0);

@@ -21,10 +21,10 @@ pub(super) struct CopyQueue {
 }
 
 /// A copy of host memory to a buffer.
-pub(super) struct Copy {
-    pub(super) from: vk::Buffer,
+pub(super) struct Copy<'a> {
     pub(super) to: vk::Buffer,
-    pub(super) region: vk::BufferCopy,
+    /// Where bytes come from, and which ranges go where.
+    pub(super) regions: &'a [(vk::Buffer, vk::BufferCopy)],
     /// The semaphore of the computing queue, and the number that it must have first.
     pub(super) after: Option<(vk::Semaphore, u64)>,
     /// The copy's own number.
@@ -85,32 +85,33 @@ impl CopyQueue {
         unsafe { self.device.wait_semaphores(&wait, u64::MAX) }.map_err(map)
     }
 
-    /// How a range goes from this queue to the one that computes: recorded on both.
-    pub(super) fn handover(&self, copy: &Copy) -> vk::BufferMemoryBarrier<'static> {
+    /// How what is copied goes from this queue to the one that computes: recorded on both.
+    pub(super) fn handover(&self, copy: &Copy<'_>) -> Vec<vk::BufferMemoryBarrier<'static>> {
         let [from, to] = match self.families {
             [copy, compute] if copy == compute => [vk::QUEUE_FAMILY_IGNORED; 2],
             families => families,
         };
-        vk::BufferMemoryBarrier::default()
+        let read = vk::AccessFlags::SHADER_READ | vk::AccessFlags::TRANSFER_READ;
+        let written = vk::AccessFlags::SHADER_WRITE | vk::AccessFlags::TRANSFER_WRITE;
+        let barrier = vk::BufferMemoryBarrier::default()
             .src_queue_family_index(from)
             .dst_queue_family_index(to)
             .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
-            .dst_access_mask(
-                vk::AccessFlags::SHADER_READ
-                    | vk::AccessFlags::SHADER_WRITE
-                    | vk::AccessFlags::TRANSFER_READ
-                    | vk::AccessFlags::TRANSFER_WRITE,
-            )
-            .buffer(copy.to)
-            .offset(copy.region.dst_offset)
-            .size(copy.region.size)
+            .dst_access_mask(read | written)
+            .buffer(copy.to);
+        let ranges = copy.regions.iter().map(|(_, region)| (region.dst_offset, region.size));
+        ranges.map(|(at, size)| barrier.offset(at).size(size)).collect()
     }
 
     /// Begins a copy, with the commands of an index whose last copy is done.
     ///
     /// # Safety
     /// The buffers and the memory of the host live until the copy is done, and the ranges are theirs.
-    pub(super) unsafe fn begin(&self, index: usize, copy: &Copy) -> Result<(), hal::DeviceError> {
+    pub(super) unsafe fn begin(
+        &self,
+        index: usize,
+        copy: &Copy<'_>,
+    ) -> Result<(), hal::DeviceError> {
         let commands = self.commands[index];
         let once = vk::CommandBufferBeginInfo::default()
             .flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
@@ -134,14 +135,16 @@ impl CopyQueue {
         // SAFETY: the commands are not in use; the caller keeps what they name.
         unsafe {
             self.device.begin_command_buffer(commands, &once).map_err(map)?;
-            self.device.cmd_copy_buffer(commands, copy.from, copy.to, &[copy.region]);
+            for (from, region) in copy.regions {
+                self.device.cmd_copy_buffer(commands, *from, copy.to, &[*region]);
+            }
             self.device.cmd_pipeline_barrier(
                 commands,
                 vk::PipelineStageFlags::TRANSFER,
                 vk::PipelineStageFlags::BOTTOM_OF_PIPE,
                 vk::DependencyFlags::empty(),
                 &[],
-                &[self.handover(copy)],
+                &self.handover(copy),
                 &[],
             );
             self.device.end_command_buffer(commands).map_err(map)?;

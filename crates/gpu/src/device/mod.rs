@@ -12,6 +12,8 @@ mod error;
 mod hazards;
 mod mapped;
 mod open;
+#[cfg(any(target_os = "linux", windows))]
+mod pinned;
 mod reading;
 mod recording;
 #[cfg(test)]
@@ -40,8 +42,8 @@ use open::{Opened, Special};
 use reading::Landing;
 pub(crate) use reading::Reading;
 use recording::Recording;
-pub(crate) use upload::Upload;
 use upload::Uploads;
+pub(crate) use upload::{Part, Upload};
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;

@@ -1,8 +1,11 @@
 //! Recording, from the outside: what is read is what was recorded, in its order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{Buffer, Device, Kernel};
+use compute::memory::Arena;
+
+use crate::device::{Buffer, Device, Kernel, Part};
 use crate::kernel::KernelSource;
 use crate::testing::{Random, devices};
 
@@ -219,5 +222,36 @@ fn uploads_of_any_size_arrive_and_keep_their_memory() {
         device.read(&buffer, 0, 3 << 20, &mut read);
         assert!(read == expected);
         device.check().expect("the device did not fail");
+    }
+}
+
+#[test]
+fn blocks_are_copied_from_where_they_lie_and_kept_until_then() {
+    for device in devices() {
+        let mut arena = Arena::new(1 << 20).expect("a small arena");
+        let buffer = device.buffer(5 << 18);
+        let mut expected = vec![0; 5 << 18];
+        // Blocks that begin and end within what is made known to the device at a time, and across it; offsets
+        // that are no multiples of anything.
+        for (round, len) in [5_000, 200_000, 70_000, 300_000].into_iter().enumerate() {
+            let mut block = arena.take(len).expect("there is room");
+            let bytes = block.bytes_mut();
+            bytes.iter_mut().zip(0_u32..).for_each(|(byte, at)| *byte = (at % 239) as u8);
+            let block = Arc::new(block);
+            let [head, tail] = [1..1 + 4 * (len / 8 - 2), len / 2 + 3..len].map(|range| {
+                let at = (round << 18) as u64 + if range.start == 1 { 0 } else { 160 << 10 };
+                let bytes = &block.bytes()[range];
+                expected[at as usize..][..bytes.len()].copy_from_slice(bytes);
+                Part { at, bytes, block: Some(&block) }
+            });
+            let last = device.upload_parts(&buffer, &[head, tail], device.moment());
+            device.after_upload(last);
+            let mut read = Vec::new();
+            device.read(&buffer, 0, 5 << 18, &mut read);
+            assert!(read == expected, "{len} bytes");
+            // The next upload lets go of it.
+            device.upload(&buffer, 0, &read[..4], device.moment());
+            assert_eq!(Arc::strong_count(&block), 1, "nobody else keeps it");
+        }
     }
 }

@@ -2,11 +2,14 @@
 
 #![expect(unsafe_code, reason = "calls of Vulkan")]
 
+use std::sync::Mutex;
+
 use ash::vk;
 use wgpu::hal;
 
 use crate::device::copy_queue::{self, CopyQueue};
 use crate::device::open::{Opened, Special};
+use crate::device::pinned::{self, Pinning};
 
 /// The family of queues that `wgpu` computes with.
 const COMPUTE_FAMILY: u32 = 0;
@@ -16,6 +19,8 @@ pub(super) struct Vulkan {
     device: ash::Device,
     /// Copies beside what is computed, where the adapter has a queue for it.
     pub(super) copies: Option<CopyQueue>,
+    /// Lets that queue reach memory of the host, where the driver can.
+    pub(super) pinning: Option<Mutex<Pinning>>,
 }
 
 /// Opens an adapter of Vulkan.
@@ -28,21 +33,25 @@ pub(super) fn open(
     let adapter = unsafe { adapter.as_hal::<hal::api::Vulkan>() }?;
     // Where this crate tests itself, copies go through the queue that computes, if there is no other.
     let family = copy_family(&adapter).or(cfg!(test).then_some(COMPUTE_FAMILY));
+    let pins = adapter.physical_device_capabilities().supports_extension(pinned::EXTENSION);
     let hints = wgpu::MemoryHints::MemoryUsage;
     let callback = Box::new(move |asked: hal::vulkan::CreateDeviceCallbackArgs<'_, '_, '_>| {
         if let Some(family) = family.filter(|family| *family != COMPUTE_FAMILY) {
             let queue = vk::DeviceQueueCreateInfo::default().queue_family_index(family);
             asked.queue_create_infos.push(queue.queue_priorities(&[1.0]));
         }
+        if pins && !asked.extensions.contains(&pinned::EXTENSION) {
+            asked.extensions.push(pinned::EXTENSION);
+        }
     });
-    // SAFETY: the adapter offers the features, and the limits are its own; a queue of another family is all
-    // that is added.
+    // SAFETY: the adapter offers the features, and the limits are its own; what is added it has.
     let opened = unsafe { adapter.open_with_callback(features, limits, &hints, Some(callback)) };
     Some(opened.map(|opened| {
         let device = opened.device.raw_device().clone();
         let families = family.map(|copy| [copy, opened.device.queue_family_index()]);
         let copies = families.and_then(|families| CopyQueue::new(device.clone(), families).ok());
-        let special = Special::Vulkan(Box::new(Vulkan { device, copies }));
+        let pinning = pins.then(|| Mutex::new(Pinning::new(&adapter, &device)));
+        let special = Special::Vulkan(Box::new(Vulkan { device, copies, pinning }));
         Opened { device: Box::new(opened.device), queue: Box::new(opened.queue), special }
     }))
 }

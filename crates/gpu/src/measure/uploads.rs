@@ -1,9 +1,12 @@
 //! How fast bytes come to the device, alone and beside products.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use compute::memory::{Arena, BLOCK_ALIGNMENT};
+
 use super::{ProductCase, Stream};
-use crate::device::{Device, GpuError, Moment};
+use crate::device::{Device, GpuError, Moment, Part};
 use crate::product::Tuning;
 
 /// What was measured.
@@ -23,22 +26,36 @@ pub struct UploadRates {
     pub is_right: bool,
 }
 
-/// Uploads `n` blocks of so many bytes to slots of their own, alone and beside products.
+/// Uploads `n` blocks of so many bytes to slots of their own, alone and beside products: from where they lie,
+/// or through memory that they are taken into.
 pub fn upload_rates(
     device: &Device,
-    block: usize,
-    n: usize,
+    (block, n): (usize, usize),
+    from_place: bool,
     case: ProductCase,
 ) -> Result<UploadRates, GpuError> {
     let slots = device.buffer((block * n) as u64);
     let mut stream = Stream::new(device, case, Tuning::default());
     // Words that tell where they belong.
     let word = |index: usize| (index as u32).wrapping_mul(0x9e37_79b9);
-    let source: Vec<u8> = (0..block * n / 4).flat_map(|index| word(index).to_le_bytes()).collect();
-    let blocks = || source.chunks_exact(block).zip(0_u64..);
+    let failed = |error| GpuError::Failed(format!("memory for a measurement: {error}"));
+    let mut arena = Arena::new(n * block.next_multiple_of(BLOCK_ALIGNMENT)).map_err(failed)?;
+    let mut fill = |slot: usize| {
+        let mut memory = arena.take(block)?;
+        let words = memory.bytes_mut().as_chunks_mut().0.iter_mut();
+        words.zip(slot * block / 4..).for_each(|(bytes, index)| *bytes = word(index).to_le_bytes());
+        Some(Arc::new(memory))
+    };
+    let blocks: Vec<_> = (0..n).filter_map(&mut fill).collect();
     let upload = |after: Moment| {
-        let uploads =
-            blocks().map(|(bytes, slot)| device.upload(&slots, slot * block as u64, bytes, after));
+        let uploads = blocks.iter().zip(0_u64..).map(|(memory, slot)| {
+            let part = Part {
+                at: slot * block as u64,
+                bytes: &memory.bytes()[..block],
+                block: from_place.then_some(memory),
+            };
+            device.upload_parts(&slots, &[part], after)
+        });
         uploads.last().unwrap_or_default()
     };
     let arrive = |last| {
@@ -76,9 +93,9 @@ pub fn upload_rates(
     device.after_upload(upload(device.moment()));
     let mut is_right = true;
     let mut read = Vec::new();
-    for (bytes, slot) in blocks() {
+    for (memory, slot) in blocks.iter().zip(0_u64..) {
         device.read(&slots, slot * block as u64, block as u64, &mut read);
-        is_right &= read == bytes;
+        is_right &= read == memory.bytes()[..block];
     }
     device.check()?;
     let bytes = (block * n) as u64;
