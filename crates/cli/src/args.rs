@@ -390,8 +390,8 @@ pub struct BenchArgs {
     /// Decode after so many tokens; default: 0,512.
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
     pub contexts: Option<Vec<usize>>,
-    /// Read prompts of so many tokens; default: 128, and the contexts.
-    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', value_parser = positive)]
+    /// Read prompts of so many tokens; 0 for none; default: 128, and the contexts.
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
     pub prompts: Option<Vec<usize>>,
     /// Memory of the process such as 8G, of the routed experts such as 25%, of those on a GPU and beside it such
     /// as 25%+50%, or all that is free; default: 25%,all.

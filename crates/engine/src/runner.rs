@@ -170,6 +170,10 @@ impl ExpertSource for StreamedExperts {
         Ok(self.0.request(layer, counts)?)
     }
 
+    fn used_on_device(&mut self, layer: usize, expert: u32, n_rows: usize) {
+        self.0.used_on_device(layer, expert, n_rows as u32);
+    }
+
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
         Ok(self.0.next_ready(ready)?)
     }

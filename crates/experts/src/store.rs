@@ -188,6 +188,24 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// Tells that an expert that a device holds was used there: it counts as hot, and its slot here, if it has
+    /// one, is for another.
+    pub fn used_on_device(&mut self, layer: usize, expert: u32, uses: u32) {
+        self.release();
+        let key = self.first_keys[layer] + expert;
+        self.policy.used(key, uses);
+        let place = self.places[key as usize];
+        let Some(slot) = self.slots.get_mut(place as usize) else { return };
+        let is_held = slot.block.as_ref().is_none_or(|block| Arc::strong_count(block) > 1);
+        if is_held || slot.is_owed || slot.is_ahead {
+            return;
+        }
+        slot.is_warm = false;
+        self.policy.must_stay(key);
+        self.forget_place(key);
+        self.free.push(place);
+    }
+
     /// Counts anew: what was moved so far, to fill a device, says nothing about the work to come.
     pub fn forget_stats(&mut self) {
         self.stats = Stats::default();

@@ -150,6 +150,9 @@ impl<M, V> Decoder<M, V> {
                 routers.routed(backend, &moe.logits);
             }
             if !is_recorded {
+                for &expert in moe.uses.distinct().iter().filter(|e| backend.holds(index, **e)) {
+                    experts.used_on_device(index, expert, moe.uses.of(expert).len());
+                }
                 *held_uses += block.take_held(backend, moe, index, normed) as u64;
             }
             experts.request(index, &moe.uses)?;

@@ -46,6 +46,9 @@ pub trait ExpertSource {
     /// once.
     fn request(&mut self, layer: usize, uses: &ExpertUses) -> Result<(), SourceError>;
 
+    /// Tells that an expert that a device holds was used there by so many rows, so that it was not asked for.
+    fn used_on_device(&mut self, layer: usize, expert: u32, n_rows: usize);
+
     /// Replaces what `ready` held by the experts of the request that are in memory and were not
     /// delivered yet, in any order. Waits for the drive when none is; leaves `ready` empty when all
     /// were delivered. An expert's memory is free again when its weights are dropped.

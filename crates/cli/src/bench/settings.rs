@@ -146,6 +146,7 @@ impl Settings {
             probe: Duration::from_millis(or(150, 500) as u64),
             engine: args.engine.options(),
         };
+        settings.prompts.retain(|&length| length > 0);
         let needed = settings.needed_context();
         match settings.engine.context {
             Some(context) if context < needed => bail!(
