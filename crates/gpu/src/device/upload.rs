@@ -102,6 +102,9 @@ mod beside {
     /// Bytes of a copy: few enough that taking bytes and copying them overlap.
     const PIECE_BYTES: usize = if cfg!(test) { 64 << 10 } else { 2 << 20 };
 
+    /// A part of a copy: from which memory, and which of its bytes.
+    type Region = (vk::Buffer, vk::BufferCopy);
+
     /// What is on its way.
     #[derive(Default)]
     pub(in crate::device) struct Uploads {
@@ -243,7 +246,7 @@ mod beside {
 
     impl Shared {
         /// Where bytes of a block are for the device; `None` if they must be taken from there first.
-        fn pinned(&self, part: &Part<'_>) -> Option<Vec<(vk::Buffer, vk::BufferCopy)>> {
+        fn pinned(&self, part: &Part<'_>) -> Option<Vec<Region>> {
             let Special::Vulkan(vulkan) = &self.special else { return None };
             let (pinning, block) = (vulkan.pinning.as_ref()?, part.block?);
             let begin =
@@ -300,11 +303,7 @@ mod beside {
             shared: &Shared,
             copies: &CopyQueue,
             index: usize,
-            (to, regions, after): (
-                vk::Buffer,
-                &[(vk::Buffer, vk::BufferCopy)],
-                Option<(vk::Semaphore, u64)>,
-            ),
+            (to, regions, after): (vk::Buffer, &[Region], Option<(vk::Semaphore, u64)>),
         ) -> Option<()> {
             let number = shared.begun_copies() + 1;
             let copy = Copy { to, regions, after, number };
