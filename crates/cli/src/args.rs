@@ -87,6 +87,10 @@ pub struct EngineArgs {
     /// fit; default: nine tenths of it.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub vram: Option<u64>,
+    /// Bound of the memory of a GPU for routed experts within that; default: all that is left. Experts beyond it
+    /// are kept in the host's memory as far as there is room, and moved when they are used.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub expert_vram: Option<u64>,
     /// Multiply low-bit weights with activations in 32-bit floats instead of 8-bit integers: slower, and
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
@@ -115,6 +119,11 @@ pub struct LossyArgs {
     /// as 0.5. The output then depends on what was computed before.
     #[arg(long, value_name = "LOGITS", default_value_t = 0.0)]
     pub cache_bias: f32,
+    /// With a GPU: let the CPU compute experts that are in the host's memory, in its own 8-bit arithmetic, when
+    /// that is measured to be sooner than moving them to the GPU. The output then depends on which those
+    /// are, within rounding.
+    #[arg(long)]
+    pub device_split: bool,
 }
 
 impl EngineArgs {
@@ -131,6 +140,7 @@ impl EngineArgs {
             prompt_chunk: self.prompt_chunk,
             device: self.device,
             vram: self.vram,
+            expert_vram: self.expert_vram,
             precise: self.precise,
             kv_type: self.kv_type.map(KvTypeArg::into),
             direct_io: !self.buffered_io,
@@ -138,6 +148,7 @@ impl EngineArgs {
                 experts_per_token: self.lossy.experts_per_token,
                 expert_drop: self.lossy.expert_drop,
                 cache_bias: self.lossy.cache_bias,
+                device_split: self.lossy.device_split,
             },
             kernel_cache: crate::cache::directory(),
             ..EngineOptions::default()
@@ -380,11 +391,11 @@ pub struct BenchArgs {
     /// Decode after so many tokens; default: 0,512.
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
     pub contexts: Option<Vec<usize>>,
-    /// Read prompts of so many tokens; default: 128, and the contexts.
-    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', value_parser = positive)]
+    /// Read prompts of so many tokens; 0 for none; default: 128, and the contexts.
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
     pub prompts: Option<Vec<usize>>,
-    /// Memory of the process such as 8G, of the routed experts such as 25%, or all that is free;
-    /// default: 25%,all.
+    /// Memory of the process such as 8G, of the routed experts such as 25%, of those on a GPU and beside it such
+    /// as 25%+50%, or all that is free; default: 25%,all.
     #[arg(long, value_name = "SIZE|PERCENT|all,...", value_delimiter = ',')]
     pub budgets: Option<Vec<Budget>>,
     /// Tokens to decode and time; default: 32.

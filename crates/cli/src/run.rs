@@ -123,6 +123,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         if let Some(reason) = engine.device_reason() {
             eprintln!("this device, because {reason}");
         }
+        if let Some(placement) = engine.placement() {
+            eprintln!("{placement}");
+        }
         eprintln!("{}", timing::reader_line(engine.reader()));
         if let Some(report) = engine.heat_map() {
             eprintln!("{}", timing::heat_map_line(report));

@@ -56,6 +56,18 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         counts("submissions to it", &|usage| usage.handoffs.submissions);
         counts("kernels started", &|usage| usage.handoffs.dispatches);
     }
+    if prompt.handoffs.expert_bytes + decode.handoffs.expert_bytes > 0 {
+        let moved = |usage: &Usage| usage.handoffs.expert_bytes as f64 / 1e6;
+        let each = |usage: &Usage| format!("{:.2} MB", moved(usage) / f64::from(count(usage)));
+        row("moved to the device", format!("{:.2} MB", moved(prompt)), &each(prompt), each(decode));
+        times("of it, taking them", &|usage| usage.handoffs.expert_time);
+    }
+    if prompt.handoffs.host_uses + decode.handoffs.host_uses > 0 {
+        let uses = |usage: &Usage| {
+            format!("{:.1}", usage.handoffs.host_uses as f64 / f64::from(count(usage)))
+        };
+        row("experts on the CPU", String::new(), &uses(prompt), uses(decode));
+    }
     let ahead = |usage: &Usage| match usage.ahead_reads {
         0 => "-".to_owned(),
         reads => {
@@ -139,6 +151,9 @@ pub fn to_json(usage: &Usage) -> Value {
         "device_waits": usage.handoffs.waits,
         "device_submissions": usage.handoffs.submissions,
         "device_dispatches": usage.handoffs.dispatches,
+        "moved_expert_bytes": usage.handoffs.expert_bytes,
+        "moving_experts_seconds": usage.handoffs.expert_time.as_secs_f64(),
+        "host_expert_uses": usage.handoffs.host_uses,
         "expert_hits": usage.hits,
         "expert_misses": usage.misses,
         "hit_rate": usage.hit_rate(),

@@ -168,6 +168,21 @@ pub struct MoeOutputs<'a, B: Backend + ?Sized> {
     pub shared: Option<[&'a B::Buffer; 2]>,
 }
 
+/// What [`Backend::route_ahead`] works with.
+#[derive(Debug)]
+pub struct RouteAhead<'a, B: Backend + ?Sized> {
+    /// The layer whose experts are chosen.
+    pub layer: usize,
+    /// (rows, n_experts): its router's logits, and how experts are chosen.
+    pub logits: (&'a B::Buffer, RouterSpec),
+    /// The same of a layer to come, if its choices are to be predicted.
+    pub next: Option<(&'a B::Buffer, RouterSpec)>,
+    /// (rows, hidden): what the experts will be applied to.
+    pub x: &'a B::Buffer,
+    /// (rows * top_k, hidden): for the outputs of experts that the device holds.
+    pub routed: &'a mut B::Buffer,
+}
+
 /// What [`Backend::held_moe`] works with.
 #[derive(Debug)]
 pub struct HeldMoe<'a, B: Backend + ?Sized> {
@@ -314,6 +329,23 @@ pub trait Backend {
     /// the chosen ones if the model says so. Waits for the device: the host needs the ids.
     fn route(&mut self, logits: &Self::Buffer, spec: RouterSpec, routing: &mut Routing);
 
+    /// Chooses the experts of few rows and predicts those of a layer to come, with one wait for both. The
+    /// device does `meanwhile` while the choices come to the host, and may apply experts that it holds:
+    /// [`Backend::take_held`] follows.
+    fn route_ahead(
+        &mut self,
+        route: RouteAhead<'_, Self>,
+        meanwhile: &mut dyn FnMut(&mut Self),
+        [routing, predicted]: [&mut Routing; 2],
+    ) {
+        if let Some((logits, spec)) = route.next {
+            self.route(logits, spec, predicted);
+        }
+        let (logits, spec) = route.logits;
+        self.route(logits, spec, routing);
+        meanwhile(self);
+    }
+
     /// Applies routed experts to the rows that use them:
     /// `out[row * top_k + rank] = (silu(x gate^T) * (x up^T)) down^T`. Leaves other rows of `out`
     /// alone; the caller has set its row count with [`Backend::set_rows`].
@@ -355,6 +387,12 @@ pub trait Backend {
         Ok(())
     }
 
+    /// How the device decides who computes experts that are in the host's memory, with what it measured, for
+    /// people; `None` where it always does so itself.
+    fn placement(&self) -> Option<String> {
+        None
+    }
+
     /// What was said between program and device since the backend was made.
     fn handoffs(&self) -> Handoffs {
         Handoffs::default()
@@ -372,6 +410,12 @@ pub trait Backend {
         Ok(vec![0; layers.len()])
     }
 
+    /// Tells for how many experts the host has memory. A device that copies them from there after an operation
+    /// returned keeps a fourth of them at most, so that others can be read meanwhile.
+    fn set_host_slots(&mut self, n_slots: usize) {
+        let _ = n_slots;
+    }
+
     /// Copies an expert into the room that was set apart for its layer, which has a place left.
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
         let _ = (layer, expert);
@@ -381,6 +425,12 @@ pub trait Backend {
     /// Whether the device holds all experts of a layer, so that the host need not know who is chosen.
     fn holds_all(&self, layer: usize) -> bool {
         let _ = layer;
+        false
+    }
+
+    /// Whether the device holds an expert of a layer, so that it need not be fetched.
+    fn holds(&self, layer: usize, expert: u32) -> bool {
+        let _ = (layer, expert);
         false
     }
 

@@ -2,6 +2,7 @@
 //! be held, what it cost to talk, and why something could not be done.
 
 use std::ops::{AddAssign, Sub};
+use std::time::Duration;
 
 use checkpoint::Format;
 
@@ -49,6 +50,12 @@ pub struct Handoffs {
     pub submissions: u64,
     /// Times that the program waited for the device.
     pub waits: u64,
+    /// Bytes of routed experts that were moved to the device.
+    pub expert_bytes: u64,
+    /// Time that the program spent on moving them: until they were taken, not until they were there.
+    pub expert_time: Duration,
+    /// Uses of routed experts that the host computed for the device.
+    pub host_uses: u64,
 }
 
 impl Sub for Handoffs {
@@ -59,6 +66,9 @@ impl Sub for Handoffs {
             dispatches: self.dispatches - before.dispatches,
             submissions: self.submissions - before.submissions,
             waits: self.waits - before.waits,
+            expert_bytes: self.expert_bytes - before.expert_bytes,
+            expert_time: self.expert_time - before.expert_time,
+            host_uses: self.host_uses - before.host_uses,
         }
     }
 }
@@ -68,5 +78,8 @@ impl AddAssign for Handoffs {
         self.dispatches += other.dispatches;
         self.submissions += other.submissions;
         self.waits += other.waits;
+        self.expert_bytes += other.expert_bytes;
+        self.expert_time += other.expert_time;
+        self.host_uses += other.host_uses;
     }
 }

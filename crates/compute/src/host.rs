@@ -19,8 +19,20 @@ impl HostBuffer {
         self.rows
     }
 
-    pub(crate) fn width(&self) -> usize {
+    /// Values of a row.
+    pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Rows that it has room for.
+    pub fn max_rows(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
+
+    /// Takes so many rows with these values, for who computes on the host in the place of a device.
+    pub fn fill(&mut self, rows: usize, values: &[f32]) {
+        self.set_rows(rows);
+        self.values_mut().copy_from_slice(values);
     }
 
     pub(crate) fn set_rows(&mut self, rows: usize) {
@@ -36,7 +48,8 @@ impl HostBuffer {
         &mut self.values[..self.rows * self.width]
     }
 
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
+    /// The values of a row.
+    pub fn row(&self, row: usize) -> &[f32] {
         &self.values()[row * self.width..][..self.width]
     }
 

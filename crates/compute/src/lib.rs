@@ -21,7 +21,7 @@ mod uses;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    HeldMoe, KvValues, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
+    HeldMoe, KvValues, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache, KvType};

@@ -156,7 +156,7 @@ impl MemoryPlan {
             if device.fixed() > device.total {
                 return Err(Error::DeviceBudget { plan: *device });
             }
-            device.experts = device.left();
+            device.experts = device.left().min(options.expert_vram.unwrap_or(u64::MAX));
         }
         let needed = plan.fixed().saturating_add(least_left);
         if needed > total {

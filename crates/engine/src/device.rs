@@ -25,7 +25,7 @@ pub(crate) fn on_device<T: OnDevice>(options: &EngineOptions, task: T) -> Result
             let reason = "a GPU keeps keys and values as f16: leave --kv-type out".to_owned();
             Err(Error::Gpu(reason))
         }
-        Device::Gpu(index) => gpus::on_gpu(index, options.kernel_cache.as_deref(), task),
+        Device::Gpu(index) => gpus::on_gpu(options, index, task),
     }
 }
 
@@ -213,11 +213,10 @@ mod gpus {
         !cfg!(target_os = "linux") || files.iter().any(|file| Path::new(file).exists())
     }
 
-    /// Does something on a GPU: the one of a number, or the best. Compiled kernels are kept in a directory if
-    /// one is given.
+    /// Does something on a GPU: the one of a number, or the best.
     pub(super) fn on_gpu<T: OnDevice>(
+        options: &EngineOptions,
         index: Option<usize>,
-        kernel_cache: Option<&Path>,
         task: T,
     ) -> Result<T::Output, Error> {
         let adapters = gpu::adapters();
@@ -229,10 +228,14 @@ mod gpus {
         };
         let device = device.map_err(|error| Error::Gpu(error.to_string()))?;
         // Mesa's drivers for CPUs keep what they compile themselves.
-        if let Some(directory) = kernel_cache.filter(|_| !device.is_software()) {
+        if let Some(directory) = options.kernel_cache.as_deref().filter(|_| !device.is_software()) {
             device.keep_kernels(directory);
         }
-        task.run(gpu::Gpu::new(device))
+        let gpu = gpu::Gpu::new(device);
+        match options.lossy.device_split {
+            true => task.run(gpu.beside(super::cpu(options, None)?)),
+            false => task.run(gpu),
+        }
     }
 }
 
@@ -266,8 +269,8 @@ mod gpus {
     }
 
     pub(super) fn on_gpu<T: OnDevice>(
+        _: &EngineOptions,
         _: Option<usize>,
-        _: Option<&Path>,
         _: T,
     ) -> Result<T::Output, Error> {
         Err(Error::Gpu(WITHOUT.to_owned()))

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use checkpoint::{EmbeddedText, ExpertTable, ModelConfig};
-use compute::{Backend, Routing};
+use compute::{Backend, Memory, Routing};
 use experts::{DataFiles, ExpertStore, IoMode, ReaderReport, StoreOptions};
 use model::{Batch, ExpertObserver, Lossy, ObserveExperts, RoutedLayer, RouterLog, Workspace};
 use tokenizer::Tokenizer;
@@ -160,7 +160,9 @@ impl Engine {
         let mut plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
 
         let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
-        let lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
+        let mut lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
+        // A device without memory of its own has nobody to share with.
+        lossy.device_split &= matches!(backend.memory(), Memory::Own(_));
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
             let (mut numerics, is_shared) = (backend.numerics(), options.directory.is_some());
             if lossy.is_on() {
@@ -194,6 +196,7 @@ impl Engine {
         };
         let counts: Vec<usize> = experts.iter().map(ExpertTable::len).collect();
         let mut store = ExpertStore::new(files, experts, &store_options)?;
+        workspace.backend.set_host_slots(store.n_slots());
         if is_held {
             held::load_all(&mut workspace.backend, &mut store, &counts)?;
         }
@@ -285,6 +288,11 @@ impl Engine {
     /// Why it is that device, if the choice was left to a measurement.
     pub fn device_reason(&self) -> Option<&str> {
         self.device_reason.as_deref()
+    }
+
+    /// How it is decided who computes experts that are in memory, if not always the device.
+    pub fn placement(&self) -> Option<String> {
+        self.runner.placement()
     }
 
     /// Savings that change what the model says.

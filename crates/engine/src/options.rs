@@ -43,6 +43,8 @@ pub struct EngineOptions {
     /// Bound of what the engine keeps in the memory of a device that has some of its own, in bytes;
     /// default: nine tenths of it.
     pub vram: Option<u64>,
+    /// Bound of the routed experts within that, in bytes; default: all that is left.
+    pub expert_vram: Option<u64>,
     /// What the caller needs beside the engine; default: nothing.
     pub beside: Beside,
     /// Bound of the memory for routed experts within that, in bytes; default: all that is left.
@@ -87,6 +89,7 @@ impl Default for EngineOptions {
         Self {
             memory: None,
             vram: None,
+            expert_vram: None,
             beside: Beside::default(),
             expert_cache: None,
             threads: None,

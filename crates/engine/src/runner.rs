@@ -25,6 +25,8 @@ pub enum LayerValues {
 pub(crate) trait Runner: Send {
     /// A name of the device for people.
     fn device_name(&self) -> String;
+    /// See [`Backend::placement`].
+    fn placement(&self) -> Option<String>;
     /// The empty state of a sequence of at most `context` tokens.
     fn new_state(&self, context: usize) -> State;
     /// Computes a batch; the wanted logits are in [`Runner::logits`] afterwards.
@@ -69,6 +71,10 @@ where
 {
     fn device_name(&self) -> String {
         self.workspace.backend.name()
+    }
+
+    fn placement(&self) -> Option<String> {
+        self.workspace.backend.placement()
     }
 
     fn new_state(&self, context: usize) -> State {
@@ -164,6 +170,10 @@ impl ExpertSource for StreamedExperts {
         Ok(self.0.request(layer, counts)?)
     }
 
+    fn used_on_device(&mut self, layer: usize, expert: u32, n_rows: usize) {
+        self.0.used_on_device(layer, expert, n_rows as u32);
+    }
+
     fn next_ready(&mut self, ready: &mut Vec<LoadedExpert>) -> Result<(), SourceError> {
         Ok(self.0.next_ready(ready)?)
     }
@@ -180,7 +190,7 @@ impl ExpertSource for StreamedExperts {
         self.0.wants_prediction(layer, n_rows)
     }
 
-    fn look_ahead(&mut self, layer: usize, routing: &Routing) {
-        self.0.look_ahead(layer, routing);
+    fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
+        self.0.look_ahead(layer, routing, is_held);
     }
 }

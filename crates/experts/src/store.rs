@@ -188,6 +188,29 @@ impl ExpertStore {
         &self.stats
     }
 
+    /// Tells that an expert that a device holds was used there: it counts as hot, and its slot here, if it has
+    /// one, is for another.
+    pub fn used_on_device(&mut self, layer: usize, expert: u32, uses: u32) {
+        self.release();
+        let key = self.first_keys[layer] + expert;
+        self.policy.used(key, uses);
+        let place = self.places[key as usize];
+        let Some(slot) = self.slots.get_mut(place as usize) else { return };
+        let is_held = slot.block.as_ref().is_none_or(|block| Arc::strong_count(block) > 1);
+        if is_held || slot.is_owed || slot.is_ahead {
+            return;
+        }
+        slot.is_warm = false;
+        self.policy.must_stay(key);
+        self.forget_place(key);
+        self.free.push(place);
+    }
+
+    /// Counts anew: what was moved so far, to fill a device, says nothing about the work to come.
+    pub fn forget_stats(&mut self) {
+        self.stats = Stats::default();
+    }
+
     /// Which experts are in a slot or on their way into one: of each layer in order, a flag for each of its
     /// experts.
     pub fn residents(&self) -> impl Iterator<Item = impl Iterator<Item = bool>> {
@@ -317,6 +340,7 @@ impl ExpertStore {
             self.take_completions()?;
             self.submit();
             self.sweep();
+            self.read_wanted();
             if self.is_last_delivery() {
                 self.warm();
             }

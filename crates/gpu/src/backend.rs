@@ -3,7 +3,7 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, RouterSpec, Routing, ScratchNeeds, Span,
+    Matrix, Memory, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -17,6 +17,9 @@ use crate::weights::Weights;
 
 /// Kept for pipelines, staging, what delta nets mix of 512 rows, and what the driver needs itself.
 const DRIVER_BYTES: u64 = 256 << 20;
+
+/// Most experts in the host's memory that are kept while they are copied to the device.
+const MOST_KEPT: usize = 24;
 
 fn device_error(error: impl std::fmt::Display) -> DeviceError {
     DeviceError(error.to_string())
@@ -122,6 +125,21 @@ impl Backend for Gpu {
         self.choose(logits, spec, Some(routing));
     }
 
+    fn route_ahead(
+        &mut self,
+        route: RouteAhead<'_, Self>,
+        meanwhile: &mut dyn FnMut(&mut Self),
+        [routing, predicted]: [&mut Routing; 2],
+    ) {
+        let RouteAhead { layer, logits, next, x, routed } = route;
+        let reading = self.begin_choice(logits, next, Some(x));
+        self.chosen_held_experts(layer, x, logits.1.top_k, routed);
+        meanwhile(self);
+        self.device.submit();
+        let next = next.map(|(logits, spec)| (logits.rows(), spec.top_k, predicted));
+        self.finish_choice(reading, (logits.0.rows(), logits.1.top_k, routing), next, Some(layer));
+    }
+
     fn experts(
         &mut self,
         layer: usize,
@@ -159,7 +177,9 @@ impl Backend for Gpu {
     }
 
     fn handoffs(&self) -> Handoffs {
-        self.device.counts()
+        let mut handoffs = self.device.counts();
+        handoffs += self.moved;
+        handoffs
     }
 
     fn reserve_experts(
@@ -168,26 +188,42 @@ impl Backend for Gpu {
         bytes: u64,
     ) -> Result<Vec<usize>, DeviceError> {
         let n_layers = layers.iter().flatten().count().max(1) as u64;
+        let limit = self.slot_buffer_bytes;
         let slots = layers.iter().map(|shape| {
             let Some(shape) = shape else { return Ok(None) };
-            LayerSlots::new(&self.device, shape, bytes / n_layers).map(Some)
+            let slots = LayerSlots::new(&self.device, shape, bytes / n_layers, limit);
+            slots.map(Some)
         });
         self.layers = slots.collect::<Result<_, _>>().map_err(device_error)?;
+        if let (Some(host), Some(shape)) = (&mut self.host, layers.iter().flatten().next()) {
+            host.measure(&self.device, shape).map_err(device_error)?;
+        }
         self.device.check().map_err(device_error)?;
         let room = |slots: &Option<LayerSlots>| slots.as_ref().map_or(0, LayerSlots::n_slots);
         Ok(self.layers.iter().map(room).collect())
     }
 
+    fn set_host_slots(&mut self, n_slots: usize) {
+        self.most_kept = (n_slots / 4).min(MOST_KEPT);
+    }
+
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
         if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
-            slots.hold(&self.device, expert.index, &expert.weights);
+            let upload = slots.hold(&self.device, expert.index, &expert.weights);
+            self.device.after_upload(upload.unwrap_or_default());
         }
+        self.device.let_go(self.most_kept);
         self.device.check().map_err(device_error)
     }
 
     fn holds_all(&self, layer: usize) -> bool {
         let slots = self.layers.get(layer).and_then(Option::as_ref);
         slots.is_some_and(LayerSlots::holds_all)
+    }
+
+    fn holds(&self, layer: usize, expert: u32) -> bool {
+        let slots = self.layers.get(layer).and_then(Option::as_ref);
+        slots.is_some_and(|slots| slots.place(expert).is_some())
     }
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {
@@ -206,8 +242,13 @@ impl Backend for Gpu {
         self.take_held_experts(layer, x, uses, out)
     }
 
+    fn placement(&self) -> Option<String> {
+        self.host.as_ref()?.report()
+    }
+
     fn numerics(&self) -> String {
-        format!("gpu {}", self.device.name())
+        let host = self.host.as_ref().map(|host| format!(" beside {}", host.numerics()));
+        format!("gpu {}{}", self.device.name(), host.unwrap_or_default())
     }
 
     fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {

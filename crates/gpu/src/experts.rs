@@ -1,17 +1,26 @@
 //! Experts on the device: how one lies in a slot, and the slots of a layer.
 
-use checkpoint::Format;
-use compute::{ExpertShape, ExpertUses, ExpertWeights, Matrix, MatrixShape};
+use std::borrow::Cow;
 
-use crate::device::{Buffer, Device};
+use checkpoint::Format;
+use compute::{ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MatrixShape};
+
+use crate::device::{Buffer, Device, Moment, Part, Upload};
 use crate::formats::{pack, part_bytes};
 use crate::product::{Items, Operand, share};
+use crate::scratch::Scratch;
 use crate::weights::{WeightsError, check, place};
 
 /// No slot.
 const NOWHERE: u32 = u32::MAX;
 /// After so many passes all counts of uses are halved, so that what was hot long ago can leave.
 const HALVE_AFTER: u32 = 256;
+/// Slots that experts pass through which are moved to the device for one use.
+pub(crate) const TRANSIT_SLOTS: usize = 32;
+/// Bits of a slot's number in a place; the others number its buffer.
+const SLOT_BITS: u32 = 24;
+/// Most slots of a buffer.
+const MOST_SLOTS: u64 = 1 << SLOT_BITS;
 
 /// How the experts of a layer lie in slots. All experts of a layer are stored alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,14 +76,26 @@ impl ExpertLayout {
         self.matrices[0].format == self.matrices[1].format
     }
 
-    /// Moves an expert into the slot that begins at a byte of a buffer.
-    pub(crate) fn write(&self, device: &Device, weights: &ExpertWeights, to: &Buffer, at: u64) {
+    /// Moves an expert into the slot that begins at a byte of a buffer, after the work of `after`, beside what
+    /// is recorded later.
+    pub(crate) fn upload(
+        &self,
+        device: &Device,
+        weights: &ExpertWeights,
+        (to, at): (&Buffer, u64),
+        after: Moment,
+    ) -> Upload {
         let matrices = [&weights.gate, &weights.up, &weights.down];
-        for (stored, matrix) in self.matrices.iter().zip(matrices) {
-            for (place, part) in stored.parts.iter().zip(&pack(matrix).parts) {
-                device.write(to, at + place, part);
+        let packed = matrices.map(pack);
+        let mut parts = Vec::with_capacity(9);
+        for ((stored, matrix), packed) in self.matrices.iter().zip(matrices).zip(&packed) {
+            for (place, bytes) in stored.parts.iter().zip(&packed.parts) {
+                // What is laid out anew is not where the block is.
+                let block = matches!(bytes, Cow::Borrowed(_)).then(|| matrix.block());
+                parts.push(Part { at: at + place, bytes, block });
             }
         }
+        device.upload_parts(to, &parts, after)
     }
 
     fn operand<'a>(&self, slots: &'a Buffer, index: usize, up: Option<usize>) -> Operand<'a> {
@@ -116,11 +137,18 @@ impl ExpertLayout {
 #[derive(Debug)]
 pub(crate) struct LayerSlots {
     pub(crate) layout: ExpertLayout,
-    pub(crate) buffer: Buffer,
+    /// The slots in order, as many in each buffer as the device can reach at once; fewer in the last.
+    buffers: Vec<Buffer>,
+    slots_per_buffer: usize,
     /// For each expert its slot.
     places: Vec<u32>,
+    /// The same on the device, as [`place_word`] says.
+    table: Buffer,
+    is_table_old: bool,
     /// For each slot its expert.
     holders: Vec<u32>,
+    /// For each slot until when it is read.
+    read_until: Vec<Moment>,
     /// For each expert how much it was used, halved now and then.
     uses: Vec<u32>,
     n_held: usize,
@@ -128,22 +156,35 @@ pub(crate) struct LayerSlots {
 }
 
 impl LayerSlots {
-    /// Empty slots for as many of the experts as fit into so many bytes.
+    /// Empty slots for as many of the experts as fit into so many bytes, in buffers of at most
+    /// `buffer_bytes`.
     pub(crate) fn new(
         device: &Device,
         shape: &ExpertShape,
         bytes: u64,
+        buffer_bytes: u64,
     ) -> Result<Self, WeightsError> {
         let layout = ExpertLayout::new(shape.matrices)?;
         let n_experts = shape.n_experts;
-        let room = bytes.min(device.max_binding_bytes()) / layout.bytes;
-        let n_slots = (room as usize).min(n_experts);
-        let buffer = device.buffer(layout.bytes * n_slots as u64);
+        let slots_per_buffer = (buffer_bytes / layout.bytes).min(MOST_SLOTS) as usize;
+        if slots_per_buffer == 0 {
+            return Err(WeightsError::TooLarge { bytes: layout.bytes, limit: buffer_bytes });
+        }
+        let n_slots = ((bytes / layout.bytes) as usize).min(n_experts);
+        let begins = (0..n_slots).step_by(slots_per_buffer);
+        let buffers = begins.map(|begin| {
+            let n_slots = slots_per_buffer.min(n_slots - begin);
+            device.buffer(layout.bytes * n_slots as u64)
+        });
         Ok(Self {
+            buffers: buffers.collect(),
+            slots_per_buffer,
             layout,
-            buffer,
             places: vec![NOWHERE; n_experts],
+            table: device.buffer(4 * n_experts as u64),
+            is_table_old: true,
             holders: vec![NOWHERE; n_slots],
+            read_until: vec![Moment::default(); n_slots],
             uses: vec![0; n_experts],
             n_held: 0,
             passes: 0,
@@ -165,10 +206,31 @@ impl LayerSlots {
         self.n_held == self.places.len()
     }
 
-    /// The slot of an expert, if it is held.
-    pub(crate) fn place(&self, expert: u32) -> Option<u32> {
+    /// How many experts are held.
+    pub(crate) fn n_held(&self) -> usize {
+        self.n_held
+    }
+
+    /// The buffers of the slots.
+    pub(crate) fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// The buffer and the slot in it of an expert, if it is held.
+    pub(crate) fn place(&self, expert: u32) -> Option<(usize, u32)> {
         let place = self.places[expert as usize];
-        (place != NOWHERE).then_some(place)
+        let per_buffer = self.slots_per_buffer as u32;
+        (place != NOWHERE).then(|| ((place / per_buffer) as usize, place % per_buffer))
+    }
+
+    /// The table of places on the device, for `place.wgsl`.
+    pub(crate) fn table(&mut self, device: &Device) -> &Buffer {
+        if std::mem::take(&mut self.is_table_old) {
+            let words = (0..self.places.len() as u32)
+                .flat_map(|expert| place_word(self.place(expert)).to_le_bytes());
+            device.write(&self.table, 0, &words.collect::<Vec<_>>());
+        }
+        &self.table
     }
 
     /// Counts the uses of a pass.
@@ -183,25 +245,48 @@ impl LayerSlots {
         }
     }
 
-    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; tells
-    /// whether it did.
-    pub(crate) fn hold(&mut self, device: &Device, expert: u32, weights: &ExpertWeights) -> bool {
-        if self.holders.is_empty() || self.place(expert).is_some() {
-            return self.place(expert).is_some();
-        }
+    /// The slot that an expert should be taken into: one that is free, or one whose expert was used clearly
+    /// less.
+    fn slot_for(&self, expert: u32) -> Option<usize> {
         let n_slots = self.holders.len();
-        let slot = if n_slots == self.places.len() {
-            expert as usize
-        } else if self.n_held < n_slots {
-            self.n_held
-        } else {
-            let uses_of = |slot: &usize| self.uses[self.holders[*slot] as usize];
-            let coldest = (0..n_slots).min_by_key(uses_of).expect("there are slots");
-            if uses_of(&coldest) + 4 >= self.uses[expert as usize] {
-                return false;
+        if n_slots == self.places.len() {
+            return Some(expert as usize);
+        }
+        if self.n_held < n_slots {
+            return Some(self.n_held);
+        }
+        let uses_of = |slot: &usize| self.uses[self.holders[*slot] as usize];
+        let coldest = (0..n_slots).min_by_key(uses_of)?;
+        (uses_of(&coldest) + 4 < self.uses[expert as usize]).then_some(coldest)
+    }
+
+    /// Whether [`LayerSlots::hold`] would take an expert, or has it.
+    pub(crate) fn wants(&self, expert: u32) -> bool {
+        self.place(expert).is_some() || self.slot_for(expert).is_some()
+    }
+
+    /// Tells that work that reads experts was recorded.
+    pub(crate) fn read(&mut self, experts: impl Iterator<Item = u32>, until: Moment) {
+        for expert in experts {
+            if let Some(read_until) = self.read_until.get_mut(self.places[expert as usize] as usize)
+            {
+                *read_until = until;
             }
-            coldest
-        };
+        }
+    }
+
+    /// Takes an expert into a slot, if one is free or holds an expert that was used clearly less; gives what
+    /// must have arrived before it is used.
+    pub(crate) fn hold(
+        &mut self,
+        device: &Device,
+        expert: u32,
+        weights: &ExpertWeights,
+    ) -> Option<Upload> {
+        if self.place(expert).is_some() {
+            return Some(Upload::default());
+        }
+        let slot = self.slot_for(expert)?;
         let before = std::mem::replace(&mut self.holders[slot], expert);
         if before == NOWHERE {
             self.n_held += 1;
@@ -209,20 +294,80 @@ impl LayerSlots {
             self.places[before as usize] = NOWHERE;
         }
         self.places[expert as usize] = slot as u32;
-        self.layout.write(device, weights, &self.buffer, self.layout.bytes * slot as u64);
-        true
+        self.is_table_old = true;
+        let after = self.read_until[slot];
+        let (buffer, slot) = self.place(expert).expect("it was just placed");
+        let to = (&self.buffers[buffer], self.layout.bytes * u64::from(slot));
+        Some(self.layout.upload(device, weights, to, after))
     }
 }
 
-/// The words of a table of items for experts in slots; `None` when there are none.
-pub(crate) fn table(
+/// Slots that experts pass through which are moved to the device for one use, in turns.
+#[derive(Debug, Default)]
+pub(crate) struct Transit {
+    buffer: Scratch,
+    slot_bytes: u64,
+    read_until: [Moment; TRANSIT_SLOTS],
+    next: usize,
+}
+
+impl Transit {
+    /// Moves experts there, at most half of the slots' number; gives the buffer, the slot of each, and what
+    /// must have arrived before they are used.
+    pub(crate) fn take(
+        &mut self,
+        device: &Device,
+        layout: &ExpertLayout,
+        experts: &[&LoadedExpert],
+    ) -> (&Buffer, Vec<u32>, Upload) {
+        if self.slot_bytes != layout.bytes {
+            // Slots of another size lie across the old ones.
+            self.slot_bytes = layout.bytes;
+            self.read_until = [device.moment(); TRANSIT_SLOTS];
+        }
+        let buffer = self.buffer.at_least(device, layout.bytes as usize * TRANSIT_SLOTS);
+        let mut last = Upload::default();
+        let slots = experts.iter().map(|expert| {
+            let slot = self.next;
+            self.next = (slot + 1) % TRANSIT_SLOTS;
+            let to = (buffer, layout.bytes * slot as u64);
+            let upload = layout.upload(device, &expert.weights, to, self.read_until[slot]);
+            last = last.max(upload);
+            slot as u32
+        });
+        let slots = slots.collect();
+        (buffer, slots, last)
+    }
+
+    /// Tells that work that reads slots was recorded.
+    pub(crate) fn read(&mut self, slots: &[u32], until: Moment) {
+        for &slot in slots {
+            self.read_until[slot as usize] = until;
+        }
+    }
+}
+
+/// A place as `place.wgsl` reads it.
+fn place_word(place: Option<(usize, u32)>) -> u32 {
+    place.map_or(NOWHERE, |(buffer, slot)| (buffer as u32) << SLOT_BITS | slot)
+}
+
+/// Where the items of a table are: in which words, how many, and how many uses each has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    begin: u32,
+    len: u32,
+    n_x: usize,
+}
+
+/// Appends the items of experts in slots to the words of a table; `None` when there are none.
+pub(crate) fn append(
     uses: &ExpertUses,
     experts: impl Iterator<Item = (u32, u32)> + Clone,
     words: &mut Vec<u32>,
-) -> Option<(u32, usize)> {
+) -> Option<Range> {
     let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
-    let n_x = share(most);
-    words.clear();
+    let (begin, n_x) = (words.len() as u32, share(most));
     let mut len = 0;
     for (expert, slot) in experts {
         for uses_here in uses.of(expert).chunks(n_x) {
@@ -233,10 +378,13 @@ pub(crate) fn table(
             len += 1;
         }
     }
-    Some((len, n_x))
+    Some(Range { begin, len, n_x })
 }
 
-/// The items of a table that was written to the device.
-pub(crate) fn items(table: &Buffer, (len, n_x): (u32, usize)) -> Items<'_> {
-    Items { table, begin: 0, len, n_x }
+impl Range {
+    /// The items of a table that was written to the device.
+    pub(crate) fn of(self, table: &Buffer) -> Items<'_> {
+        let Self { begin, len, n_x } = self;
+        Items { table, begin, len, n_x }
+    }
 }

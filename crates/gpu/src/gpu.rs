@@ -1,22 +1,38 @@
 //! The backend: what a model asks for, as kernels on buffers.
 
-use compute::{ExpertUses, ExpertWeights, LoadedExpert, Matrix, RouterSpec, Routing};
+use std::borrow::Cow;
+use std::time::Instant;
+
+use compute::{
+    Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
+};
 
 use crate::attention::AttentionKernels;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
-use crate::device::{Buffer, Device, Kernel};
-use crate::experts::{ExpertLayout, LayerSlots, items, shapes, table};
+use crate::device::{Buffer, Device, Kernel, Reading, Upload};
+use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::host::Host;
 use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products};
 use crate::rowwise::{Chosen, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
-/// Experts that are moved to the device for one use, at a time.
-const TRANSIT_SLOTS: usize = 16;
 /// Rows up to which the routing of a layer that is held stays on the device.
 const MOST_DEVICE_ROUTED_ROWS: usize = 8;
+
+/// Applies a function to the kernel that looks up where experts are held.
+pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+    apply(&KernelSource {
+        name: "place",
+        parts: &[include_str!("kernels/place.wgsl")],
+        constants: &[],
+        flags: &[],
+        writes: &[false, false, true],
+        teams: None,
+    })
+}
 
 /// A GPU that can run a model.
 pub struct Gpu {
@@ -30,13 +46,28 @@ pub struct Gpu {
     /// Inner activations of experts.
     inner: [Option<Activations>; 2],
     chosen: Option<(Chosen, usize)>,
+    /// The same for a layer to come.
+    predicted: Option<(Chosen, usize)>,
     /// What is on the device in `chosen`.
     routed: Routing,
     table: Scratch,
     words: Vec<u32>,
     bytes: Vec<u8>,
-    transit: Scratch,
+    transit: Transit,
     pub(crate) layers: Vec<Option<LayerSlots>>,
+    /// Most bytes of a buffer of slots.
+    pub(crate) slot_buffer_bytes: u64,
+    /// Looks up where chosen experts are held.
+    place: Kernel,
+    placed: Scratch,
+    /// Most experts whose memory is kept after they were handed over, while they are copied from there.
+    pub(crate) most_kept: usize,
+    /// The CPU, if it computes experts, too.
+    pub(crate) host: Option<Host>,
+    /// What was moved to the device in the course of requests.
+    pub(crate) moved: Handoffs,
+    /// The layer whose held experts were computed when they were chosen.
+    computed: Option<usize>,
     pub(crate) attention: AttentionKernels,
     pub(crate) delta_net: DeltaNetKernels,
     /// Uses of a prompt's rows in a layer that is held.
@@ -62,17 +93,32 @@ impl Gpu {
             indices: Scratch::default(),
             inner: [None, None],
             chosen: None,
+            predicted: None,
             routed: Routing::default(),
             table: Scratch::default(),
             words: Vec::new(),
             bytes: Vec::new(),
-            transit: Scratch::default(),
+            transit: Transit::default(),
             layers: Vec::new(),
+            slot_buffer_bytes: device.max_binding_bytes(),
+            place: with_place(|source| device.kernel(source)),
+            placed: Scratch::default(),
+            most_kept: 0,
+            host: None,
+            moved: Handoffs::default(),
+            computed: None,
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
             uses: ExpertUses::new(0),
             device,
         }
+    }
+
+    /// Lets the CPU compute experts that are in the host's memory when that is sooner than moving them: the
+    /// output then depends on which those are.
+    #[must_use]
+    pub fn beside(self, cpu: Cpu) -> Self {
+        Self { host: Some(Host::new(cpu)), ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -125,26 +171,66 @@ impl Gpu {
         spec: RouterSpec,
         routing: Option<&mut Routing>,
     ) {
-        let uses = logits.rows() * spec.top_k;
-        if self.chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
-            let held = uses.next_power_of_two();
-            let choices = self.device.buffer(8 * held as u64);
-            let items = self.device.buffer(12 * held as u64);
-            self.chosen = Some((Chosen { choices, items }, held));
-        }
-        let (chosen, _) = self.chosen.as_ref().expect("it was just made");
-        self.rowwise.route(&self.device, logits, spec, chosen);
+        choose(&self.device, &mut self.rowwise, (logits, spec), &mut self.chosen);
         self.routed.experts.clear();
         self.routed.weights.clear();
-        let Some(routing) = routing else { return };
-        self.device.read(&chosen.choices, 0, 8 * uses as u64, &mut self.bytes);
-        let words = || self.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
-        routing.top_k = spec.top_k;
-        routing.experts.clear();
-        routing.experts.extend(words().take(uses));
-        routing.weights.clear();
-        routing.weights.extend(words().skip(uses).map(f32::from_bits));
+        if let Some(routing) = routing {
+            let part = choices_of(&self.chosen, logits.rows() * spec.top_k);
+            let reading = self.device.begin_read(&[part]);
+            self.finish_choice(reading, (logits.rows(), spec.top_k, routing), None, None);
+        }
+    }
+
+    /// Begins to choose experts, and to predict the choices of a layer to come. A CPU that may compute some of
+    /// them gets `x`, which they are applied to.
+    pub(crate) fn begin_choice(
+        &mut self,
+        here: (&Activations, RouterSpec),
+        next: Option<(&Activations, RouterSpec)>,
+        x: Option<&Activations>,
+    ) -> Reading {
+        let Self { device, rowwise, chosen, predicted, host, .. } = self;
+        let part = |(logits, spec): (&Activations, RouterSpec), chosen| {
+            choices_of(chosen, logits.rows() * spec.top_k)
+        };
+        choose(device, rowwise, here, chosen);
+        let mut parts = vec![part(here, chosen)];
+        if let Some(next) = next {
+            choose(device, rowwise, next, predicted);
+            parts.push(part(next, predicted));
+        }
+        let x = x.filter(|_| host.is_some());
+        parts.extend(x.map(|x| (&x.buffer, 0, x.bytes())));
+        device.begin_read(&parts)
+    }
+
+    /// Waits for choices, given with their rows and experts of a row, and for what the experts of a layer are
+    /// applied to if that was asked for.
+    pub(crate) fn finish_choice(
+        &mut self,
+        reading: Reading,
+        here: (usize, usize, &mut Routing),
+        next: Option<(usize, usize, &mut Routing)>,
+        input_of: Option<usize>,
+    ) {
+        self.device.finish_read(reading, &mut self.bytes);
+        let (words, _) = self.bytes.as_chunks();
+        let mut words = words.iter().map(|word| u32::from_le_bytes(*word));
+        let mut take = |(rows, top_k, routing): (usize, usize, &mut Routing)| {
+            routing.top_k = top_k;
+            routing.experts.clear();
+            routing.experts.extend(words.by_ref().take(rows * top_k));
+            routing.weights.clear();
+            routing.weights.extend(words.by_ref().take(rows * top_k).map(f32::from_bits));
+        };
+        let (rows, top_k, routing) = here;
+        take((rows, top_k, &mut *routing));
         self.routed.clone_from(routing);
+        next.map(&mut take);
+        if let (Some(layer), Some(host)) = (input_of, &mut self.host) {
+            let x: Vec<f32> = words.map(f32::from_bits).collect();
+            host.set_input(layer, rows, &x);
+        }
     }
 
     /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
@@ -197,7 +283,7 @@ impl Gpu {
         self.uses = uses;
     }
 
-    /// Computes the experts that were chosen last, all of which are held.
+    /// Computes those of the experts that were chosen last that are held; the host need not know them.
     pub(crate) fn chosen_experts(
         &mut self,
         layer: usize,
@@ -205,16 +291,45 @@ impl Gpu {
         top_k: usize,
         out: &Activations,
     ) {
-        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let slots = self.layers[layer].as_mut().expect("the caller asked");
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
-        let len = (x.rows() * top_k) as u32;
-        let items = Items { table: &chosen.items, begin: 0, len, n_x: 1 };
-        let parts = (&mut self.products, &self.gated, &mut self.inner);
-        compute(&self.device, parts, &slots.layout, &slots.buffer, items, top_k, x, out);
+        let n_uses = x.rows() * top_k;
+        let len = n_uses as u32;
+        // All in one buffer and each in the slot of its index: the router's own table is right.
+        let is_plain = slots.holds_all() && slots.buffers().len() == 1;
+        let table = if is_plain {
+            &chosen.items
+        } else {
+            let n_buffers = slots.buffers().len();
+            let placed = self.placed.at_least(&self.device, 12 * n_uses * n_buffers);
+            let buffers = [&chosen.items, slots.table(&self.device), placed];
+            let words = [len, n_buffers as u32];
+            self.device.dispatch(&self.place, &buffers, &words, [1, 1, 1]);
+            placed
+        };
+        let items = (0..).map(|buffer| Items { table, begin: 3 * len * buffer, len, n_x: 1 });
+        let parts: Vec<_> = slots.buffers().iter().zip(items).collect();
+        let kernels = (&mut self.products, &self.gated, &mut self.inner);
+        compute(&self.device, kernels, &slots.layout, &parts, top_k, x, out);
     }
 
-    /// Counts the uses of a layer, computes those of experts that are held, and takes them out; gives their
-    /// number.
+    /// The same where only some experts of the layer may be held; [`Gpu::take_held_experts`] will know that it
+    /// was done.
+    pub(crate) fn chosen_held_experts(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        top_k: usize,
+        out: &Activations,
+    ) {
+        if slots_of(&self.layers, layer).is_some_and(|slots| slots.n_held() > 0) {
+            self.chosen_experts(layer, x, top_k, out);
+            self.computed = Some(layer);
+        }
+    }
+
+    /// Counts the uses of a layer, computes those of experts that are held unless that was done, and takes
+    /// them out; gives their number.
     pub(crate) fn take_held_experts(
         &mut self,
         layer: usize,
@@ -222,10 +337,17 @@ impl Gpu {
         uses: &mut ExpertUses,
         out: &Activations,
     ) -> usize {
+        let is_computed = self.computed.take() == Some(layer);
         let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return 0 };
         slots.count(uses);
-        self.held_experts(layer, x, uses, out);
-        let Some(slots) = slots_of(&self.layers, layer) else { return 0 };
+        if !is_computed {
+            self.held_experts(layer, x, uses, out);
+            // They are computed while the host fetches the others.
+            self.device.submit();
+        }
+        let until = self.device.moment();
+        let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) else { return 0 };
+        slots.read(uses.distinct().iter().copied(), until);
         let mut n_uses = 0;
         uses.take(|expert, uses| {
             let is_held = slots.place(expert).is_some();
@@ -243,14 +365,37 @@ impl Gpu {
         uses: &ExpertUses,
         out: &Activations,
     ) {
-        let Some(slots) = slots_of(&self.layers, layer) else { return };
-        let all = uses.distinct().iter();
-        let held = all.filter_map(|&expert| Some((expert, slots.place(expert)?)));
-        let Some(numbers) = table(uses, held, &mut self.words) else { return };
-        let table = write_words(&self.device, &mut self.table, &self.words);
-        let parts = (&mut self.products, &self.gated, &mut self.inner);
-        let items = items(table, numbers);
-        compute(&self.device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
+        let all = uses.distinct().iter().copied();
+        self.experts_in_slots(layer, x, uses, all, out);
+    }
+
+    /// Computes the uses of those experts among `wanted` that are held.
+    fn experts_in_slots(
+        &mut self,
+        layer: usize,
+        x: &Activations,
+        uses: &ExpertUses,
+        wanted: impl Iterator<Item = u32> + Clone,
+        out: &Activations,
+    ) {
+        let Self { device, layers, products, gated, inner, words, table, .. } = self;
+        let Some(slots) = slots_of(layers, layer) else { return };
+        words.clear();
+        let mut ranges = Vec::with_capacity(slots.buffers().len());
+        for (index, buffer) in slots.buffers().iter().enumerate() {
+            let here = wanted.clone().filter_map(|expert| {
+                let (buffer, slot) = slots.place(expert)?;
+                (buffer == index).then_some((expert, slot))
+            });
+            ranges.extend(append(uses, here, words).map(|range| (buffer, range)));
+        }
+        if ranges.is_empty() {
+            return;
+        }
+        let table = write_words(device, table, words);
+        let parts: Vec<_> =
+            ranges.into_iter().map(|(buffer, range)| (buffer, range.of(table))).collect();
+        compute(device, (products, gated, inner), &slots.layout, &parts, uses.top_k(), x, out);
     }
 
     /// Computes the uses of experts that are in the host's memory. Those that are used more than what is
@@ -263,39 +408,77 @@ impl Gpu {
         uses: &ExpertUses,
         out: &Activations,
     ) {
+        let (experts, of_host) = self.split(layer, experts);
+        let indices = || experts.iter().map(|expert| expert.index);
+        if let Some(slots) = self.layers.get_mut(layer).and_then(Option::as_mut) {
+            let begin = Instant::now();
+            let mut last = Upload::default();
+            for expert in experts.iter() {
+                let is_new = slots.place(expert.index).is_none();
+                if let Some(upload) = slots.hold(&self.device, expert.index, &expert.weights) {
+                    last = last.max(upload);
+                    self.moved.expert_bytes += if is_new { slots.layout.bytes } else { 0 };
+                }
+            }
+            self.moved.expert_time += begin.elapsed();
+            self.device.after_upload(last);
+        }
+        // Only now is it known who stays: a later one may have taken an earlier one's slot.
+        self.experts_in_slots(layer, x, uses, indices(), out);
         let Self { device, layers, products, gated, inner, words, transit, .. } = self;
         let mut slots = layers.get_mut(layer).and_then(Option::as_mut);
         if let Some(slots) = &mut slots {
-            experts.iter().for_each(|expert| {
-                slots.hold(device, expert.index, &expert.weights);
-            });
+            slots.read(indices(), device.moment());
         }
-        // Only now is it known who stays: a later one may have taken an earlier one's slot.
-        let place = |expert: &LoadedExpert| slots.as_deref()?.place(expert.index);
-        let kept = experts.iter().filter_map(|expert| Some((expert.index, place(expert)?)));
-        if let (Some(slots), Some(numbers)) = (slots.as_deref(), table(uses, kept, words)) {
-            let table = write_words(device, &mut self.table, words);
-            let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
-            compute(device, parts, &slots.layout, &slots.buffer, items, uses.top_k(), x, out);
-        }
-        let passing: Vec<_> = experts.iter().filter(|expert| place(expert).is_none()).collect();
+        let is_passing = |expert: &&LoadedExpert| {
+            slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
+        };
+        let passing: Vec<_> = experts.iter().filter(is_passing).collect();
         // Experts of a layer that has no slots may be stored each in its own way.
         let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
-        for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS)) {
+        for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS / 2)) {
             let layout = match ExpertLayout::new(shapes(&experts[0].weights)) {
                 Ok(layout) => layout,
                 Err(error) => return device.fail(error),
             };
-            let transit = transit.at_least(device, layout.bytes as usize * TRANSIT_SLOTS);
-            for (expert, slot) in experts.iter().zip(0..) {
-                layout.write(device, &expert.weights, transit, layout.bytes * slot);
-            }
-            let placed = experts.iter().zip(0..).map(|(expert, slot)| (expert.index, slot));
-            let Some(numbers) = table(uses, placed, words) else { continue };
-            let table = write_words(device, &mut self.table, words);
-            let (parts, items) = ((&mut *products, &*gated, &mut *inner), items(table, numbers));
-            compute(device, parts, &layout, transit, items, uses.top_k(), x, out);
+            let begin = Instant::now();
+            let (buffer, slots, last) = transit.take(device, &layout, experts);
+            self.moved.expert_bytes += layout.bytes * experts.len() as u64;
+            self.moved.expert_time += begin.elapsed();
+            device.after_upload(last);
+            let indices = experts.iter().map(|expert| expert.index);
+            words.clear();
+            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+                continue;
+            };
+            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
+            let kernels = (&mut *products, &*gated, &mut *inner);
+            compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
+            transit.read(&slots, device.moment());
         }
+        // The device begins while the host computes, or waits for the next ones.
+        device.submit();
+        if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
+            self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
+        }
+        self.device.let_go(self.most_kept);
+    }
+
+    /// Splits experts in the host's memory into those that are moved to the device and those that the CPU
+    /// computes, of which the device would keep none.
+    fn split<'a>(
+        &self,
+        layer: usize,
+        experts: &'a [LoadedExpert],
+    ) -> (Cow<'a, [LoadedExpert]>, Vec<LoadedExpert>) {
+        let Some(host) = &self.host else { return (Cow::Borrowed(experts), Vec::new()) };
+        let slots = slots_of(&self.layers, layer);
+        let passes = |expert: &&LoadedExpert| slots.is_none_or(|slots| !slots.wants(expert.index));
+        let (passing, mut moved): (Vec<_>, Vec<_>) = experts.iter().partition(passes);
+        let n_moved = passing.len() - host.share(layer, passing.len());
+        moved.extend(&passing[..n_moved]);
+        let owned = |experts: &[&LoadedExpert]| experts.iter().copied().cloned().collect();
+        (Cow::Owned(owned(&moved)), owned(&passing[n_moved..]))
     }
 
     pub(crate) fn download_values(&mut self, buffer: &Activations, out: &mut Vec<f32>) {
@@ -305,18 +488,40 @@ impl Gpu {
     }
 }
 
+/// Chooses experts, in buffers that are made anew when they are too small.
+fn choose(
+    device: &Device,
+    rowwise: &mut Rowwise,
+    (logits, spec): (&Activations, RouterSpec),
+    chosen: &mut Option<(Chosen, usize)>,
+) {
+    let uses = logits.rows() * spec.top_k;
+    if chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
+        let held = uses.next_power_of_two();
+        let choices = device.buffer(8 * held as u64);
+        let items = device.buffer(12 * held as u64);
+        *chosen = Some((Chosen { choices, items }, held));
+    }
+    let (chosen, _) = chosen.as_ref().expect("it was just made");
+    rowwise.route(device, logits, spec, chosen);
+}
+
+/// Where the experts and the weights of so many uses are.
+fn choices_of(chosen: &Option<(Chosen, usize)>, uses: usize) -> (&Buffer, u64, u64) {
+    let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
+    (&chosen.choices, 0, 8 * uses as u64)
+}
+
 fn slots_of(layers: &[Option<LayerSlots>], layer: usize) -> Option<&LayerSlots> {
     layers.get(layer)?.as_ref()
 }
 
-/// Applies the experts of `items` to the rows of `x` that use them.
-#[expect(clippy::too_many_arguments, reason = "parts of the backend that are borrowed one by one")]
+/// Applies the experts in some buffers of slots, as their items say, to the rows of `x` that use them.
 fn compute(
     device: &Device,
     (products, gated, inner): (&mut Products, &Kernel, &mut [Option<Activations>; 2]),
     layout: &ExpertLayout,
-    slots: &Buffer,
-    items: Items<'_>,
+    parts: &[(&Buffer, Items<'_>)],
     top_k: usize,
     x: &Activations,
     out: &Activations,
@@ -326,15 +531,21 @@ fn compute(
     let inner = sized(inner, device, uses, layout.intermediate());
     inner.set_rows(uses);
     if layout.is_fused() {
-        products.multiply_experts(device, &layout.gate_up(slots), items, top_k, x, inner);
+        for &(slots, items) in parts {
+            products.multiply_experts(device, &layout.gate_up(slots), items, top_k, x, inner);
+        }
     } else {
         let other = sized(other, device, uses, layout.intermediate());
         other.set_rows(uses);
-        products.multiply_experts(device, &layout.gate(slots), items, top_k, x, inner);
-        products.multiply_experts(device, &layout.up(slots), items, top_k, x, other);
+        for &(slots, items) in parts {
+            products.multiply_experts(device, &layout.gate(slots), items, top_k, x, inner);
+            products.multiply_experts(device, &layout.up(slots), items, top_k, x, other);
+        }
         gate_with(device, gated, inner, other);
     }
-    products.multiply_experts(device, &layout.down(slots), items, 1, inner, out);
+    for &(slots, items) in parts {
+        products.multiply_experts(device, &layout.down(slots), items, 1, inner, out);
+    }
 }
 
 fn gate_with(device: &Device, gated: &Kernel, x: &Activations, y: &Activations) {

@@ -19,6 +19,7 @@ mod device;
 mod experts;
 mod formats;
 mod gpu;
+mod host;
 mod kernel;
 mod kv_cache;
 pub mod measure;

@@ -1,10 +1,14 @@
 //! Kernels on whatever GPU there is, software too, held to the meaning of formats and formulas.
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use compute::{Backend, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Reference, Routing};
+use compute::{
+    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix,
+    Reference, RouteAhead, RouterSpec, Routing,
+};
 
 use crate::buffers::Activations;
 use crate::gpu::Gpu;
+use crate::host::Costs;
 use crate::product::{Form, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
@@ -112,6 +116,7 @@ fn rows_of_the_embedding_are_the_stored_ones() {
 
 #[test]
 fn kernels_translate_to_every_language() {
+    crate::gpu::with_place(translate);
     for format in formats(256) {
         with_embed(format, translate);
         for n_x in [1, 8] {
@@ -167,14 +172,15 @@ fn experts_agree_wherever_they_are() {
         reference.download(&out, &mut expected);
         let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
         for device in devices() {
-            // Room for none, for some, and for all of the experts.
+            // Room for none, for some, and for all of the experts, in one buffer and in several.
             let mut all = Vec::new();
-            for room in [0, 2, 6] {
+            for (room, per_buffer) in [(0, 6), (2, 6), (6, 6), (5, 2), (6, 4), (6, 1)] {
                 let mut gpu = Gpu::new(device.clone());
                 let matrices = crate::experts::shapes(&loaded[0].weights);
                 let slot =
                     crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
-                let shape = compute::ExpertShape { n_experts: 6, matrices };
+                let shape = ExpertShape { n_experts: 6, matrices };
+                gpu.slot_buffer_bytes = per_buffer * slot;
                 let held = gpu.reserve_experts(&[Some(shape)], room * slot).expect("memory");
                 assert_eq!(held, [room as usize]);
                 let on_device = upload(&device, &x, 256);
@@ -189,7 +195,7 @@ fn experts_agree_wherever_they_are() {
                     assert_eq!(n_held == 0, pass == 0 || room == 0, "pass {pass}, room {room}");
                     assert_eq!(gpu.holds_all(0), room == 6 && pass > 0);
                     gpu.experts(0, &on_device, &left, &uses, &mut out);
-                    let what = format!("{}, room {room}, pass {pass}", name(&device));
+                    let what = format!("{}, room {room}, {per_buffer} each, {pass}", name(&device));
                     let values = download(&device, &out);
                     assert_close(&values, &expected, 1e-5 * scale, &what);
                     all.push(values);
@@ -197,5 +203,126 @@ fn experts_agree_wherever_they_are() {
             }
             assert!(all.iter().all(|one| *one == all[0]), "where an expert is leaves no trace");
         }
+    }
+}
+
+/// Few rows: experts are looked up on the device before the host knows who was chosen.
+#[test]
+fn experts_chosen_on_the_device_are_computed_at_once() {
+    let (rows, top_k, n_experts) = (3, 4, 8);
+    let mut random = Random::new(9);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let x: Vec<f32> = random.numbers(rows * 256).iter().map(|x| 0.1 * x).collect();
+    let [logits, later] = [0; 2].map(|_| random.numbers(rows * n_experts as usize));
+    let spec = RouterSpec { top_k, normalise: true };
+    let mut reference = Reference::new();
+    let mut expected = [Routing::default(), Routing::default()];
+    for (values, routing) in [&logits, &later].into_iter().zip(&mut expected) {
+        let logits = host(&mut reference, values, n_experts as usize);
+        reference.route(&logits, spec, routing);
+    }
+    for device in devices() {
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for (room, per_buffer) in [(0, 8), (3, 8), (5, 2), (8, 3), (8, 8)] {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], room * slot).expect("memory");
+            for expert in &loaded[..room as usize] {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let x = upload(&device, &x, 256);
+            let [here, next] = [&logits, &later].map(|l| upload(&device, l, n_experts as usize));
+            let mut out = gpu.buffer(rows * top_k, 256);
+            gpu.set_rows(&mut out, rows * top_k);
+            let waits = gpu.handoffs().waits;
+            let [mut routing, mut predicted] = [Routing::default(), Routing::default()];
+            let next = Some((&next, spec));
+            let route =
+                RouteAhead { layer: 0, logits: (&here, spec), next, x: &x, routed: &mut out };
+            let mut n_meanwhile = 0;
+            let mut meanwhile = |_: &mut Gpu| n_meanwhile += 1;
+            gpu.route_ahead(route, &mut meanwhile, [&mut routing, &mut predicted]);
+            assert_eq!((gpu.handoffs().waits - waits, n_meanwhile), (1, 1));
+            for (ours, expected) in [&routing, &predicted].into_iter().zip(&expected) {
+                assert_eq!(ours.experts, expected.experts);
+                assert_close(&ours.weights, &expected.weights, 1e-6, "weights");
+            }
+            let mut uses = ExpertUses::new(n_experts as usize);
+            uses.group(&routing);
+            let is_held = |&&expert: &&u32| (expert as usize) < room as usize;
+            let held = uses.distinct().iter().filter(is_held);
+            let held: usize = held.map(|&expert| uses.of(expert).len()).sum();
+            assert_eq!(gpu.take_held(0, &x, &mut uses, &mut out), held, "room {room}");
+            let left: Vec<_> =
+                uses.distinct().iter().map(|&expert| loaded[expert as usize].clone()).collect();
+            gpu.experts(0, &x, &left, &uses, &mut out);
+            all.push(download(&device, &out));
+        }
+        assert!(all.iter().all(|one| *one == all[0]), "{}: bits", name(&device));
+    }
+}
+
+/// The CPU has another arithmetic, so its share shows in the last digits; nothing may be left out.
+#[test]
+fn experts_that_the_cpu_computes_agree_within_its_rounding() {
+    const TOLERANCE: f32 = 2e-2;
+    let (rows, top_k, n_experts, room) = (3, 4, 8, 3);
+    let mut random = Random::new(10);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let x: Vec<f32> = random.numbers(rows * 256).iter().map(|x| 0.1 * x).collect();
+    let logits = random.numbers(rows * n_experts as usize);
+    let spec = RouterSpec { top_k, normalise: true };
+    let mut reference = Reference::new();
+    let (mut routing, mut uses) = (Routing::default(), ExpertUses::new(n_experts as usize));
+    let on_host = host(&mut reference, &logits, n_experts as usize);
+    reference.route(&on_host, spec, &mut routing);
+    uses.group(&routing);
+    let input = host(&mut reference, &x, 256);
+    let mut out = reference.buffer(rows * top_k, 256);
+    reference.set_rows(&mut out, rows * top_k);
+    reference.experts(0, &input, &loaded, &uses, &mut out);
+    let mut expected = Vec::new();
+    reference.download(&out, &mut expected);
+    let scale = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+    for device in devices() {
+        let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() });
+        let mut gpu = Gpu::new(device.clone()).beside(cpu.expect("threads"));
+        let matrices = crate::experts::shapes(&loaded[0].weights);
+        let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+        let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+        gpu.reserve_experts(&[Some(shape)], room * slot).expect("memory");
+        assert!(gpu.placement().is_some(), "it was measured");
+        for expert in &loaded[..room as usize] {
+            gpu.hold_expert(0, expert).expect("there is room");
+        }
+        let x = upload(&device, &x, 256);
+        let here = upload(&device, &logits, n_experts as usize);
+        let mut host_uses = Vec::new();
+        // The CPU takes too long, as long as the way to the device, no time.
+        for (travel, compute) in [(0.0, 1.0), (2.0, 1.0), (1.0, 0.0)] {
+            let costs = Costs { take: 0.0, travel, compute, begin: 0.0 };
+            gpu.host.as_mut().expect("it has one").costs = Some(costs);
+            let mut out = upload(&device, &vec![f32::NAN; rows * top_k * 256], 256);
+            let [mut routing, mut predicted] = [Routing::default(), Routing::default()];
+            let route =
+                RouteAhead { layer: 0, logits: (&here, spec), next: None, x: &x, routed: &mut out };
+            gpu.route_ahead(route, &mut |_| {}, [&mut routing, &mut predicted]);
+            let mut uses = uses.clone();
+            gpu.take_held(0, &x, &mut uses, &mut out);
+            let left: Vec<_> =
+                uses.distinct().iter().map(|&expert| loaded[expert as usize].clone()).collect();
+            let before = gpu.handoffs().host_uses;
+            gpu.experts(0, &x, &left, &uses, &mut out);
+            host_uses.push(gpu.handoffs().host_uses - before);
+            let what = format!("{}, {costs:?}", name(&device));
+            assert_close(&download(&device, &out), &expected, TOLERANCE * scale, &what);
+        }
+        let [none, some, all] = host_uses[..] else { panic!("three") };
+        assert!(none == 0 && 0 < some && some < all, "{host_uses:?}");
     }
 }

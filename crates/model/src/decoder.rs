@@ -1,11 +1,12 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
 use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
-use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Routing};
+use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Memory, Routing};
 
 use crate::batch::Batch;
 use crate::blocks::{
-    Attention, AttentionScratch, DeltaNet, DeltaNetScratch, Moe, MoeScratch, load_swiglu,
+    Attention, AttentionScratch, DeltaNet, DeltaNetScratch, MOST_ROWS_AHEAD, Moe, MoeScratch,
+    load_swiglu,
 };
 use crate::lossy::Lossy;
 use crate::router_log::RouterLog;
@@ -72,8 +73,13 @@ impl<M, V> Decoder<M, V> {
         // host.
         let is_recorded = experts.records_requests();
         let is_logged = routing_log.is_some() || routers.is_some() || observer.is_some();
-        let on_host = is_recorded || is_logged || moe.lossy.is_on();
+        let on_host = is_recorded || is_logged || moe.lossy.changes_choice();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
+        let n_rows = batch.tokens.len();
+        // Each wait for such a device costs more than a worse prediction: one a layer serves the choice and
+        // the prediction, which is made before this layer's experts are known instead of after them.
+        let is_apart = matches!(backend.memory(), Memory::Own(_));
+        let is_ahead = is_apart && !on_host && n_rows <= MOST_ROWS_AHEAD;
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
         timeline.lap(None, Phase::Embedding);
@@ -119,17 +125,34 @@ impl<M, V> Decoder<M, V> {
                 }
             };
             if backend.holds_all(index) && !on_host {
-                let rows = (&*normed, batch.tokens.len());
+                let rows = (&*normed, n_rows);
                 *held_uses += block.held(backend, moe, index, rows, x) as u64;
                 timeline.lap(Some(index), Phase::Experts);
                 continue;
             }
-            block.route(backend, moe, normed, |expert| experts.is_resident(index, expert));
+            // The next layer's router, on what it will see but for this layer's experts and its mixer's part.
+            let next = self.next_block(index).filter(|_| {
+                is_ahead
+                    && !backend.holds_all(index + 1)
+                    && experts.wants_prediction(index + 1, n_rows)
+            });
+            if is_ahead {
+                if let Some((norm, _)) = next {
+                    backend.rms_norm(x, norm, eps, mixed);
+                }
+                let next = next.map(|(_, next)| (next, &*mixed));
+                block.route_ahead(backend, moe, index, (normed, n_rows), next);
+            } else {
+                block.route(backend, moe, normed, |expert| experts.is_resident(index, expert));
+            }
             backend.check()?;
             if let Some(routers) = routers {
                 routers.routed(backend, &moe.logits);
             }
             if !is_recorded {
+                for &expert in moe.uses.distinct().iter().filter(|e| backend.holds(index, **e)) {
+                    experts.used_on_device(index, expert, moe.uses.of(expert).len());
+                }
                 *held_uses += block.take_held(backend, moe, index, normed) as u64;
             }
             experts.request(index, &moe.uses)?;
@@ -137,9 +160,15 @@ impl<M, V> Decoder<M, V> {
                 backend.download(normed, x);
                 observe(index, x, &moe.routing);
             }
+            if next.is_some() {
+                let is_held = |expert| backend.holds(index + 1, expert);
+                experts.look_ahead(index + 1, &moe.predicted, &is_held);
+            }
             timeline.lap(Some(index), Phase::Router);
-            block.shared_expert(backend, moe, normed);
-            timeline.lap(Some(index), Phase::SharedExpert);
+            if !is_ahead {
+                block.shared_expert(backend, moe, normed);
+                timeline.lap(Some(index), Phase::SharedExpert);
+            }
             loop {
                 experts.next_ready(ready)?;
                 timeline.lap(Some(index), Phase::ExpertWait);
@@ -156,13 +185,15 @@ impl<M, V> Decoder<M, V> {
                 routing_log.push(moe.routing.clone());
             }
             // The next layer's router, on what it will see but for its mixer's part.
-            if let Some(Layer { ffn_norm, ffn: Ffn::Moe(next), .. }) = self.layers.get(index + 1)
+            if let Some((norm, next)) = self.next_block(index)
+                && !is_ahead
                 && !backend.holds_all(index + 1)
-                && experts.wants_prediction(index + 1, batch.tokens.len())
+                && experts.wants_prediction(index + 1, n_rows)
             {
-                backend.rms_norm(x, ffn_norm, eps, normed);
+                backend.rms_norm(x, norm, eps, normed);
                 next.predict(backend, moe, normed);
-                experts.look_ahead(index + 1, &moe.predicted);
+                let is_held = |expert| backend.holds(index + 1, expert);
+                experts.look_ahead(index + 1, &moe.predicted, &is_held);
                 timeline.lap(Some(index), Phase::Router);
             }
         }
@@ -200,6 +231,14 @@ impl<M, V> Decoder<M, V> {
 }
 
 impl<M, V> Decoder<M, V> {
+    /// The routed experts of the layer after `index`, with the weight of the norm before them.
+    fn next_block(&self, index: usize) -> Option<(&V, &Moe<M>)> {
+        match self.layers.get(index + 1)? {
+            Layer { ffn_norm, ffn: Ffn::Moe(next), .. } => Some((ffn_norm, next)),
+            Layer { ffn: Ffn::Dense(_), .. } => None,
+        }
+    }
+
     /// Loads a decoder of the usual names, whose mixers `load_mixer` gives by name and kind.
     pub(crate) fn load<S: WeightSource<Matrix = M, Vector = V>>(
         config: &ModelConfig,

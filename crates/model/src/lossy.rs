@@ -1,4 +1,5 @@
-//! Savings that change what the model says: fewer experts a token, or others than the router chose.
+//! Savings that change what the model says: fewer experts a token, others than the router chose, or another
+//! arithmetic than the device's own.
 //!
 //! All of them are off unless asked for, and then the routing is the router's to the bit. What they cost is
 //! measured by `flash-moe eval`.
@@ -23,12 +24,20 @@ pub struct Lossy {
     /// Let an expert in memory take the place of one that is not, when its router logit is at most so much
     /// smaller. The output then depends on what was computed before. 0 replaces none.
     pub cache_bias: f32,
+    /// Let the CPU compute experts in the host's memory beside a GPU, in its own arithmetic, when that is
+    /// sooner than moving them. The output then depends on what was computed before, within rounding.
+    pub device_split: bool,
 }
 
 impl Lossy {
     /// Whether there is any.
     pub fn is_on(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// Whether other experts are used than the router chose, or other weights.
+    pub(crate) fn changes_choice(&self) -> bool {
+        Self { device_split: false, ..*self }.is_on()
     }
 
     /// What is wrong with the values, for a model that uses `top_k` experts a token.
@@ -144,11 +153,12 @@ fn sort_by_weight(experts: &mut [u32], weights: &mut [f32]) {
 /// As options are written: `experts-per-token=4, expert-drop=0.05`.
 impl fmt::Display for Lossy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { experts_per_token, expert_drop, cache_bias } = self;
+        let Self { experts_per_token, expert_drop, cache_bias, device_split } = self;
         let parts = [
             experts_per_token.map(|n| format!("experts-per-token={n}")),
             (*expert_drop > 0.0).then(|| format!("expert-drop={expert_drop}")),
             (*cache_bias > 0.0).then(|| format!("cache-bias={cache_bias}")),
+            device_split.then(|| "device-split".to_owned()),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
@@ -208,7 +218,15 @@ mod tests {
         assert_eq!([-0.1, 0.5, 1.0, f32::NAN].map(drop), [true, false, true, true]);
         let bias = |cache_bias| of(Lossy { cache_bias, ..Lossy::default() });
         assert_eq!([-0.1, 0.5, f32::INFINITY, f32::NAN].map(bias), [true, false, true, true]);
-        let all = Lossy { experts_per_token: Some(4), expert_drop: 0.05, cache_bias: 0.5 };
-        assert_eq!(all.to_string(), "experts-per-token=4, expert-drop=0.05, cache-bias=0.5");
+        let all = Lossy {
+            experts_per_token: Some(4),
+            expert_drop: 0.05,
+            cache_bias: 0.5,
+            device_split: true,
+        };
+        let text = "experts-per-token=4, expert-drop=0.05, cache-bias=0.5, device-split";
+        assert_eq!(all.to_string(), text);
+        let split = Lossy { device_split: true, ..Lossy::default() };
+        assert!(split.is_on() && !split.changes_choice() && all.changes_choice());
     }
 }

@@ -46,6 +46,9 @@ pub trait ExpertSource {
     /// once.
     fn request(&mut self, layer: usize, uses: &ExpertUses) -> Result<(), SourceError>;
 
+    /// Tells that an expert that a device holds was used there by so many rows, so that it was not asked for.
+    fn used_on_device(&mut self, layer: usize, expert: u32, n_rows: usize);
+
     /// Replaces what `ready` held by the experts of the request that are in memory and were not
     /// delivered yet, in any order. Waits for the drive when none is; leaves `ready` empty when all
     /// were delivered. An expert's memory is free again when its weights are dropped.
@@ -61,6 +64,7 @@ pub trait ExpertSource {
     fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool;
 
     /// Tells the predicted routing of a layer to come, so that its experts can be read before they are
-    /// asked for. A prediction never changes what is delivered.
-    fn look_ahead(&mut self, layer: usize, routing: &Routing);
+    /// asked for; `is_held` tells which a device has, so that they will not be. A prediction never changes
+    /// what is delivered.
+    fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool);
 }

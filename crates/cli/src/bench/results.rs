@@ -281,10 +281,11 @@ impl Cell {
 }
 
 impl BudgetResult {
-    /// Share of the routed experts that the slots hold.
+    /// Share of the routed experts that the slots hold, with those of a device.
     pub fn experts_in_memory(&self) -> f64 {
         let all = self.plan.all_experts.max(1) as f64;
-        (self.plan.experts as f64 / all).min(1.0)
+        let device = self.plan.device.map_or(0, |device| device.experts);
+        ((self.plan.experts + device) as f64 / all).min(1.0)
     }
 
     fn to_json(&self) -> Value {

@@ -16,6 +16,13 @@ pub enum Budget {
     Process(u64),
     /// A share of the routed experts, between 0 and 1.
     Experts(f64),
+    /// Shares of them that a device holds and that the host's memory holds, from 0 to 1.
+    Tiers {
+        /// In the memory of the device.
+        device: f64,
+        /// In the memory of the host.
+        host: f64,
+    },
     /// All that is free.
     All,
 }
@@ -27,6 +34,16 @@ impl FromStr for Budget {
         let text = text.trim();
         if text == "all" {
             return Ok(Self::All);
+        }
+        if let Some((device, host)) = text.split_once('+') {
+            let share = |text: &str| -> Option<f64> {
+                let percent: f64 = text.trim().strip_suffix('%')?.trim().parse().ok()?;
+                (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+            };
+            return match (share(device), share(host)) {
+                (Some(device), Some(host)) => Ok(Self::Tiers { device, host }),
+                _ => Err(format!("{text:?} is not two shares of the experts, such as 25%+50%")),
+            };
         }
         if let Some(percent) = text.strip_suffix('%') {
             return match percent.trim().parse::<f64>() {
@@ -48,10 +65,17 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process(bytes) => f.write_str(&engine::format_bytes(*bytes)),
-            Self::Experts(share) => write!(f, "{} % of experts", (1e4 * share).round() / 100.0),
+            Self::Experts(share) => write!(f, "{} % of experts", percent(*share)),
+            Self::Tiers { device, host } => {
+                write!(f, "{} % on the device + {} %", percent(*device), percent(*host))
+            }
             Self::All => f.write_str("all free"),
         }
     }
+}
+
+fn percent(share: f64) -> f64 {
+    (1e4 * share).round() / 100.0
 }
 
 /// What is measured.
@@ -88,6 +112,12 @@ impl Settings {
                  hint: --budgets 8G, or --budgets 4G,8G,25%,all"
             );
         }
+        if args.engine.expert_vram.is_some() {
+            bail!(
+                "a benchmark has its own form of --expert-vram\n\
+                 hint: --budgets 25%+50% keeps a quarter of the experts on the device, and half beside it"
+            );
+        }
         let or = |quick: usize, full: usize| if args.quick { quick } else { full };
         let list = |given: &Option<Vec<usize>>, quick: &[usize], full: &[usize]| {
             let default = if args.quick { quick } else { full };
@@ -116,6 +146,7 @@ impl Settings {
             probe: Duration::from_millis(or(150, 500) as u64),
             engine: args.engine.options(),
         };
+        settings.prompts.retain(|&length| length > 0);
         let needed = settings.needed_context();
         match settings.engine.context {
             Some(context) if context < needed => bail!(
@@ -149,10 +180,13 @@ impl Settings {
     /// The engine's options with a budget; `all_experts` is what slots for all of them take.
     pub fn options(&self, budget: Budget, all_experts: u64) -> EngineOptions {
         let mut options = self.engine.clone();
+        let bytes = |share: f64| (share * all_experts as f64).ceil() as u64;
         match budget {
             Budget::Process(bytes) => options.memory = Some(bytes),
-            Budget::Experts(share) => {
-                options.expert_cache = Some((share * all_experts as f64).ceil() as u64);
+            Budget::Experts(share) => options.expert_cache = Some(bytes(share)),
+            Budget::Tiers { device, host } => {
+                options.expert_vram = Some(bytes(device));
+                options.expert_cache = Some(bytes(host));
             }
             Budget::All => {}
         }
@@ -170,13 +204,17 @@ mod tests {
             ("8G", Budget::Process(8 << 30)),
             ("25%", Budget::Experts(0.25)),
             ("12.5 %", Budget::Experts(0.125)),
+            ("25%+50 %", Budget::Tiers { device: 0.25, host: 0.5 }),
+            ("0%+100%", Budget::Tiers { device: 0.0, host: 1.0 }),
             ("all", Budget::All),
         ] {
             assert_eq!(text.parse(), Ok(budget), "{text}");
         }
-        for text in ["", "0", "0%", "101%", "-5%", "nan%", "everything", "8X"] {
+        for text in ["", "0", "0%", "101%", "-5%", "nan%", "everything", "8X", "25%+", "1G+2G"] {
             assert!(text.parse::<Budget>().is_err(), "{text}");
         }
         assert_eq!(Budget::Experts(0.07).to_string(), "7 % of experts");
+        let tiers = Budget::Tiers { device: 0.25, host: 0.5 };
+        assert_eq!(tiers.to_string(), "25 % on the device + 50 %");
     }
 }

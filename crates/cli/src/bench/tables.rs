@@ -112,10 +112,55 @@ pub fn report(head: &Head<'_>, settings: &Settings, results: &Results, all: &Val
 }
 
 fn tables(results: &Results) -> Vec<Table> {
-    vec![decode_table(results), prompt_table(results), phase_table(results), speed_table(results)]
-        .into_iter()
-        .filter(|table| !table.rows.is_empty())
-        .collect()
+    let tables = [decode_table, tier_table, prompt_table, phase_table, speed_table];
+    tables.map(|table| table(results)).into_iter().filter(|table| !table.rows.is_empty()).collect()
+}
+
+/// Where the experts of a decoded token were, if a device had a part in it.
+fn tier_table(results: &Results) -> Table {
+    let row = |(budget, cell): (&BudgetResult, &Cell)| {
+        let usage = cell.usage();
+        let n_tokens = usage.tokens.max(1) as f64;
+        let n_uses = (usage.held_uses + usage.hits + usage.misses).max(1) as f64;
+        let share = |n: u64| percent(Some(n as f64 / n_uses));
+        let mut row = place(budget, cell);
+        row.remove(1);
+        row.extend([usage.held_uses, usage.hits, usage.misses].map(share));
+        row.push(format!("{:.1}", cell.read_per_token() / 1e6));
+        row.push(percent(Some(usage.drive_busy.as_secs_f64() / usage.wall.as_secs_f64())));
+        let handoffs = usage.handoffs;
+        row.push(format!("{:.1}", handoffs.waits as f64 / n_tokens));
+        row.push(format!("{:.1}", handoffs.submissions as f64 / n_tokens));
+        row.push(format!("{:.1}", handoffs.host_uses as f64 / n_tokens));
+        row.push(format!("{:.1}", handoffs.expert_bytes as f64 / n_tokens / 1e6));
+        let seconds = handoffs.expert_time.as_secs_f64();
+        row.push(match seconds > 0.0 {
+            true => format!("{:.1}", handoffs.expert_bytes as f64 / seconds / 1e9),
+            false => "-".to_owned(),
+        });
+        row
+    };
+    let cells = results.cells(true).into_iter();
+    let columns = [
+        "budget",
+        "context",
+        "state",
+        "found on the device",
+        "in memory",
+        "on the drive",
+        "MB read/token",
+        "drive busy",
+        "waits/token",
+        "submissions",
+        "computed by the CPU",
+        "MB moved/token",
+        "taken at GB/s",
+    ];
+    Table {
+        title: "Where a decoded token's experts were",
+        columns: columns.map(str::to_owned).to_vec(),
+        rows: cells.filter(|(_, cell)| cell.usage().handoffs.waits > 0).map(row).collect(),
+    }
 }
 
 fn decode_table(results: &Results) -> Table {

@@ -1,6 +1,6 @@
 //! Every fixture agrees with the reference implementation, on every device, however it is run.
 
-use crate::support::{fixture, json, output, text};
+use crate::support::{TempDir, fixture, json, output, text};
 
 const FIXTURES: [&str; 10] = [
     "qwen35moe-tiny",
@@ -51,6 +51,25 @@ fn fixtures_agree_with_their_goldens_on_a_gpu() {
             assert!(device.starts_with("gpu "), "{device}");
         }
     }
+}
+
+/// Wherever experts are, outputs are the same bits.
+#[cfg(feature = "gpu")]
+#[test]
+fn outputs_on_a_gpu_do_not_depend_on_what_it_holds() {
+    if std::env::var_os("FLASH_MOE_NO_GPU_TESTS").is_some() {
+        return;
+    }
+    let directory = fixture("qwen35moe-tiny-mlx-4bit");
+    let scratch = TempDir::new();
+    let dumps = ["0", "20K", "1G"].map(|room| {
+        let dump = scratch.path().join(room);
+        let args = ["--device", "gpu", "--expert-vram", room, "--dump", text(&dump)];
+        let report = json(&[&["verify", text(&directory)], &args[..]].concat());
+        assert_eq!(report["passes"], true, "{room}: {report:#}");
+        std::fs::read(&dump).expect("the outputs")
+    });
+    assert!(dumps.iter().all(|dump| *dump == dumps[0]));
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn each_saving_saves_what_it_says_and_costs_something() {
     assert!(loss != faithful && loss < 1.2 * faithful, "{loss} beside {faithful}");
 
     // All of them count as options that were given; none of them changes a thing at its least.
-    let all = Lossy { experts_per_token: Some(6), expert_drop: 1e-9, cache_bias: 0.0 };
+    let all = Lossy { experts_per_token: Some(6), expert_drop: 1e-9, ..Lossy::default() };
     let (same, ..) = measure(&mut with(all));
     assert_eq!(same.to_bits(), faithful.to_bits());
 }

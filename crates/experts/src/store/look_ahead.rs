@@ -3,7 +3,8 @@
 //! **Few rows**: the next layer's router, applied to what this layer gave, predicts the next request.
 //! What it predicts and is not in memory is read if predictions of that margin came true more often
 //! than not; how often they do is counted whether they are read or not. A window of predictions whose
-//! reads were not useful enough to pay for themselves puts prediction to sleep for a while.
+//! reads were not useful enough to pay for themselves puts prediction to sleep for a while. A prediction that
+//! is told while a request is being read waits until that is done.
 //!
 //! **Many rows**: when a chunk uses nearly all experts of a layer, it will use nearly all of the next:
 //! those not in memory are read in the order of the file while this layer computes. When it uses
@@ -12,6 +13,7 @@
 //! What was read ahead stays until the next request tells whether it was of use. A request takes back
 //! what has not begun to be read.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use compute::Routing;
@@ -59,6 +61,8 @@ pub(super) struct State {
     layer: usize,
     /// Keys not in memory that were predicted, and the class of their margin.
     predicted: Vec<(u32, usize)>,
+    /// Those of them that shall be read as soon as nobody waits for the drive, the last one last.
+    wanted: VecDeque<u32>,
     /// Slots that were read ahead or are being so.
     slots: Vec<u32>,
     classes: [Class; CLASSES],
@@ -100,6 +104,7 @@ impl State {
             mode,
             layer: 0,
             predicted: Vec::with_capacity(MOST_ROWS * 16),
+            wanted: VecDeque::with_capacity(MOST_READS),
             slots: Vec::with_capacity(n_slots),
             // A fair chance until it is known better.
             classes: [Class { precision: 0.6 }; CLASSES],
@@ -156,18 +161,19 @@ impl ExpertStore {
         is_wanted
     }
 
-    /// Tells the predicted routing of a layer to come. Reads begin if nobody waits for the drive.
-    pub fn look_ahead(&mut self, layer: usize, routing: &Routing) {
+    /// Tells the predicted routing of a layer to come; `is_held` tells which experts will not be asked for,
+    /// because a device has them. Reads begin when nobody waits for the drive: at once, or when all of a
+    /// request that was made before was read.
+    pub fn look_ahead(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
         let (begin, elsewhere) = (Instant::now(), self.stats.elsewhere());
         self.settle_look_ahead(None);
         self.ahead.layer = layer;
         if routing.experts.len() > MOST_ROWS * routing.top_k {
-            self.sweep_predicted(layer, routing);
+            self.sweep_predicted(layer, routing, is_held);
             self.book(begin, elsewhere);
             return;
         }
         self.ahead.window.predictions += 1;
-        let is_idle = self.in_flight == self.warm.in_flight && self.request.waiting.is_empty();
         // The surest of all rows first.
         for rank in 0..routing.top_k {
             let rows = routing.experts.chunks_exact(routing.top_k);
@@ -175,6 +181,7 @@ impl ExpertStore {
                 let key = self.first_keys[layer] + experts[rank];
                 let ahead = &mut self.ahead;
                 let is_known = self.places[key as usize] != NOWHERE
+                    || is_held(experts[rank])
                     || ahead.predicted.iter().any(|&(known, _)| known == key);
                 if is_known {
                     continue;
@@ -183,17 +190,30 @@ impl ExpertStore {
                 let class = ((2.0 * margin.log2()) as usize).min(CLASSES - 1);
                 ahead.predicted.push((key, class));
                 let is_sure = ahead.classes[class].precision >= LEAST_PRECISION;
-                if is_idle
-                    && (is_sure || ahead.mode == LookAhead::On)
-                    && ahead.slots.len() < ahead.n_reads
-                {
-                    self.read_ahead(key);
+                if (is_sure || ahead.mode == LookAhead::On) && ahead.wanted.len() < ahead.n_reads {
+                    ahead.wanted.push_back(key);
                 }
             }
         }
-        self.begin_reads();
+        self.read_wanted();
         self.warm();
         self.book(begin, elsewhere);
+    }
+
+    /// Begins to read what is predicted, if nobody waits for the drive.
+    pub(super) fn read_wanted(&mut self) {
+        let is_idle = self.in_flight == self.warm.in_flight + self.ahead_in_flight
+            && self.request.waiting.is_empty();
+        if !is_idle || self.ahead.wanted.is_empty() {
+            return;
+        }
+        while let Some(key) = self.ahead.wanted.pop_front() {
+            // It may have been asked for meanwhile.
+            if self.places[key as usize] == NOWHERE && !self.read_ahead(key) {
+                break;
+            }
+        }
+        self.begin_reads();
     }
 
     /// Goes on reading the next layer while a large chunk computes this one.
@@ -222,13 +242,15 @@ impl ExpertStore {
     }
 
     /// Begins to sweep through what several rows are predicted to use.
-    fn sweep_predicted(&mut self, layer: usize, routing: &Routing) {
+    fn sweep_predicted(&mut self, layer: usize, routing: &Routing, is_held: &dyn Fn(u32) -> bool) {
         let State { counts, sweep_keys, sweep, .. } = &mut self.ahead;
         counts.clear();
         counts.resize(self.layers[layer].len(), 0);
         routing.experts.iter().for_each(|&expert| counts[expert as usize] += 1);
         sweep_keys.clear();
-        let likely = (0..).zip(counts.iter()).filter(|(_, count)| **count >= LEAST_COUNT);
+        let likely = (0..)
+            .zip(counts.iter())
+            .filter(|&(expert, &count)| count >= LEAST_COUNT && !is_held(expert));
         sweep_keys.extend(likely.map(|(expert, _)| self.first_keys[layer] + expert));
         *sweep = Some(0);
         self.sweep();
@@ -278,6 +300,7 @@ impl ExpertStore {
     /// the midst of a request for a layer, or for none.
     pub(super) fn settle_look_ahead(&mut self, layer: Option<usize>) {
         let Self { ahead, slots, policy, stats, asked_by, request, .. } = self;
+        ahead.wanted.clear();
         let is_due = layer == Some(ahead.layer);
         let was_asked = |key: u32| is_due && asked_by[key as usize] == request.number;
         for (key, class) in ahead.predicted.drain(..) {

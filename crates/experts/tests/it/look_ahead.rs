@@ -3,7 +3,7 @@
 use compute::Routing;
 use experts::{ExpertStore, IoMode, LookAhead, StoreOptions};
 
-use crate::{EXPERTS, LAYERS, Model, READERS, deliver, once};
+use crate::{EXPERTS, LAYERS, Model, READERS, deliver, next_ready, once};
 
 /// The routing of a row that is as sure of each of its experts as of the last but one.
 pub fn routing(experts: &[u32]) -> Routing {
@@ -78,7 +78,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
     let before = store.stats().bytes_read;
     for layer in 0..LAYERS {
         assert!(store.wants_prediction(layer, 12), "nothing is in memory");
-        store.look_ahead(layer, &rows(some));
+        store.look_ahead(layer, &rows(some), &|_| false);
         deliver(&model, &mut store, layer, &some);
     }
     assert_eq!(store.stats().bytes_read - before, whole);
@@ -88,7 +88,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
     for round in 0..200 {
         let layer = round % LAYERS;
         if store.wants_prediction(layer, 12) {
-            store.look_ahead(layer, &rows([1, 4, 6, 7]));
+            store.look_ahead(layer, &rows([1, 4, 6, 7]), &|_| false);
         }
         deliver(&model, &mut store, layer, &some);
     }
@@ -100,7 +100,7 @@ fn a_chunk_reads_ahead_what_several_rows_are_predicted_to_use() {
 fn predict_and_ask(model: &Model, store: &mut ExpertStore, predicted: &[u32], asked: &[u32]) {
     for layer in 0..LAYERS {
         if store.wants_prediction(layer, 1) {
-            store.look_ahead(layer, &routing(predicted));
+            store.look_ahead(layer, &routing(predicted), &|_| false);
         }
         deliver(model, store, layer, asked);
     }
@@ -122,6 +122,52 @@ fn what_was_rightly_predicted_is_of_use() {
         }
         assert_eq!(stats.ahead_useful, stats.ahead_reads);
     }
+}
+
+/// A device that brings choice and prediction together tells the prediction before the request is answered.
+#[test]
+fn a_prediction_in_the_midst_of_a_request_is_read_after_it() {
+    let model = Model::new();
+    for (reader, io_threads) in READERS {
+        let options = StoreOptions { reader, io_threads, ..options(LookAhead::On) };
+        let mut store = model.store(8, options, IoMode::Direct);
+        store.request(0, once(&[0, 1, 2])).expect("a request");
+        // The device has expert 4, so it will not be asked for.
+        store.look_ahead(1, &routing(&[4, 5]), &|expert| expert == 4);
+        assert_eq!(store.stats().ahead_reads, 0, "somebody waits for the drive");
+        while !next_ready(&mut store).expect("experts").is_empty() {}
+        assert_eq!(store.stats().ahead_reads, 1);
+        assert!(!store.is_resident(1, 4) && store.is_resident(1, 5));
+        deliver(&model, &mut store, 1, &[5]);
+        assert_eq!(store.stats().ahead_useful, store.stats().ahead_reads);
+    }
+}
+
+#[test]
+fn what_a_device_has_makes_room_and_stays_hot() {
+    let model = Model::new();
+    let mut store = model.store(3, options(LookAhead::Off), IoMode::Direct);
+    deliver(&model, &mut store, 0, &[0, 1, 2]);
+    for _ in 0..4 {
+        store.used_on_device(0, 1, 1);
+    }
+    let residents = |store: &ExpertStore| [0, 1, 2, 3].map(|expert| store.is_resident(0, expert));
+    assert_eq!(residents(&store), [true, false, true, false]);
+    deliver(&model, &mut store, 0, &[3]);
+    assert_eq!(residents(&store), [true, false, true, true], "nobody had to leave");
+    for others in [1, 4, 5, 6] {
+        deliver(&model, &mut store, 0, &[others]);
+    }
+    assert!(store.is_resident(0, 1), "its uses on the device count");
+    // What somebody holds stays.
+    store.request(0, once(&[1])).expect("a request");
+    let held = next_ready(&mut store).expect("an expert");
+    store.used_on_device(0, 1, 1);
+    assert!(store.is_resident(0, 1));
+    drop(held);
+    store.used_on_device(0, 1, 1);
+    assert!(!store.is_resident(0, 1));
+    deliver(&model, &mut store, 0, &[0, 1, 2, 3]);
 }
 
 #[test]
@@ -153,7 +199,7 @@ fn a_failed_read_ahead_harms_nobody() {
         deliver(&model, &mut store, 0, &[0, 1]);
         model.cut(model.tables[2].get(0).gate.data.offset);
         for _ in 0..3 {
-            store.look_ahead(2, &routing(&[4, 5, 6]));
+            store.look_ahead(2, &routing(&[4, 5, 6]), &|_| false);
             deliver(&model, &mut store, 0, &[2, 0, 1]);
         }
         store.request(2, once(&[4])).expect("a request");

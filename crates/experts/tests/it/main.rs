@@ -369,7 +369,7 @@ proptest! {
         look_ahead in prop::sample::select(&[LookAhead::Auto, LookAhead::On, LookAhead::Off][..]),
         is_warm in prop::bool::ANY,
         requests in prop::collection::vec(
-            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..=EXPERTS), 0..4),
+            (0..LAYERS, prop::collection::btree_set(0..EXPERTS as u32, 1..=EXPERTS), 0..6),
             1..12,
         ),
     ) {
@@ -384,8 +384,16 @@ proptest! {
             match kind {
                 0 => store.request(layer, once(&experts)).expect("a request"),
                 1 if store.wants_prediction(layer, 1) => {
-                    store.look_ahead(layer, &look_ahead::routing(&experts));
+                    store.look_ahead(layer, &look_ahead::routing(&experts), &|_| false);
                 }
+                4 => {
+                    // A prediction for the next layer in the midst of a request, some of it held elsewhere.
+                    store.request(layer, once(&experts)).expect("a request");
+                    let next = (layer + 1) % LAYERS;
+                    store.look_ahead(next, &look_ahead::routing(&experts), &|e| e % 3 == 0);
+                    while !next_ready(&mut store).expect("experts").is_empty() {}
+                }
+                5 => experts.iter().for_each(|&expert| store.used_on_device(layer, expert, 1)),
                 _ => deliver(&model, &mut store, layer, &experts),
             }
         }

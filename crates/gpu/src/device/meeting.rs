@@ -38,7 +38,7 @@ impl Device {
                 break;
             };
             let mut recording = lock(&self.shared.recording);
-            recording.read(&self.shared, (buffer, from), &*held.raw, size);
+            recording.read(&self.shared, (buffer, from), (&*held.raw, 0), size);
             drop(recording);
             self.wait();
             if self.shared.has_failed() {

@@ -20,6 +20,7 @@ mod meeting;
 mod open;
 #[cfg(any(target_os = "linux", windows))]
 mod pinned;
+mod reading;
 mod recording;
 #[cfg(test)]
 mod tests;
@@ -44,9 +45,11 @@ pub use error::GpuError;
 use kernel_cache::KernelCache;
 use mapped::Readback;
 use open::{Opened, Special};
+use reading::Landing;
+pub(crate) use reading::Reading;
 use recording::Recording;
-pub(crate) use upload::Part;
 use upload::Uploads;
+pub(crate) use upload::{Part, Upload};
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;
@@ -95,6 +98,7 @@ struct Shared {
     layouts: Mutex<Vec<Arc<Layout>>>,
     kernel_cache: OnceLock<KernelCache>,
     readback: Mutex<Readback>,
+    landing: Mutex<Landing>,
     recording: Mutex<Recording>,
     uploads: Uploads,
     /// What was let go of since the last submission.
@@ -160,6 +164,7 @@ impl Device {
                 layouts: Mutex::default(),
                 kernel_cache: OnceLock::new(),
                 readback: Mutex::default(),
+                landing: Mutex::default(),
                 recording: Mutex::default(),
                 uploads: Uploads::default(),
                 graves: Mutex::default(),
@@ -313,6 +318,7 @@ impl Drop for Shared {
             recording.destroy(self);
             drop(recording);
             lock(&self.readback).destroy(self);
+            lock(&self.landing).memory.destroy(self);
             for layout in std::mem::take(&mut *lock(&self.layouts)) {
                 if let Some(Layout { group, pipeline, .. }) = Arc::into_inner(layout) {
                     self.device.destroy_pipeline_layout(pipeline);

@@ -216,13 +216,13 @@ impl Recording {
         &mut self,
         shared: &Shared,
         (buffer, at): (&Buffer, u64),
-        to: &dyn hal::DynBuffer,
+        (to, to_at): (&dyn hal::DynBuffer, u64),
         size: NonZeroU64,
     ) {
         let uses = [(buffer, BufferUses::COPY_SRC)];
         let Some(encoder) = self.transfer(shared, uses.into_iter()) else { return };
         let Some(source) = &buffer.raw else { return };
-        let region = hal::BufferCopy { src_offset: at, dst_offset: 0, size };
+        let region = hal::BufferCopy { src_offset: at, dst_offset: to_at, size };
         // SAFETY: the encoder records outside of passes; the caller asserted the ranges.
         unsafe { encoder.copy_buffer_to_buffer(&**source, to, &[region]) };
         match &shared.special {

@@ -43,6 +43,7 @@ impl Device {
     /// Begins to copy bytes to a buffer at a multiple of 4 (with zeros up to one), after the work of `after` is
     /// done and beside all that is recorded later. No such work may use that range before
     /// [`Device::after_upload`]. Returns when the bytes were taken.
+    #[cfg(test)]
     pub(crate) fn upload(&self, to: &Buffer, at: u64, bytes: &[u8], after: Moment) -> Upload {
         self.upload_parts(to, &[Part { at, bytes, block: None }], after)
     }
@@ -61,6 +62,11 @@ impl Device {
             }
             Upload::default()
         })
+    }
+
+    /// Lets go of blocks whose bytes are there, and waits until at most so many uploads keep theirs.
+    pub(crate) fn let_go(&self, most: usize) {
+        self.shared.let_go(most);
     }
 
     /// Whether an upload is there.
@@ -98,6 +104,9 @@ mod beside {
 
     /// The semaphore of the computing queue, and the number that it must have before a copy begins.
     type After = Option<(vk::Semaphore, u64)>;
+
+    /// A part of a copy: from which memory, and which of its bytes.
+    type Region = (vk::Buffer, vk::BufferCopy);
 
     /// What is on its way.
     #[derive(Default)]
@@ -148,6 +157,23 @@ mod beside {
                 self.fail_with(&error);
                 0
             })
+        }
+
+        /// See [`Device::let_go`].
+        pub(super) fn let_go(&self, most: usize) {
+            let Some(copies) = self.copies() else { return };
+            let mut under_way = lock(&self.uploads.under_way);
+            under_way.release(self);
+            // In order of their numbers, several of one upload together.
+            let mut numbers: Vec<u64> =
+                under_way.keepers.iter().map(|(number, _)| *number).collect();
+            numbers.dedup();
+            if let Some(&last) = numbers.iter().rev().nth(most) {
+                if let Err(error) = copies.wait(last) {
+                    self.fail_with(&error);
+                }
+                under_way.release(self);
+            }
         }
 
         /// Gives everything back.
@@ -223,7 +249,7 @@ mod beside {
 
     impl Shared {
         /// Where bytes of a block are for the device; `None` if they must be taken from there first.
-        fn pinned(&self, part: &Part<'_>) -> Option<Vec<(vk::Buffer, vk::BufferCopy)>> {
+        fn pinned(&self, part: &Part<'_>) -> Option<Vec<Region>> {
             let Special::Vulkan(vulkan) = &self.special else { return None };
             let (pinning, block) = (vulkan.pinning.as_ref()?, part.block?);
             let begin =
@@ -280,7 +306,7 @@ mod beside {
             shared: &Shared,
             copies: &CopyQueue,
             index: usize,
-            (to, regions, after): (vk::Buffer, &[(vk::Buffer, vk::BufferCopy)], After),
+            (to, regions, after): (vk::Buffer, &[Region], After),
         ) -> Option<()> {
             let number = shared.begun_copies() + 1;
             let copy = Copy { to, regions, after, number };
@@ -354,6 +380,9 @@ mod never {
         pub(in crate::device) fn arrived(&self) -> u64 {
             0
         }
+
+        #[expect(clippy::unused_self, reason = "as where there is something")]
+        pub(super) fn let_go(&self, _: usize) {}
 
         #[expect(unsafe_code, clippy::unused_self, reason = "as where there is something")]
         pub(in crate::device) unsafe fn end_uploads(&self) {}

@@ -64,6 +64,9 @@ fn main(entry: Entry) {
     let at = lanes(entry);
     let item = entry.group.y;
     let n = n_rows_of(item);
+    if (n == 0u) {
+        return;
+    }
     let offset = slot_of(item) * params.stride;
     let base = Base(params.codes + offset, params.scales + offset, params.biases + offset);
     let up = Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);

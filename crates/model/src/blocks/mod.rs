@@ -6,4 +6,4 @@ mod moe;
 
 pub(crate) use attention::{Attention, AttentionScratch};
 pub(crate) use delta_net::{DeltaNet, DeltaNetScratch};
-pub(crate) use moe::{Moe, MoeScratch, load_swiglu};
+pub(crate) use moe::{MOST_ROWS_AHEAD, Moe, MoeScratch, load_swiglu};

@@ -2,11 +2,15 @@
 
 use checkpoint::MoeConfig;
 use compute::{
-    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouterSpec, Routing,
+    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouteAhead, RouterSpec,
+    Routing,
 };
 
 use crate::lossy::Lossy;
 use crate::source::WeightSource;
+
+/// Most rows whose experts are chosen by [`Moe::route_ahead`].
+pub(crate) const MOST_ROWS_AHEAD: usize = 8;
 
 /// The trunk's part of a mixture-of-experts layer: all but the routed experts.
 #[derive(Debug)]
@@ -92,6 +96,31 @@ impl<M> Moe<M> {
         uses.group(routing);
     }
 
+    /// Chooses the experts of few rows as [`Moe::route`] does without a lossy choice, computes the shared
+    /// expert and those experts that the device holds while the choices come to the host, and predicts those
+    /// of the next block from what its router would say of these rows, which is not quite what it will see.
+    pub(crate) fn route_ahead<B: Backend<Matrix = M>>(
+        &self,
+        backend: &mut B,
+        scratch: &mut MoeScratch<B>,
+        layer: usize,
+        (x, n_rows): (&B::Buffer, usize),
+        next: Option<(&Self, &B::Buffer)>,
+    ) {
+        let MoeScratch { logits, next_logits, routed, routing, predicted, uses, .. } = scratch;
+        let MoeScratch { shared, shared_gate, .. } = scratch;
+        backend.project(x, &[&self.router], &mut [logits]);
+        let next = next.map(|(next, x)| {
+            backend.project(x, &[&next.router], &mut [&mut *next_logits]);
+            (&*next_logits, next.spec)
+        });
+        backend.set_rows(routed, n_rows * self.spec.top_k);
+        let route = RouteAhead { layer, logits: (&*logits, self.spec), next, x, routed };
+        let mut meanwhile = |backend: &mut B| self.apply_shared(backend, x, shared, shared_gate);
+        backend.route_ahead(route, &mut meanwhile, [&mut *routing, predicted]);
+        uses.group(routing);
+    }
+
     /// All of the block on a device that holds all experts of the layer, for so many rows; gives the number
     /// of uses.
     pub(crate) fn held<B: Backend<Matrix = M>>(
@@ -154,9 +183,19 @@ impl<M> Moe<M> {
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
     ) {
+        self.apply_shared(backend, x, &mut scratch.shared, &mut scratch.shared_gate);
+    }
+
+    fn apply_shared<B: Backend<Matrix = M>>(
+        &self,
+        backend: &mut B,
+        x: &B::Buffer,
+        out: &mut B::Buffer,
+        gate_out: &mut B::Buffer,
+    ) {
         if let Some(SharedExpert { weights, gate }) = &self.shared {
-            backend.swiglu(x, weights, &mut scratch.shared);
-            backend.project(x, &[gate], &mut [&mut scratch.shared_gate]);
+            backend.swiglu(x, weights, out);
+            backend.project(x, &[gate], &mut [gate_out]);
         }
     }
 
@@ -190,6 +229,8 @@ pub(crate) struct MoeScratch<B: Backend> {
     /// Whether the router's choice is changed.
     pub(crate) lossy: Lossy,
     pub(crate) logits: B::Buffer,
+    /// What the next layer's router says.
+    next_logits: B::Buffer,
     routed: B::Buffer,
     shared: B::Buffer,
     shared_gate: B::Buffer,
@@ -212,6 +253,7 @@ impl<B: Backend> MoeScratch<B> {
     ) -> Self {
         Self {
             logits: backend.buffer(max_rows, config.n_experts),
+            next_logits: backend.buffer(MOST_ROWS_AHEAD, config.n_experts),
             routed: backend.buffer(max_rows * config.top_k, hidden_size),
             shared: backend.buffer(max_rows, hidden_size),
             shared_gate: backend.buffer(max_rows, 1),
