@@ -13,6 +13,7 @@ mod adapter_memory;
 mod attention;
 mod backend;
 mod bandwidth;
+pub mod baseline;
 mod buffers;
 mod delta_net;
 mod delta_state;
