@@ -33,8 +33,10 @@ beautiful captain. The captain was a very kind and very wise sparrow.\n\nElla sm
 const TIME: Duration = Duration::from_secs(1);
 /// Most that perplexities may differ.
 const MOST_DIFFERENCE: f64 = 0.001;
-/// Least share of positions at which the same token has to be the best.
-const LEAST_SAME: f64 = 0.98;
+/// Share of positions at which another token may be the best.
+const MOST_OTHERS: f64 = 0.02;
+/// How much more the CPU may differ when it rounds activations to eight bits, as it does by default.
+const EIGHT_BITS: f64 = 5.0;
 /// Least share of what memory allows that decoding a model of some size should reach.
 const LEAST_REACHED: f64 = 0.4;
 /// The same for a kernel by itself.
@@ -246,7 +248,8 @@ fn agreement(checks: &mut Checks, directory: &Path, has_gpu: bool) -> anyhow::Re
         Ok(((unit.loss / unit.counted as f64).exp(), best))
     };
     let (expected, best) = score(Device::Cpu, true).context("computing on the CPU")?;
-    let mut compare = |what: &str, found: anyhow::Result<(f64, Vec<u32>)>, most: f64| {
+    let mut compare = |what: &str, found: anyhow::Result<(f64, Vec<u32>)>, times: f64| {
+        let (most, least_same) = (times * MOST_DIFFERENCE, 1.0 - times * MOST_OTHERS);
         let limit = format!("within {:.1} %", 100.0 * most);
         let (perplexity, ours) = match found {
             Ok(found) => found,
@@ -264,15 +267,14 @@ fn agreement(checks: &mut Checks, directory: &Path, has_gpu: bool) -> anyhow::Re
         checks.add(
             format!("same best token, {what}"),
             format!("{:.1} %", 100.0 * same),
-            format!("at least {:.0} %", 100.0 * LEAST_SAME),
-            Verdict::of(same >= LEAST_SAME),
+            format!("at least {:.0} %", 100.0 * least_same),
+            Verdict::of(same >= least_same),
         );
     };
     if has_gpu {
-        compare("GPU beside exact CPU", score(Device::Gpu(Some(0)), false), MOST_DIFFERENCE);
+        compare("GPU beside exact CPU", score(Device::Gpu(Some(0)), false), 1.0);
     }
-    // Activations in eight bits cost a little.
-    compare("CPU beside exact CPU", score(Device::Cpu, false), 10.0 * MOST_DIFFERENCE);
+    compare("CPU beside exact CPU", score(Device::Cpu, false), EIGHT_BITS);
     Ok(())
 }
 
