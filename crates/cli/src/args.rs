@@ -386,8 +386,8 @@ pub enum Switch {
 
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model.
-    pub model: String,
+    /// A checkpoint's directory or GGUF file, or `demo` for the built-in model; default: that.
+    pub model: Option<String>,
     /// Decode after so many tokens; default: 0,512.
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',')]
     pub contexts: Option<Vec<usize>>,
@@ -416,9 +416,13 @@ pub struct BenchArgs {
     /// Write the tables as Markdown, too.
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
-    /// Write one Markdown file with the tables, the machine, the command, and every value.
+    /// Write one Markdown file with the tables, the machine, the command, and every value. Without a model:
+    /// a checklist of this machine and its GPU, each line beside what is expected.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Put this model into the checklist, too.
+    #[arg(long, value_name = "MODEL", requires = "report", conflicts_with = "model")]
+    pub with: Option<String>,
     /// Write plots there: retention.svg and phases.svg.
     #[arg(long, value_name = "DIR")]
     pub plot: Option<PathBuf>,

@@ -26,6 +26,20 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
+/// An error with its causes in one line, but for those that the text before already says: many errors
+/// of files have what the system said in their own text.
+pub fn error(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
+}
+
 /// A line of progress on standard error that replaces itself; silent where nobody watches.
 pub struct Progress {
     shown: bool,
@@ -57,5 +71,19 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let refused = || io::Error::other("refused");
+        let told =
+            anyhow::Error::new(refused()).context("a.txt: refused\nhint: ask").context("run");
+        assert_eq!(error(&told), "run: a.txt: refused\nhint: ask");
+        assert_eq!(error(&anyhow::Error::new(refused()).context("run")), "run: refused");
     }
 }

@@ -23,6 +23,7 @@ mod device;
 mod engine;
 mod error;
 mod generate;
+mod gpu_probe;
 mod heat;
 mod held;
 mod inventory;

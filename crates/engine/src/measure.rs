@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::inventory::Inventory;
 use crate::options::EngineOptions;
 
+pub use crate::gpu_probe::{GpuProbe, KernelRate, probe_gpu};
 pub use compute::memory_bandwidth;
 pub use experts::{
     DriveProbe, DriveSpeed, MemoryLimits, evict_pages, peak_resident_bytes, reset_peak_resident,

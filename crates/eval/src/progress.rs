@@ -50,10 +50,12 @@ impl Progress {
         let options =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(path).map_err(io)?;
-        let text = fs::read_to_string(path).map_err(io)?;
-        // What has no line break was not written to its end.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut lines = text[..whole].lines();
+        let mut text = fs::read(path).map_err(io)?;
+        // What has no line break was not written to its end, perhaps not even to that of a character.
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        text.truncate(whole);
+        let text = String::from_utf8(text).map_err(|_| Error::file(path, "is not UTF-8"))?;
+        let mut lines = text.lines();
         let mut units = Vec::new();
         match lines.next() {
             None => {

@@ -197,7 +197,7 @@ impl Row {
         self.log_probabilities.iter().for_each(|log| out.extend_from_slice(&log.to_le_bytes()));
     }
 
-    /// `None` when there is something that nobody wrote.
+    /// `None` when there is something that nobody wrote, such as the zeros that a power cut leaves.
     fn read(bytes: &[u8], vocab_size: usize) -> Option<Self> {
         let (words, _) = bytes.as_chunks::<4>();
         let (next, rest) = (f32::from_le_bytes(words[0]), f32::from_le_bytes(words[1]));
@@ -206,7 +206,10 @@ impl Row {
         let log_probabilities: Vec<f32> =
             logs.iter().map(|&word| f32::from_le_bytes(word)).collect();
         let is_log = |log: f32| log <= 1e-3;
-        let sound = tokens.iter().all(|&token| (token as usize) < vocab_size)
+        let total: f64 =
+            log_probabilities.iter().chain([&rest]).map(|&log| f64::from(log).exp()).sum();
+        let sound = (total - 1.0).abs() < 1e-3
+            && tokens.iter().all(|&token| (token as usize) < vocab_size)
             && log_probabilities.iter().all(|&log| is_log(log) && log.is_finite())
             && [next, rest].into_iter().all(is_log);
         sound.then_some(Self { next, rest, tokens, log_probabilities })

@@ -12,6 +12,7 @@
 mod attention;
 mod backend;
 mod bandwidth;
+pub mod baseline;
 mod buffers;
 mod delta_net;
 mod delta_state;

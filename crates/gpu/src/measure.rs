@@ -147,7 +147,7 @@ impl Stream {
 }
 
 /// Fills a buffer with small numbers in every format: no code or scale is special.
-fn fill(device: &Device, buffer: &Buffer, bytes: u64) {
+pub(crate) fn fill(device: &Device, buffer: &Buffer, bytes: u64) {
     const PIECE: u64 = 16 << 20;
     let mut state = 0x9e37_79b9_u32;
     let piece: Vec<u8> = (0..PIECE.min(bytes).div_ceil(4))

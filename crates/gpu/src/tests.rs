@@ -28,7 +28,7 @@ fn formats(cols: usize) -> Vec<Format> {
 }
 
 /// `x W^T` in `f64`.
-fn expected(x: &[f32], weights: &Matrix) -> Vec<f32> {
+pub(crate) fn expected(x: &[f32], weights: &Matrix) -> Vec<f32> {
     let cols = weights.cols;
     let row_bytes = weights.format.row_bytes(cols);
     let scale_bytes = weights.format.scale_row_bytes(cols);

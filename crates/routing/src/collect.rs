@@ -130,7 +130,9 @@ pub fn collect(
         for window in tokens.chunks(context) {
             let mut session = engine.session()?;
             for batch in window.chunks(shape.batch_tokens().min(engine.prompt_chunk())) {
-                engine.evaluate(&mut session, batch, |_| false, |_, _| ())?;
+                // Logits are computed to be checked: damaged weights choose experts, too.
+                let is_last = |row| row + 1 == batch.len();
+                engine.evaluate(&mut session, batch, is_last, |_, _| ())?;
                 let chosen = engine.take_routing().into_iter().map(|routing| routing.experts);
                 collector.add(chosen.collect(), &engine.take_routers(), batch.len());
                 progress(collector.n_done);

@@ -1,7 +1,7 @@
 //! Facts of the machine, the program and the day, so that a result can be judged later.
 //!
-//! Linux tells most of them in files. Other systems are type-checked and not verified: what is not
-//! known there stays out of the report.
+//! Linux tells most of them in files, macOS a few by `sysctl`. Other systems than Linux are type-checked and
+//! not verified: what is not known there stays out of the report.
 
 use std::fs;
 use std::path::Path;
@@ -31,17 +31,19 @@ pub struct Machine {
 impl Machine {
     /// Asks the system; `model` is a file on the drive in question.
     pub fn detect(model: Option<&Path>) -> Self {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+        let release = release.or_else(|| sysctl("kern.osproductversion")).unwrap_or_default();
         let system = format!("{} {}", std::env::consts::OS, release.trim());
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let memory = field(&meminfo, "MemTotal").and_then(|value| {
             let kilobytes: u64 = value.trim_end_matches("kB").trim().parse().ok()?;
             kilobytes.checked_mul(1024)
         });
+        let memory = memory.or_else(|| sysctl("hw.memsize")?.parse().ok());
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = field(&cpuinfo, "model name").or_else(|| field(&cpuinfo, "CPU implementer"));
         Self {
-            cpu: cpu.map(str::to_owned),
+            cpu: cpu.map(str::to_owned).or_else(|| sysctl("machdep.cpu.brand_string")),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             features: features(),
             memory,
@@ -131,6 +133,19 @@ fn format_utc(seconds: u64) -> String {
     }
     let (hours, minutes, seconds) = (time / 3600, time / 60 % 60, time % 60);
     format!("{year}-{:02}-{:02} {hours:02}:{minutes:02}:{seconds:02}", month + 1, day + 1)
+}
+
+/// What macOS says of itself under a name.
+#[cfg(target_os = "macos")]
+fn sysctl(name: &str) -> Option<String> {
+    let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", name]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(not(target_os = "macos"))]
+fn sysctl(_: &str) -> Option<String> {
+    None
 }
 
 /// How busy the machine is: tasks that ran or wanted to, on average over the last minute.

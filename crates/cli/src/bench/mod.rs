@@ -1,6 +1,7 @@
 //! `flash-moe bench`: how fast a model decodes and reads prompts, under several memory budgets, beside
 //! what the machine's memory and drive allow.
 
+mod checklist;
 mod machine;
 mod measure;
 mod plots;
@@ -35,6 +36,9 @@ const MEMORY_BYTES: (u64, u64) = (512 << 20, 1 << 30);
 
 /// Runs the command.
 pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    if let (None, Some(path)) = (&args.model, &args.report) {
+        return checklist::checklist(&args, path);
+    }
     let mut settings = Settings::new(&args)?;
     let directory = demo::resolve(&settings.model)?;
     let inventory =
@@ -44,11 +48,9 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
             if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
         bail!("{} cannot run: {first}{more}", settings.model);
     }
-    // Outputs are made before the minutes of work, so that a mistyped path does not cost them.
+    // Outputs are opened before the minutes of work, so that a mistyped path does not cost them.
     let outputs = [args.markdown.as_deref(), args.report.as_deref()];
-    for path in outputs.into_iter().flatten() {
-        write(path, "")?;
-    }
+    outputs.into_iter().flatten().try_for_each(check_writable)?;
     if let Some(plots) = &args.plot {
         fs::create_dir_all(plots).with_context(|| format!("creating {}", plots.display()))?;
     }
@@ -129,6 +131,14 @@ fn memory_bytes(machine: &Machine) -> usize {
 fn short_name(model: &str) -> String {
     let name = Path::new(model).file_name().map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| model.to_owned())
+}
+
+/// Fails if a file cannot be written; what is there stays until there is something in its place.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    options.open(path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::bail;
 use engine::EngineOptions;
 
 use crate::args::BenchArgs;
+use crate::demo;
 
 /// How much memory a measurement gets.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,7 +136,7 @@ impl Settings {
             }
         }
         let mut settings = Self {
-            model: args.model.clone(),
+            model: args.model.clone().unwrap_or_else(|| demo::NAME.to_owned()),
             contexts: list(&args.contexts, &[0], &[0, 512]),
             prompts: list(&args.prompts, &[64], &[128]),
             budgets,

@@ -9,7 +9,7 @@ mod plots;
 mod sizes;
 mod summary;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -80,8 +80,11 @@ struct MemorySize {
 /// Runs the command.
 pub fn routing(args: RoutingArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.report {
-        // Made before the minutes of work, so that a mistyped path does not cost them.
-        File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        // Opened before the minutes of work, so that a mistyped path does not cost them. What is there stays
+        // until there is something in its place.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        options.open(path).with_context(|| format!("creating {}", path.display()))?;
     }
     let report = match (&args.trace, &args.model, &args.text) {
         (Some(trace), ..) => of_trace(trace)?,

@@ -70,6 +70,36 @@ fn the_demo_model_can_be_measured() {
 }
 
 #[test]
+fn a_machine_has_a_checklist() {
+    let directory = TempDir::new();
+    let path = directory.path().join("report.md");
+    let quick = ["--quick", "--tokens", "2", "--warmup", "1"];
+    // A verdict may be FAIL on a machine that is busy or odd; the report is written nonetheless.
+    let printed = output(&[&["bench", "--report", text(&path)], &quick[..]].concat());
+    let printed = String::from_utf8(printed.stdout).expect("it is text");
+    assert!(printed.contains("demo decodes on the CPU, warm: "), "{printed}");
+    let report = fs::read_to_string(&path).expect("it was written");
+    let (_, rest) = report.split_once("```json\n").expect("values");
+    let (values, _) = rest.split_once("\n```").expect("an end");
+    let values: Value = serde_json::from_str(values).expect("JSON");
+    assert_eq!(values["schema"], "flash-moe-checklist/1");
+    let checks = values["checks"].as_array().expect("a list");
+    let of = |name: &str| checks.iter().filter(|check| check["check"] == name).count();
+    assert_eq!((of("CPU reads memory"), of("perplexity, CPU beside exact CPU")), (1, 1));
+    for check in checks.iter().filter(|check| check["check"] != "GPU") {
+        let name = check["check"].as_str().expect("a name");
+        let verdict = check["verdict"].as_str().expect("a verdict");
+        if name.starts_with("perplexity") || name.starts_with("same best") {
+            assert_eq!(verdict, "pass", "devices agree: {check:#}");
+        }
+    }
+    if let Some(home) = std::env::var_os("HOME").filter(|home| home.len() > 1) {
+        let home = home.to_string_lossy().into_owned();
+        assert!(!report.contains(&home), "no directory of a person is told");
+    }
+}
+
+#[test]
 fn dense_bytes_are_all_of_the_trunk_but_the_embedding() {
     let inventory = json(&["inspect", "demo"]);
     let all = json(&[&["bench", "demo"], &TINY[..]].concat());

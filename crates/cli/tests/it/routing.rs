@@ -60,6 +60,16 @@ fn a_model_and_its_recorded_routing_tell_the_same() {
 }
 
 #[test]
+fn a_report_stays_until_there_is_another() {
+    let directory = TempDir::new();
+    let report = directory.path().join("report.html");
+    fs::write(&report, "an older one").expect("it can be written");
+    let args = ["routing", "--trace", "/no/such/trace", "--report", text(&report)];
+    assert!(error(&args).contains("/no/such/trace"));
+    assert_eq!(fs::read_to_string(&report).expect("it is there"), "an older one");
+}
+
+#[test]
 fn what_cannot_be_analysed_is_said() {
     let directory = TempDir::new();
     let file = directory.path().join("empty.txt");

@@ -40,7 +40,9 @@ fn a_run_goes_on_where_it_was_interrupted() {
     // Killed while it wrote its third unit.
     let text = fs::read_to_string(&path).expect("it is there");
     let third = text.match_indices('\n').nth(2).expect("five lines").0;
-    fs::write(&path, &text[..third + 40]).expect("it can be written");
+    // It was in the midst of a character.
+    let torn = [&text.as_bytes()[..third + 40], &[0xe2, 0x82]].concat();
+    fs::write(&path, torn).expect("it can be written");
     let mut progress = Progress::open(&path, &run).expect("it goes on");
     assert_eq!(progress.units(), &whole[..2]);
     documents[2..].iter().for_each(|document| score(document, &mut progress));
@@ -99,6 +101,12 @@ fn a_reference_goes_on_and_is_refused_for_other_texts() {
         assert!((sum + f64::from(row.rest).exp() - 1.0).abs() < 1e-5, "{row:?}");
         assert!(row.log_probabilities.is_sorted_by(|a, b| a >= b), "{row:?}");
     }
+    // A power cut may leave zeros where rows were.
+    let mut zeroed = whole.clone();
+    let place = zeroed.len() - (8 + 8 * 8);
+    zeroed[place..].fill(0);
+    fs::write(&path, zeroed).expect("it can be written");
+    refused(open(&documents).expect("its size is right").rows(2).err(), "damaged");
     // The last token of the last row is one that does not exist.
     let mut damaged = whole.clone();
     let place = damaged.len() - 4 * 8 - 4;
