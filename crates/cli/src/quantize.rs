@@ -112,6 +112,8 @@ pub enum MethodArg {
     Gptq,
     /// And move scales, biases and codes while that lowers the error.
     Refine,
+    /// And layer after layer, each by what the quantised layers before it give it.
+    Sequential,
 }
 
 /// Names of layouts.
@@ -147,6 +149,7 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         (Some(MethodArg::Search), _) | (None, true) => Method::Search,
         (Some(MethodArg::Gptq), _) => Method::Feedback,
         (Some(MethodArg::Refine), _) | (None, false) => Method::Refine,
+        (Some(MethodArg::Sequential), _) => Method::Sequential,
     };
     let defaults = Options::new(recipe);
     let threads = args.threads.unwrap_or(defaults.threads);

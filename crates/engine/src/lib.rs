@@ -27,6 +27,7 @@ mod gpu_probe;
 mod heat;
 mod held;
 mod inventory;
+mod layerwise;
 pub mod measure;
 mod options;
 mod pace;
@@ -72,5 +73,5 @@ pub mod cache {
 
 pub use compute::{Isa, KvType, Routing};
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
-pub use model::{Lossy, ObserveExperts, Phase, RoutedLayer};
+pub use model::{LayerPass, Lossy, ObserveExperts, Phase, RoutedLayer};
 pub use trace::{DEFAULT_SPANS, Recorder};

@@ -5,8 +5,8 @@ use std::any::Any;
 use compute::{Backend, DeltaStateValues, ExpertUses, Handoffs, KvValues, LoadedExpert, Routing};
 use experts::ExpertStore;
 use model::{
-    Batch, Decoder, ExpertSource, ForwardLog, LayerState, SavedParts, SequenceState, SourceError,
-    Workspace,
+    Batch, Decoder, ExpertSource, ForwardLog, LayerPass, LayerState, SavedParts, SequenceState,
+    SourceError, Workspace,
 };
 
 /// The state of a sequence; its type depends on the device.
@@ -31,6 +31,15 @@ pub(crate) trait Runner: Send {
     fn new_state(&self, context: usize) -> State;
     /// Computes a batch; the wanted logits are in [`Runner::logits`] afterwards.
     fn forward(&mut self, batch: &Batch, states: &mut [&mut State]) -> Result<(), SourceError>;
+    /// See [`Decoder::embedded`].
+    fn embedded(&mut self, tokens: &[u32]) -> Vec<f32>;
+    /// See [`Decoder::layer_pass`].
+    fn layer_pass(
+        &mut self,
+        layer: usize,
+        residual: &[f32],
+        max_rows: usize,
+    ) -> Result<LayerPass, SourceError>;
     /// What was said between program and device so far.
     fn handoffs(&self) -> Handoffs;
     /// The logits of the last pass.
@@ -91,6 +100,19 @@ where
                 decoder.forward(workspace, batch, &mut states, experts)
             }
         }
+    }
+
+    fn embedded(&mut self, tokens: &[u32]) -> Vec<f32> {
+        self.decoder.embedded(&mut self.workspace, tokens)
+    }
+
+    fn layer_pass(
+        &mut self,
+        layer: usize,
+        residual: &[f32],
+        max_rows: usize,
+    ) -> Result<LayerPass, SourceError> {
+        self.decoder.layer_pass(&mut self.workspace, layer, residual, max_rows)
     }
 
     fn handoffs(&self) -> Handoffs {

@@ -220,13 +220,23 @@ impl<M, V> Decoder<M, V> {
         backend: &B,
         max_positions: usize,
     ) -> SequenceState<B> {
-        let layers = self.layers.iter().map(|layer| match &layer.mixer {
+        let layers = (0..self.layers.len()).map(|i| self.layer_state(backend, i, max_positions));
+        SequenceState { position: 0, layers: layers.collect() }
+    }
+
+    /// The empty state of one layer.
+    pub(crate) fn layer_state<B: Backend>(
+        &self,
+        backend: &B,
+        index: usize,
+        max_positions: usize,
+    ) -> LayerState<B> {
+        match &self.layers[index].mixer {
             Mixer::Attention(block) => {
                 LayerState::Attention(backend.kv_cache(&block.spec, max_positions))
             }
             Mixer::DeltaNet(block) => LayerState::DeltaNet(backend.delta_state(&block.spec)),
-        });
-        SequenceState { position: 0, layers: layers.collect() }
+        }
     }
 }
 
@@ -340,14 +350,14 @@ pub enum LayerState<B: Backend> {
 }
 
 impl<B: Backend> LayerState<B> {
-    fn kv_cache(&mut self) -> &mut B::KvCache {
+    pub(crate) fn kv_cache(&mut self) -> &mut B::KvCache {
         match self {
             Self::Attention(cache) => cache,
             Self::DeltaNet(_) => panic!("a state was used with another model than its own"),
         }
     }
 
-    fn delta_state(&mut self) -> &mut B::DeltaState {
+    pub(crate) fn delta_state(&mut self) -> &mut B::DeltaState {
         match self {
             Self::DeltaNet(state) => state,
             Self::Attention(_) => panic!("a state was used with another model than its own"),
@@ -363,7 +373,7 @@ pub struct Workspace<B: Backend> {
     pub log: ForwardLog,
     /// The wanted logits of the last pass, (logit_rows, vocab_size).
     pub logits: Vec<f32>,
-    scratch: Scratch<B>,
+    pub(crate) scratch: Scratch<B>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -406,19 +416,19 @@ impl<B: Backend> Workspace<B> {
 }
 
 /// The buffers of a forward pass.
-struct Scratch<B: Backend> {
+pub(crate) struct Scratch<B: Backend> {
     /// The residual stream.
-    x: B::Buffer,
-    normed: B::Buffer,
-    mixed: B::Buffer,
+    pub(crate) x: B::Buffer,
+    pub(crate) normed: B::Buffer,
+    pub(crate) mixed: B::Buffer,
     /// Rows of the residual stream whose logits are wanted.
-    wanted: B::Buffer,
-    head: B::Buffer,
-    attention: AttentionScratch<B>,
-    delta_net: Option<DeltaNetScratch<B>>,
-    moe: MoeScratch<B>,
+    pub(crate) wanted: B::Buffer,
+    pub(crate) head: B::Buffer,
+    pub(crate) attention: AttentionScratch<B>,
+    pub(crate) delta_net: Option<DeltaNetScratch<B>>,
+    pub(crate) moe: MoeScratch<B>,
     /// Experts between their arrival and their arithmetic.
-    ready: Vec<LoadedExpert>,
+    pub(crate) ready: Vec<LoadedExpert>,
 }
 
 /// What a forward pass tells about itself.

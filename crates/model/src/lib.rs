@@ -13,6 +13,7 @@
 mod batch;
 mod blocks;
 mod decoder;
+mod layer_pass;
 mod lossy;
 mod qwen35_moe;
 mod qwen3_moe;
@@ -25,6 +26,7 @@ pub use batch::Batch;
 pub use decoder::{
     Decoder, ExpertObserver, ForwardLog, LayerState, ObserveExperts, SequenceState, Workspace,
 };
+pub use layer_pass::LayerPass;
 pub use lossy::Lossy;
 pub use router_log::{RoutedLayer, RouterLog};
 pub use saved::{SavedParts, SavedShape};

@@ -17,9 +17,10 @@ use serde_json::json;
 use crate::error::{Error, io_at};
 use crate::expert::Method;
 use crate::layout::Stored;
+use crate::loader::Loader;
+use crate::options::Options;
 use crate::output::write_whole;
 use crate::plan::scales_of;
-use crate::run::{Loader, Options};
 
 /// Bytes that routed experts may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ fn judge_layer(
     // Each expert with the squares of its outputs.
     let judge = |expert: usize| -> Result<(Choice, f64), Error> {
         let weights = loader.expert(layer, expert)?;
-        let (inputs, own) = (rows.inputs(expert), rows.own_inputs(expert, JUDGED_ROWS));
+        let (inputs, own) = (rows.inputs(expert, None), rows.own_inputs(expert, JUDGED_ROWS, None));
         let location = table.get(expert);
         let scales = scales_of(location.gate.format);
         let mut choice = Choice {

@@ -14,12 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{Engine, EngineOptions, Routing};
-use half::f16;
 use serde_json::Value;
 
 use crate::error::{Error, io_at};
-use crate::expert::Inputs;
 use crate::output::write_whole;
+use crate::rows::{LayerRows, narrow};
 use crate::sample::sample_documents;
 
 /// Text to calibrate with.
@@ -31,12 +30,10 @@ pub enum CalibrationText {
     File(PathBuf),
 }
 
-/// Rows of an expert that are used at most; of more, evenly many are left out.
-const MAX_ROWS: usize = 4096;
-/// Rows of the whole layer that stand in for what an expert was not seen to be given.
-const PRIOR_ROWS: usize = 256;
-/// As many uses as they count for together.
-const PRIOR_USES: f32 = 16.0;
+/// What the model wrote, for other runs to read: documents a line, as `--calibrate` takes them.
+const SAMPLED: &str = "sampled.jsonl";
+/// The sequences that were read, as lists of tokens.
+const SEQUENCES: &str = "sequences.json";
 /// Longest piece of a text that is read as one sequence.
 const MAX_DOCUMENT_TOKENS: usize = 1024;
 
@@ -50,16 +47,6 @@ pub(crate) struct Calibration {
     current: Mutex<Option<(usize, Arc<LayerRows>)>>,
 }
 
-/// Recorded rows of a layer.
-#[derive(Debug)]
-pub(crate) struct LayerRows {
-    top_k: usize,
-    hidden: usize,
-    experts: Vec<u32>,
-    weights: Vec<f32>,
-    x: Vec<f16>,
-}
-
 impl Calibration {
     /// Reads the texts with the model, as many tokens of each, and records rows in a new directory, unless
     /// that was done before. `identity` names model and texts.
@@ -71,12 +58,7 @@ impl Calibration {
         options: &EngineOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
-        let options = EngineOptions {
-            precise: true,
-            sessions: crate::sample::SESSIONS,
-            context: Some(MAX_DOCUMENT_TOKENS),
-            ..options.clone()
-        };
+        let options = engine_options(options);
         let done = directory.join("done");
         let mut engine = Engine::open(model, &options)?;
         let config = engine.config();
@@ -97,15 +79,24 @@ impl Calibration {
         // Sampling and reading count alike.
         let mut advance = |read: usize, of: usize| progress(read as u64, of as u64);
         let share = n_tokens.div_ceil(texts.len().max(1));
-        let mut documents = Vec::new();
+        let mut sequences: Vec<Vec<u32>> = Vec::new();
         for text in texts {
             let of_text = match text {
-                CalibrationText::Sampled => sample_documents(&mut engine, share, &mut |n| {
-                    advance(n.min(n_tokens), 2 * n_tokens);
-                })?,
+                CalibrationText::Sampled => {
+                    let documents = sample_documents(&mut engine, share, &mut |n| {
+                        advance(n.min(n_tokens), 2 * n_tokens);
+                    })?;
+                    let lines = documents.iter().map(|document| {
+                        let text = engine.tokenizer()?.decode(document, false);
+                        Ok(format!("{}\n", serde_json::json!({ "text": text })))
+                    });
+                    let lines = lines.collect::<Result<String, engine::Error>>()?;
+                    write_whole(&directory.join(SAMPLED), lines.as_bytes())?;
+                    documents
+                }
                 CalibrationText::File(path) => read_documents(path, &engine)?,
             };
-            documents.extend(pieces(of_text, share));
+            sequences.extend(pieces(of_text, share));
         }
         let files = (0..n_layers).map(|layer| {
             let path = layer_path(directory, layer);
@@ -119,17 +110,30 @@ impl Calibration {
             recorder.add(layer, x, routing);
         })));
         let mut read = 0;
-        for piece in documents {
+        for piece in &sequences {
             let mut session = engine.session()?;
-            engine.evaluate(&mut session, &piece, |_| false, |_, _| {})?;
+            engine.evaluate(&mut session, piece, |_| false, |_, _| {})?;
             read += piece.len();
             advance(n_tokens + read.min(n_tokens), 2 * n_tokens);
         }
         engine.observe_experts(None);
         let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
         recorder.finish().map_err(io_at(directory))?;
+        let tokens = serde_json::json!(sequences).to_string();
+        write_whole(&directory.join(SEQUENCES), tokens.as_bytes())?;
         write_whole(&done, identity.as_bytes())?;
         Ok(calibration)
+    }
+
+    /// The sequences that were read; rows come in their order.
+    pub(crate) fn sequences(&self) -> Result<Vec<Vec<u32>>, Error> {
+        let path = self.directory.join(SEQUENCES);
+        let text = fs::read_to_string(&path).map_err(io_at(&path))?;
+        let bad = |error: serde_json::Error| Error::Calibration {
+            path: path.clone(),
+            what: error.to_string(),
+        };
+        serde_json::from_str(&text).map_err(bad)
     }
 
     /// The rows of a layer.
@@ -146,6 +150,16 @@ impl Calibration {
         let rows = Arc::new(LayerRows::read(&bytes, self.top_k, self.hidden));
         *current = Some((layer, Arc::clone(&rows)));
         Ok(rows)
+    }
+}
+
+/// How the model is run.
+pub(crate) fn engine_options(options: &EngineOptions) -> EngineOptions {
+    EngineOptions {
+        precise: true,
+        sessions: crate::sample::SESSIONS,
+        context: Some(MAX_DOCUMENT_TOKENS),
+        ..options.clone()
     }
 }
 
@@ -182,9 +196,7 @@ impl Recorder {
         for (x, (experts, weights)) in rows.zip(uses) {
             bytes.extend(experts.iter().flat_map(|expert| expert.to_le_bytes()));
             bytes.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
-            let largest = f16::MAX.to_f32();
-            let value = |x: &f32| f16::from_f32(x.clamp(-largest, largest)).to_le_bytes();
-            bytes.extend(x.iter().flat_map(value));
+            bytes.extend(x.iter().flat_map(|&x| narrow(x).to_le_bytes()));
         }
         if self.result.is_ok() {
             self.result = self.files[layer].write_all(&bytes);
@@ -194,74 +206,6 @@ impl Recorder {
     fn finish(&mut self) -> io::Result<()> {
         std::mem::replace(&mut self.result, Ok(()))?;
         self.files.iter_mut().try_for_each(Write::flush)
-    }
-}
-
-impl LayerRows {
-    fn read(bytes: &[u8], top_k: usize, hidden: usize) -> Self {
-        let mut rows =
-            Self { top_k, hidden, experts: Vec::new(), weights: Vec::new(), x: Vec::new() };
-        for row in bytes.chunks_exact(8 * top_k + 2 * hidden) {
-            let (experts, rest) = row.split_at(4 * top_k);
-            let (weights, x) = rest.split_at(4 * top_k);
-            rows.experts.extend(experts.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)));
-            rows.weights.extend(weights.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
-            rows.x.extend(x.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)));
-        }
-        rows
-    }
-
-    /// Number of rows.
-    pub(crate) fn len(&self) -> usize {
-        self.experts.len() / self.top_k.max(1)
-    }
-
-    /// How many rows chose each expert.
-    pub(crate) fn uses(&self, n_experts: usize) -> Vec<usize> {
-        let mut uses = vec![0; n_experts];
-        for &expert in &self.experts {
-            if let Some(uses) = uses.get_mut(expert as usize) {
-                *uses += 1;
-            }
-        }
-        uses
-    }
-
-    /// Inputs to quantise an expert by: the rows that chose it, each counting as the square of its weight,
-    /// and besides them rows of all the layer that count for a few uses together. An expert that was hardly
-    /// chosen goes by those: by the average of the layer.
-    pub(crate) fn inputs(&self, expert: usize) -> Inputs {
-        let mut inputs = self.own_inputs(expert, MAX_ROWS);
-        let n = self.len();
-        let step = n.div_ceil(PRIOR_ROWS).max(1);
-        let prior: Vec<usize> = (0..n).step_by(step).collect();
-        let squares: f32 = self.weights.iter().map(|weight| weight * weight).sum();
-        let mean = squares / self.weights.len().max(1) as f32;
-        for &row in &prior {
-            inputs.weights.push(mean * PRIOR_USES / prior.len() as f32);
-            self.push_row(row, &mut inputs.x);
-        }
-        inputs
-    }
-
-    /// The rows that chose an expert, at most so many.
-    pub(crate) fn own_inputs(&self, expert: usize, most: usize) -> Inputs {
-        let uses =
-            self.experts.iter().enumerate().filter(|&(_, &chosen)| chosen as usize == expert);
-        let uses: Vec<usize> = uses.map(|(index, _)| index).collect();
-        let step = uses.len().div_ceil(most).max(1);
-        let mut inputs = Inputs::default();
-        for &index in uses.iter().step_by(step) {
-            // Those that are left out are stood for by those that are not.
-            inputs.weights.push(self.weights[index].powi(2) * step as f32);
-            self.push_row(index / self.top_k, &mut inputs.x);
-        }
-        inputs
-    }
-
-    fn push_row(&self, row: usize, out: &mut Vec<f32>) {
-        let x = &self.x[row * self.hidden..][..self.hidden];
-        out.extend(x.iter().map(|x| x.to_f32()));
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Method {
     Feedback,
     /// And refinement, and a down projection that makes up for the errors of gate and up.
     Refine,
+    /// And layer after layer, each by what the quantised layers before it give it.
+    Sequential,
 }
 
 /// The weights of an expert as numbers: `(silu(x gate^T) * (x up^T)) down^T`.
@@ -39,6 +41,9 @@ pub struct Expert {
 pub struct Inputs {
     /// (rows, hidden).
     pub x: Vec<f32>,
+    /// The same rows as they are where nothing before is quantised, if they differ: what the expert's
+    /// outputs should be is what it makes of those.
+    pub unchanged: Option<Vec<f32>>,
     /// How much the squared error of each row's output counts.
     pub weights: Vec<f32>,
 }
@@ -105,40 +110,59 @@ impl Expert {
             match method {
                 Method::Round | Method::Search => {}
                 Method::Feedback => improve(&mut codes, weights, moments, Effort::Feedback),
-                Method::Refine => improve(&mut codes, weights, moments, Effort::Refine),
+                Method::Refine | Method::Sequential => {
+                    improve(&mut codes, weights, moments, Effort::Refine);
+                }
             }
             codes
         };
-        let moments = Moments::of_rows(self.hidden, &inputs.x, &inputs.weights);
-        let (gate, up) = (matrix(&self.gate, &moments), matrix(&self.up, &moments));
+        let (weights, x) = (&inputs.weights, &inputs.x);
+        let wanted_x = inputs.unchanged.as_ref().unwrap_or(x);
+        let moments = Moments::of_rows(self.hidden, x, weights);
+        let [gate, up] = [&self.gate, &self.up].map(|part| {
+            let wanted = inputs.unchanged.as_ref().and_then(|unchanged| {
+                made_up_for(part, self.hidden, (x, unchanged), weights, &moments)
+            });
+            matrix(wanted.as_ref().unwrap_or(part), &moments)
+        });
         drop(moments);
-        let inner = self.inner(&inputs.x);
         let width = self.intermediate;
-        if method != Method::Refine {
-            let moments = Moments::of_rows(width, &inner, &inputs.weights);
+        let unchanged = self.inner(wanted_x);
+        if !matches!(method, Method::Refine | Method::Sequential) {
+            let moments = Moments::of_rows(width, &self.inner(&inputs.x), weights);
             let down = matrix(&self.down, &moments);
             return [gate, up, down];
         }
-        // Down will be given what the codes of gate and up make of the inputs: of all weights those are
-        // best that come nearest to the outputs wanted from that.
+        // Down will be given what the codes of gate and up make of the inputs.
         let changed = Self { gate: gate.values(), up: up.values(), ..self.clone() };
         let changed = changed.inner(&inputs.x);
-        let moments = Moments::of_rows(width, &changed, &inputs.weights);
-        let mut cross = cross_moments(width, &changed, width, &inner, &inputs.weights);
-        // What the inputs do not tell is to stay as it is.
-        let plain: f32 = (0..width).map(|i| moments.row(i)[i]).sum();
-        let damping = Moments::damping(width, plain);
-        for index in 0..width {
-            cross[index * width + index] += damping;
-        }
-        shrink(width, &mut cross);
-        let mut wanted = times_transposed(&self.down, &cross, width);
-        let down = match solve(&moments, &mut wanted) {
-            Some(()) if wanted.iter().all(|w| w.is_finite()) => matrix(&wanted, &moments),
-            _ => matrix(&self.down, &moments),
-        };
+        let moments = Moments::of_rows(width, &changed, weights);
+        let wanted = made_up_for(&self.down, width, (&changed, &unchanged), weights, &moments);
+        let down = matrix(wanted.as_ref().unwrap_or(&self.down), &moments);
         [gate, up, down]
     }
+}
+
+/// The weights that come nearest to the outputs of `matrix` on unchanged rows when they are given changed ones
+/// instead, of which these are the moments; `None` if there are none such.
+fn made_up_for(
+    matrix: &[f32],
+    width: usize,
+    (changed, unchanged): (&[f32], &[f32]),
+    weights: &[f32],
+    moments: &Moments,
+) -> Option<Vec<f32>> {
+    let mut cross = cross_moments(width, changed, width, unchanged, weights);
+    // What the inputs do not tell is to stay as it is.
+    let plain: f32 = (0..width).map(|i| moments.row(i)[i]).sum();
+    let damping = Moments::damping(width, plain);
+    for index in 0..width {
+        cross[index * width + index] += damping;
+    }
+    shrink(width, &mut cross);
+    let mut wanted = times_transposed(matrix, &cross, width);
+    solve(moments, &mut wanted)?;
+    wanted.iter().all(|w| w.is_finite()).then_some(wanted)
 }
 
 #[cfg(test)]
@@ -172,7 +196,7 @@ mod tests {
         for (index, x) in x.iter_mut().enumerate() {
             *x *= if index % hidden < 4 { 3.0 } else { 0.4 };
         }
-        (expert, Inputs { x, weights: vec![0.25; n] })
+        (expert, Inputs { x, unchanged: None, weights: vec![0.25; n] })
     }
 
     #[test]

@@ -17,7 +17,14 @@ impl Moments {
     /// added to that, so that directions that the rows do not span count a little, too; what is beside the
     /// diagonal counts less than it is ([`shrink`]).
     pub fn of_rows(n: usize, x: &[f32], weights: &[f32]) -> Self {
-        let mut moments = Self { n, values: cross_moments(n, x, n, x, weights) };
+        let mut values = vec![0.0; n * n];
+        add_moments((n, x), (n, x), weights, &mut values, |row| row);
+        for row in 1..n {
+            for col in 0..row {
+                values[row * n + col] = values[col * n + row];
+            }
+        }
+        let mut moments = Self { n, values };
         moments.damp();
         shrink(n, &mut moments.values);
         moments
@@ -84,16 +91,46 @@ pub fn shrink(n: usize, values: &mut [f32]) {
 /// The sum over rows of `weight * a b^T`, (n_a, n_b).
 pub fn cross_moments(n_a: usize, a: &[f32], n_b: usize, b: &[f32], weights: &[f32]) -> Vec<f32> {
     let mut sums = vec![0.0_f32; n_a * n_b];
-    let rows = a.chunks_exact(n_a).zip(b.chunks_exact(n_b)).zip(weights);
-    for ((a, b), &weight) in rows {
-        for (sums, &a) in sums.chunks_exact_mut(n_b).zip(a) {
-            let factor = weight * a;
-            for (sum, &b) in sums.iter_mut().zip(b) {
-                *sum += factor * b;
+    add_moments((n_a, a), (n_b, b), weights, &mut sums, |_| 0);
+    sums
+}
+
+/// Rows that are added at a time: sums are read and written once for so many.
+const STRIP: usize = 8;
+
+/// Adds `weight * a b^T` of all rows to sums (n_a, n_b), of row `i` the columns from `first(i)` on.
+fn add_moments(
+    (n_a, a): (usize, &[f32]),
+    (n_b, b): (usize, &[f32]),
+    weights: &[f32],
+    sums: &mut [f32],
+    first: impl Fn(usize) -> usize,
+) {
+    let strips = a.chunks(STRIP * n_a).zip(b.chunks(STRIP * n_b)).zip(weights.chunks(STRIP));
+    for ((a, b), weights) in strips {
+        for (i, sums) in sums.chunks_exact_mut(n_b).enumerate() {
+            let sums = &mut sums[first(i)..];
+            let part = |k: usize| &b[k * n_b + first(i)..(k + 1) * n_b];
+            let factor = |k: usize| weights[k] * a[k * n_a + i];
+            if weights.len() < STRIP {
+                for k in 0..weights.len() {
+                    let factor = factor(k);
+                    for (sum, b) in sums.iter_mut().zip(part(k)) {
+                        *sum += factor * b;
+                    }
+                }
+                continue;
+            }
+            let f: [f32; STRIP] = std::array::from_fn(factor);
+            let n = sums.len();
+            let b: [&[f32]; STRIP] = std::array::from_fn(|k| &part(k)[..n]);
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let even = f[0] * b[0][j] + f[2] * b[2][j] + f[4] * b[4][j] + f[6] * b[6][j];
+                let odd = f[1] * b[1][j] + f[3] * b[3][j] + f[5] * b[5][j] + f[7] * b[7][j];
+                *sum += even + odd;
             }
         }
     }
-    sums
 }
 
 /// The solutions `y` of `M y = r` for the rows `r` of `right`, (rows, n), in their place.
@@ -127,8 +164,43 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `x W^T` for rows `x` (rows, cols) and a matrix (n, cols).
 pub fn times_transposed(x: &[f32], weights: &[f32], cols: usize) -> Vec<f32> {
-    let rows = x.chunks_exact(cols);
-    rows.flat_map(|x| weights.chunks_exact(cols).map(move |weights| dot(x, weights))).collect()
+    let (n, width) = (x.len() / cols, weights.len() / cols);
+    let mut out = vec![0.0; n * width];
+    for (x, out) in x.chunks(4 * cols).zip(out.chunks_mut(4 * width)) {
+        if x.len() == 4 * cols {
+            let rows: [&[f32]; 4] = std::array::from_fn(|row| &x[row * cols..(row + 1) * cols]);
+            for (index, weights) in weights.chunks_exact(cols).enumerate() {
+                for (row, value) in four_dots(rows, weights).into_iter().enumerate() {
+                    out[row * width + index] = value;
+                }
+            }
+        } else {
+            for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(width)) {
+                for (out, weights) in out.iter_mut().zip(weights.chunks_exact(cols)) {
+                    *out = dot(x, weights);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The sums of products of four rows with a fifth, so that it is read once; the same bits as [`dot`] gives.
+fn four_dots(rows: [&[f32]; 4], other: &[f32]) -> [f32; 4] {
+    let mut sums = [[0.0_f32; 8]; 4];
+    let (chunks, rest) = other.as_chunks::<8>();
+    let split = rows.map(|row| row[..other.len()].as_chunks::<8>());
+    for (index, other) in chunks.iter().enumerate() {
+        for (sums, (row, _)) in sums.iter_mut().zip(&split) {
+            for ((sum, a), b) in sums.iter_mut().zip(&row[index]).zip(other) {
+                *sum += a * b;
+            }
+        }
+    }
+    std::array::from_fn(|row| {
+        let left: f32 = split[row].1.iter().zip(rest).map(|(a, b)| a * b).sum();
+        sums[row].iter().sum::<f32>() + left
+    })
 }
 
 #[cfg(test)]

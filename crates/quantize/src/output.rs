@@ -23,6 +23,8 @@ const JOURNAL: &str = ".journal";
 const CALIBRATION: &str = ".calibration";
 /// Where the widths of experts lie once they were chosen.
 const WIDTHS: &str = ".widths.json";
+/// Where the residual stream of a calibration layer by layer lies.
+const STREAM: &str = ".stream";
 
 /// The directory of an unfinished run.
 #[derive(Debug)]
@@ -66,6 +68,10 @@ impl Partial {
         self.directory.join(WIDTHS)
     }
 
+    pub(crate) fn stream(&self) -> PathBuf {
+        self.directory.join(STREAM)
+    }
+
     /// Writes a file of the result.
     pub(crate) fn add(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
         write_whole(&self.directory.join(name), contents)
@@ -73,7 +79,7 @@ impl Partial {
 
     /// Gives the result its name.
     pub(crate) fn finish(self) -> Result<(), Error> {
-        for name in [IDENTITY, JOURNAL, WIDTHS] {
+        for name in [IDENTITY, JOURNAL, WIDTHS, STREAM] {
             let path = self.directory.join(name);
             if path.exists() {
                 fs::remove_file(&path).map_err(io_at(&path))?;
@@ -215,6 +221,23 @@ impl Output {
             // Where the system has no such thing, what is compared comes from its cache.
             drop(engine::measure::evict_pages(&shard.path));
         }
+    }
+
+    /// The bytes of a unit that is written.
+    pub(crate) fn read(&self, pieces: &[Piece]) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            let shard = &self.shards[piece.shard];
+            let begin = bytes.len();
+            bytes.resize(begin + piece.len as usize, 0);
+            // A file of its own: several threads read, and each moves its place.
+            let read = File::open(&shard.path).and_then(|mut file| {
+                file.seek(SeekFrom::Start(shard.data_begin + piece.offset))?;
+                file.read_exact(&mut bytes[begin..])
+            });
+            read.map_err(io_at(&shard.path))?;
+        }
+        Ok(bytes)
     }
 
     /// Reads a unit and compares it with what was written.

@@ -1,112 +1,24 @@
 //! The two commands: what is read, in which order things happen, and who does the work.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::path::Path;
 
-use checkpoint::{
-    ExpertTable, Format, MatrixLocation, VectorTransform, decode_vector, dequantize_row,
-    encode_floats,
-};
-use engine::{EngineOptions, Inventory, TrunkLocation};
+use checkpoint::{ExpertTable, Format};
+use engine::{Inventory, TrunkLocation};
 
-use crate::affine::Codes;
-use crate::allocate::{Budget, choose_widths};
-use crate::calibrate::{Calibration, CalibrationText};
+use crate::allocate::choose_widths;
+use crate::calibrate::Calibration;
+use crate::check::check_recipe;
 use crate::config::{config_of_gguf, read_config, write_small_files};
 use crate::error::Error;
-use crate::expert::{Expert, Method};
-use crate::layout::Stored;
-use crate::output::{Output, Partial};
-use crate::plan::{ExpertForm, Placement, Plan, Unit, Work, expert_form};
-use crate::recipe::{Recipe, Width};
+use crate::expert::Method;
+use crate::loader::Loader;
+use crate::options::{Options, Progress, Report, Stage, describe};
+use crate::output::Partial;
+use crate::plan::{ExpertForm, Placement, Plan, Unit, expert_form};
+use crate::recipe::Width;
 use crate::source::Source;
-
-/// Choices of [`quantize`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Widths.
-    pub recipe: Recipe,
-    /// How the codes of routed experts are found.
-    pub method: Method,
-    /// How experts lie in the result.
-    pub placement: Placement,
-    /// What the model reads so that its experts' inputs are known; empty if they are not to be.
-    pub calibration: Vec<CalibrationText>,
-    /// How many tokens of that, as many of each text.
-    pub calibration_tokens: usize,
-    /// Where what was recorded is kept for other runs; `None` if it is not to be.
-    pub calibration_directory: Option<PathBuf>,
-    /// Bytes that experts may take, instead of one width for all.
-    pub budget: Option<Budget>,
-    /// About the largest size of a file.
-    pub shard_bytes: u64,
-    /// Threads that compute.
-    pub threads: usize,
-    /// How the model is run for calibration.
-    pub engine: EngineOptions,
-}
-
-impl Options {
-    /// Plain rounding by a recipe.
-    pub fn new(recipe: Recipe) -> Self {
-        Self {
-            recipe,
-            method: Method::Round,
-            placement: Placement::Apart,
-            calibration: Vec::new(),
-            calibration_tokens: 32_768,
-            calibration_directory: None,
-            budget: None,
-            shard_bytes: 4 << 30,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            engine: EngineOptions::default(),
-        }
-    }
-}
-
-/// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Text is sampled and read; counted in tokens.
-    Calibrate,
-    /// Widths of experts are tried; counted in experts.
-    Allocate,
-    /// Weights are quantised and written; counted in bytes of the result.
-    Write,
-    /// The result is read back; counted in bytes.
-    Verify,
-}
-
-/// How far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// What is being done.
-    pub stage: Stage,
-    /// How much of it is done.
-    pub done: u64,
-    /// How much there is.
-    pub total: u64,
-}
-
-/// What was written.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Bytes of all tensors.
-    pub bytes: u64,
-    /// Of those, bytes of routed experts.
-    pub expert_bytes: u64,
-    /// Bytes of the experts that a token uses, by how often experts are used where that is known.
-    pub expert_bytes_per_token: u64,
-    /// Files with tensors.
-    pub files: usize,
-    /// How many experts have which width, narrowest first; kept ones have none.
-    pub widths: Vec<(u8, usize)>,
-    /// Bytes that an earlier, killed run had already written.
-    pub resumed_bytes: u64,
-    /// Tensors of the source that have no place in the result: those of vision and multi-token-prediction.
-    pub left_out: usize,
-}
+use crate::walk::Walk;
+use crate::write::Writer;
 
 /// Writes a quantised copy of `model` to the new directory `out`.
 pub fn quantize(
@@ -179,8 +91,18 @@ pub fn quantize(
     }
     report.left_out = inventory.leftover.vision.len() + inventory.leftover.mtp.len();
     report.expert_bytes_per_token = bytes_per_token(&plan, &inventory, calibration.as_ref())?;
-    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, options.method);
-    write(&partial, &plan, options.threads, &work, &mut report, progress)?;
+    let mut writer = Writer::open(&partial, &plan, options.threads, &mut report)?;
+    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, options.method, None);
+    let is_quantised = recipe.experts != Width::Keep || widths.is_some();
+    if let Some(calibration) = &calibration
+        && options.method == Method::Sequential
+        && is_quantised
+    {
+        let mut walk = Walk::begin(model, &options.engine, calibration, partial.stream())?;
+        walk_through(&mut walk, &mut writer, &loader, &plan, options, progress)?;
+    }
+    writer.write(0..plan.units.len(), &work, progress)?;
+    writer.verify(progress)?;
     write_small_files(&partial, &inventory, config, &plan.modules, options.placement)?;
     finish(partial, &plan, report)
 }
@@ -248,10 +170,38 @@ pub fn pack(
     }
     report.expert_bytes_per_token = bytes_per_token(&plan, &inventory, None)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, Method::Round);
-    write(&partial, &plan, threads, &work, &mut report, progress)?;
+    let work = |unit: &Unit| loader.make(&unit.name, &unit.work, Method::Round, None);
+    let mut writer = Writer::open(&partial, &plan, threads, &mut report)?;
+    writer.write(0..plan.units.len(), &work, progress)?;
+    writer.verify(progress)?;
     write_small_files(&partial, &inventory, config, &plan.modules, placement)?;
     finish(partial, &plan, report)
+}
+
+/// Quantises layer after layer, each by what those before it give it as they are now.
+fn walk_through(
+    walk: &mut Walk,
+    writer: &mut Writer<'_>,
+    loader: &Loader<'_>,
+    plan: &Plan,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), Error> {
+    let tables = &loader.inventory.experts;
+    // Experts are the first units, layer by layer.
+    let mut first: usize = tables[..walk.layer()].iter().map(ExpertTable::len).sum();
+    for table in &tables[walk.layer()..] {
+        let rows = walk.enter()?;
+        let work = |unit: &Unit| loader.make(&unit.name, &unit.work, options.method, Some(&rows));
+        writer.write(first..first + table.len(), &work, progress)?;
+        let read = |expert: usize| {
+            let unit = first + expert;
+            loader.written(&plan.units[unit].work, &writer.read(unit)?)
+        };
+        walk.leave(&rows, table.len(), options.threads, &read)?;
+        first += table.len();
+    }
+    Ok(())
 }
 
 fn count(widths: &mut Vec<(u8, usize)>, bits: u8) {
@@ -285,41 +235,6 @@ fn read_inventory(model: &Path) -> Result<Inventory, Error> {
     Ok(inventory)
 }
 
-fn check_recipe(inventory: &Inventory, options: &Options) -> Result<(), Error> {
-    let config = inventory.checkpoint.config();
-    let recipe = &options.recipe;
-    let wrong = |field: &str, found: String, expected: &str| {
-        Err(Error::Recipe { field: field.to_owned(), found, expected: expected.to_owned() })
-    };
-    let widths = [config.hidden_size, config.moe.intermediate];
-    let group = usize::from(recipe.group);
-    if recipe.experts != Width::Keep && widths.iter().any(|width| !width.is_multiple_of(group)) {
-        let expected =
-            format!("a divisor of {} and of {}, as wide as experts are", widths[0], widths[1]);
-        return wrong("group", recipe.group.to_string(), &expected);
-    }
-    if options.budget.is_some() && options.calibration.is_empty() {
-        return wrong(
-            "a budget",
-            "without calibration".to_owned(),
-            "with it: widths hang on inputs",
-        );
-    }
-    if options.budget.is_some() && options.placement == Placement::Stacked {
-        let expected = "for experts that lie apart: a stack has one width";
-        return wrong("a budget", "for stacks".to_owned(), expected);
-    }
-    let needs_inputs = matches!(options.method, Method::Feedback | Method::Refine);
-    if needs_inputs && options.calibration.is_empty() && recipe.experts != Width::Keep {
-        let found = "without calibration".to_owned();
-        return wrong("the method", found, "round or search, or with text to calibrate by");
-    }
-    if !options.calibration.is_empty() && options.calibration_tokens == 0 {
-        return wrong("calibration tokens", "0".to_owned(), "more than that");
-    }
-    Ok(())
-}
-
 /// Stacks hold experts of one format.
 fn check_stackable(
     inventory: &Inventory,
@@ -350,16 +265,6 @@ fn identity(inventory: &Inventory, what: &str) -> String {
     format!("flash-moe {} {}\n", env!("CARGO_PKG_VERSION"), hasher.finalize())
 }
 
-/// All choices that the bytes of the result hang on.
-fn describe(options: &Options) -> String {
-    let Options { recipe, method, placement, calibration, .. } = options;
-    let Options { calibration_tokens, budget, shard_bytes, .. } = options;
-    format!(
-        "{recipe:?} {method:?} {placement:?} {calibration:?} {calibration_tokens} {budget:?} \
-         {shard_bytes}"
-    )
-}
-
 /// The bytes of the experts that a token uses.
 fn bytes_per_token(
     plan: &Plan,
@@ -382,69 +287,6 @@ fn bytes_per_token(
     Ok(bytes.round() as u64)
 }
 
-/// Does all units that are not done yet, and reads everything back.
-fn write(
-    partial: &Partial,
-    plan: &Plan,
-    threads: usize,
-    make: &(dyn Fn(&Unit) -> Result<Vec<u8>, Error> + Sync),
-    report: &mut Report,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
-    let mut output = Output::open(partial, &plan.layout)?;
-    let total = plan.bytes();
-    let left: Vec<usize> = (0..plan.units.len()).filter(|&unit| !output.has(unit)).collect();
-    let missing: u64 = left.iter().map(|&unit| plan.units[unit].bytes()).sum();
-    report.resumed_bytes = total - missing;
-    report.bytes = total;
-    report.expert_bytes = plan.expert_bytes;
-    report.files = plan.layout.names().len();
-
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (sender, receiver) = sync_channel(threads);
-    let mut done = report.resumed_bytes;
-    let mut result = Ok(());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            let (sender, left, next, stop) = (sender.clone(), &left, &next, &stop);
-            scope.spawn(move || {
-                while let Some(&unit) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let made = make(&plan.units[unit]);
-                    if stop.load(Ordering::Relaxed) || sender.send((unit, made)).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        // Ends when all workers have ended. After an error what still comes is dropped.
-        for (unit, made) in receiver {
-            if result.is_err() {
-                continue;
-            }
-            result = made.and_then(|bytes| {
-                output.write(unit, &plan.units[unit].pieces, &bytes)?;
-                done += bytes.len() as u64;
-                progress(Progress { stage: Stage::Write, done, total });
-                Ok(())
-            });
-            stop.store(result.is_err(), Ordering::Relaxed);
-        }
-    });
-    // What was made before an error need not be made again.
-    output.flush()?;
-    result?;
-
-    output.forget_pages();
-    let mut done = 0;
-    for (index, unit) in plan.units.iter().enumerate() {
-        output.verify(index, &unit.name, &unit.pieces)?;
-        done += unit.bytes();
-        progress(Progress { stage: Stage::Verify, done, total });
-    }
-    Ok(())
-}
-
 /// Checks that the result is a checkpoint, and names it.
 fn finish(partial: Partial, plan: &Plan, report: Report) -> Result<Report, Error> {
     partial.add("model.safetensors.index.json", plan.layout.index().to_string().as_bytes())?;
@@ -456,114 +298,4 @@ fn finish(partial: Partial, plan: &Plan, report: Report) -> Result<Report, Error
     }
     partial.finish()?;
     Ok(report)
-}
-
-/// Gives weights, and what is made of them.
-pub(crate) struct Loader<'a> {
-    pub(crate) source: &'a Source,
-    pub(crate) inventory: &'a Inventory,
-    pub(crate) calibration: Option<&'a Calibration>,
-}
-
-impl Loader<'_> {
-    /// The bytes of a unit.
-    fn make(&self, name: &str, work: &Work, method: Method) -> Result<Vec<u8>, Error> {
-        match work {
-            Work::Copy(extents) => {
-                let parts = extents.iter().map(|&extent| self.source.read(extent));
-                Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
-            }
-            Work::Vector(index) => {
-                let tensor = &self.inventory.trunk[*index];
-                let TrunkLocation::Vector(vector) = &tensor.location else {
-                    panic!("{} was planned as a vector", tensor.name);
-                };
-                let stored = self.source.read(vector.extent)?;
-                if vector.transform == VectorTransform::Identity {
-                    return Ok(stored);
-                }
-                let mut bytes = Vec::with_capacity(stored.len());
-                encode_floats(vector.dtype, &decode_vector(vector, &stored), &mut bytes);
-                Ok(bytes)
-            }
-            Work::Rows(matrix, rows, stored) => {
-                let values = self.source.rows(matrix, rows.clone())?;
-                let mut bytes = Vec::new();
-                match *stored {
-                    Stored::Float(float) => encode_floats(float, &values, &mut bytes),
-                    Stored::Affine(affine) => {
-                        if values.iter().any(|value| !value.is_finite()) {
-                            return Err(Error::NotFinite { tensor: name.to_owned() });
-                        }
-                        let codes = match method {
-                            Method::Round => Codes::round(affine, matrix.cols, &values),
-                            _ => {
-                                Codes::search(affine, matrix.cols, &values, &vec![1.0; matrix.cols])
-                            }
-                        };
-                        bytes = store(&codes)?;
-                    }
-                }
-                Ok(bytes)
-            }
-            Work::Expert { layer, expert, affine } => {
-                let weights = self.expert(*layer, *expert)?;
-                let inputs = match self.calibration {
-                    Some(calibration) if method != Method::Round => {
-                        Some(calibration.layer(*layer)?.inputs(*expert))
-                    }
-                    _ => None,
-                };
-                let codes = weights.quantise(*affine, method, inputs.as_ref());
-                let parts = codes.iter().map(store);
-                Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
-            }
-            Work::ExpertRows { matrices, stored } => {
-                let mut bytes = Vec::new();
-                for matrix in matrices {
-                    let values = self.source.rows(matrix, 0..matrix.rows)?;
-                    let Stored::Float(float) = *stored else {
-                        panic!("blocks are kept as floats");
-                    };
-                    encode_floats(float, &values, &mut bytes);
-                }
-                Ok(bytes)
-            }
-        }
-    }
-
-    /// The weights of a routed expert.
-    pub(crate) fn expert(&self, layer: usize, expert: usize) -> Result<Expert, Error> {
-        let location = self.inventory.experts[layer].get(expert);
-        let values = |matrix: &MatrixLocation| self.source.rows(matrix, 0..matrix.rows);
-        let weights = Expert {
-            hidden: location.gate.cols,
-            intermediate: location.gate.rows,
-            gate: values(&location.gate)?,
-            up: values(&location.up)?,
-            down: values(&location.down)?,
-        };
-        if !weights.is_finite() {
-            let tensor = format!("expert {expert} of layer {layer}");
-            return Err(Error::NotFinite { tensor });
-        }
-        Ok(weights)
-    }
-}
-
-/// The bytes of codes: data, scales, biases. They are decoded once as every reader does, and must be what
-/// was meant.
-fn store(codes: &Codes) -> Result<Vec<u8>, Error> {
-    let mut parts = [Vec::new(), Vec::new(), Vec::new()];
-    codes.store(&mut parts);
-    let format = Format::Affine(codes.affine);
-    let (data, scales) = (format.row_bytes(codes.cols), format.scale_row_bytes(codes.cols));
-    let mut row = vec![0.0; codes.cols];
-    let rows = parts[0].chunks_exact(data).zip(parts[1].chunks_exact(scales));
-    let rows = rows.zip(parts[2].chunks_exact(scales)).zip(codes.row_values());
-    for (((data, scales), biases), meant) in rows {
-        dequantize_row(format, data, scales, biases, &mut row);
-        assert!(row == meant, "codes decode to what they stand for");
-    }
-    Ok(parts.concat())
 }

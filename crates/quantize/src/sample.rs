@@ -9,6 +9,16 @@ pub(crate) const SESSIONS: usize = 16;
 /// Longest text.
 const MAX_TOKENS: usize = 384;
 
+/// A text that is being written.
+struct Writing {
+    session: engine::Session,
+    tokens: Vec<u32>,
+    /// How many of them the model has read.
+    seen: usize,
+    /// Whose turn comes next, in a conversation.
+    turn: Option<usize>,
+}
+
 /// Samples about so many tokens of text at temperature 1, always the same; `progress` hears how many there
 /// are. Texts begin as conversations and as plain text do and end where the model ends them.
 pub(crate) fn sample_documents(
@@ -20,10 +30,19 @@ pub(crate) fn sample_documents(
     let end = tokenizer.token_id("<|endoftext|>");
     let ends: Vec<u32> = end.map_or_else(|| engine.stop_tokens().to_vec(), |end| vec![end]);
     let mut starts: Vec<Vec<u32>> = Vec::new();
-    if tokenizer.token_id("<|im_start|>").is_some() {
-        for opening in ["<|im_start|>user\n", "<|im_start|>user\n", "<|im_start|>system\n"] {
-            starts.extend(tokenizer.encode_trusted(opening).ok());
-        }
+    // Models are not taught to say whose turn it is, so that is said for them.
+    let end_of_turn = tokenizer.token_id("<|im_end|>");
+    let turns = [
+        "\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "\n<|im_start|>user\n",
+        "\n<|im_start|>assistant\n<think>\n",
+        "\n<|im_start|>user\n",
+    ];
+    let turns: Vec<Vec<u32>> =
+        turns.iter().filter_map(|turn| tokenizer.encode_trusted(turn).ok()).collect();
+    if tokenizer.token_id("<|im_start|>").is_some() && end_of_turn.is_some() && turns.len() == 4 {
+        let opening = tokenizer.encode_trusted("<|im_start|>user\n").unwrap_or_default();
+        starts.extend([opening.clone(), opening]);
     }
     starts.push(vec![ends.first().copied().unwrap_or(0)]);
 
@@ -31,15 +50,18 @@ pub(crate) fn sample_documents(
     let mut documents = Vec::new();
     let (mut written, mut begun) = (0, 0);
     while written < n_tokens {
-        let mut live: Vec<(engine::Session, Vec<u32>, usize)> = Vec::new();
+        let mut live: Vec<Writing> = Vec::new();
         for _ in 0..SESSIONS {
-            live.push((engine.session()?, starts[begun % starts.len()].clone(), 0));
+            let is_plain = begun % starts.len() == starts.len() - 1;
+            let turn = if is_plain { None } else { Some(begun % 2 * 2) };
+            let tokens = starts[begun % starts.len()].clone();
+            live.push(Writing { session: engine.session()?, tokens, seen: 0, turn });
             begun += 1;
         }
         while !live.is_empty() {
             let mut parts: Vec<Part<'_>> = live
                 .iter_mut()
-                .map(|(session, tokens, seen)| {
+                .map(|Writing { session, tokens, seen, .. }| {
                     let wants_logits = &|_| true;
                     let part = Part { session, tokens: &tokens[*seen..*seen + 1], wants_logits };
                     *seen += 1;
@@ -49,13 +71,21 @@ pub(crate) fn sample_documents(
             engine.forward(&mut parts)?;
             drop(parts);
             let logits = engine.logits().chunks_exact(engine.config().vocab_size);
-            for ((_, tokens, seen), logits) in live.iter_mut().zip(logits) {
+            for (writing, logits) in live.iter_mut().zip(logits) {
+                let Writing { tokens, seen, turn, .. } = writing;
                 if *seen == tokens.len() {
-                    tokens.push(choose(logits, &mut random));
+                    let token = choose(logits, &mut random);
+                    tokens.push(token);
                     written += 1;
+                    if Some(token) == end_of_turn
+                        && let Some(turn) = turn
+                    {
+                        tokens.extend_from_slice(&turns[*turn % turns.len()]);
+                        *turn += 1;
+                    }
                 }
             }
-            live.retain_mut(|(_, tokens, seen)| {
+            live.retain_mut(|Writing { tokens, seen, .. }| {
                 let last = tokens[tokens.len() - 1];
                 let ended = *seen + 1 == tokens.len() && *seen > 0 && ends.contains(&last);
                 let ended = ended || tokens.len() >= MAX_TOKENS;

@@ -224,6 +224,32 @@ impl<M> Moe<M> {
     }
 }
 
+impl<M> Moe<M> {
+    /// Adds what [`Moe::shared_expert`] has computed to rows on the host.
+    pub(crate) fn add_shared<B: Backend>(
+        &self,
+        backend: &mut B,
+        scratch: &MoeScratch<B>,
+        residual: &mut [f32],
+    ) {
+        if self.shared.is_none() {
+            return;
+        }
+        let (mut outputs, mut gates) = (Vec::new(), Vec::new());
+        backend.download(&scratch.shared, &mut outputs);
+        backend.download(&scratch.shared_gate, &mut gates);
+        let hidden = residual.len() / gates.len().max(1);
+        let rows =
+            residual.chunks_exact_mut(hidden.max(1)).zip(outputs.chunks_exact(hidden.max(1)));
+        for ((residual, outputs), gate) in rows.zip(&gates) {
+            let gate = 1.0 / (1.0 + (-gate).exp());
+            for (residual, output) in residual.iter_mut().zip(outputs) {
+                *residual += gate * output;
+            }
+        }
+    }
+}
+
 /// Buffers of a mixture-of-experts layer; layers share them.
 pub(crate) struct MoeScratch<B: Backend> {
     /// Whether the router's choice is changed.

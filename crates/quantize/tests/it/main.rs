@@ -295,3 +295,36 @@ fn a_run_that_ends_in_the_middle_leaves_nothing_and_goes_on() {
     assert!(!temp.join("out.partial").exists());
     assert!(tensors(&out) == tensors(&whole), "the result is that of one run");
 }
+
+#[test]
+fn a_walk_that_ends_in_the_middle_goes_on_to_the_same_result() {
+    let temp = TempDir::new();
+    let source = fixture("qwen35moe-tiny");
+    let options = Options {
+        method: Method::Sequential,
+        calibration: vec![CalibrationText::Sampled],
+        calibration_tokens: 200,
+        calibration_directory: Some(temp.join("rows")),
+        engine: EngineOptions {
+            memory: Some(1 << 30),
+            direct_io: false,
+            ..EngineOptions::default()
+        },
+        ..Options::new(recipe("experts-3bit"))
+    };
+    let (out, whole) = (temp.join("out"), temp.join("whole"));
+    quantize(&source, &whole, &options, &mut |_| {}).expect("it can be quantised");
+    let mut n = 0;
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        quantize(&source, &out, &options, &mut |progress| {
+            n += usize::from(progress.stage == Stage::Write);
+            assert!(n < 25, "the run ends here");
+        })
+    }));
+    assert!(ended.is_err() && !out.exists(), "it ended in the middle");
+    assert!(temp.join("out.partial/.stream").exists(), "it had left a layer");
+    quantize(&source, &out, &options, &mut |_| {}).expect("it goes on");
+    assert!(tensors(&out) == tensors(&whole), "the result is that of one run");
+    assert!(!out.join(".stream").exists(), "nothing of the walk is left");
+    assert_eq!(said(&out).len(), 23, "it runs");
+}
