@@ -8,8 +8,8 @@ use chat::ChatModel;
 use engine::measure::DecodeBytes;
 use engine::{Engine, EngineOptions, Inventory, Lossy};
 use eval::{
-    Case, Document, Facts, Progress, Reference, Results, Summary, Unit, Way, fingerprint,
-    read_texts, run_case, score_document,
+    Case, Document, Facts, Progress, Reference, Results, Summary, Unit, fingerprint, read_texts,
+    run_case, score_document,
 };
 use serde_json::{Value, json};
 
@@ -17,9 +17,6 @@ use crate::args::Switch;
 use crate::bench::{utc_now, version};
 use crate::eval::EvalArgs;
 use crate::{demo, output, run};
-
-/// Ways in which each request is answered.
-const WAYS: [Way; 2] = [Way::Free, Way::Constrained];
 
 /// Evaluates a model.
 pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
@@ -121,9 +118,11 @@ fn answer(
         .with_stop_tokens(engine.stop_tokens());
     let thinking = Some(args.think == Switch::On);
     let n_done = progress.units().len().saturating_sub(n_documents);
-    let work = cases.iter().enumerate().flat_map(|case| WAYS.map(|way| (case, way)));
+    let n_replies: usize = cases.iter().map(|case| case.ways().len()).sum();
+    let numbered = cases.iter().enumerate();
+    let work = numbered.flat_map(|case| case.1.ways().iter().map(move |&way| (case, way)));
     for (done, ((index, case), way)) in work.enumerate().skip(n_done) {
-        shown.show(&format!("request {} of {}", done + 1, cases.len() * WAYS.len()));
+        shown.show(&format!("reply {} of {n_replies}", done + 1));
         let said = run_case(engine, &model, case, way, thinking)
             .with_context(|| format!("request {}", index + 1))?;
         progress.push(&Unit::Case(case.judge(index, way, &said)))?;

@@ -1,7 +1,7 @@
 //! The numbers as text.
 
 use engine::format_bytes;
-use eval::{Cost, Estimate, Results, SourceSummary, Summary, Way};
+use eval::{Calls, Cost, Estimate, Results, SourceSummary, Summary, Way};
 
 /// One run.
 pub fn one(results: &Results, summary: &Summary) -> String {
@@ -30,7 +30,7 @@ pub fn one(results: &Results, summary: &Summary) -> String {
             rows.push(vec![
                 calls.group.clone(),
                 way(calls.way).to_owned(),
-                if calls.json { "JSON" } else { "calls" }.to_owned(),
+                kind(calls).to_owned(),
                 calls.n.to_string(),
                 percent(&calls.well_formed),
                 valid,
@@ -146,6 +146,14 @@ fn cost_row(name: &str, cost: &Cost) -> Vec<String> {
         format_bytes(cost.read_bytes_per_token() as u64),
         format!("{:.1}", cost.tokens_per_second()),
     ]
+}
+
+fn kind(calls: &Calls) -> &'static str {
+    match calls {
+        Calls { json: true, .. } => "JSON",
+        Calls { number: true, .. } => "number",
+        _ => "calls",
+    }
 }
 
 fn way(way: Way) -> &'static str {
