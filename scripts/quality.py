@@ -6,11 +6,13 @@ same texts and requests, and writes bench/results/quality.json, from which scrip
 
 MODEL is the checkpoint in bf16, EVAL a directory with texts (story.jsonl and so on) and requests (tool_calls.jsonl,
 json.jsonl, sums.jsonl), WORK a directory for copies, calibration, results and the reference's predictions. What is
-there already is not made again, so an interrupted run goes on; remove a file or directory to have it made anew. The
-table of copies is below. Needs nothing but Python and the program.
+there already is not made again, so an interrupted run goes on; remove a file or directory to have it made anew. All
+texts come first, then all requests. The table of copies is below. Needs nothing but Python and the program.
 """
 import argparse
 import json
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -54,31 +56,62 @@ def estimate(value, digits=6):
     return [round(value["value"], digits), round(value["interval"]["low"], digits), round(value["interval"]["high"], digits)]
 
 
-def point(name, method, bits, results):
-    """What quality.json says of a run: the form is described in bench/results/README.md."""
-    facts, summary = results["facts"], results["summary"]
-    texts = {text["source"]: text for text in summary["texts"]}
+def bootstrap(strata, value):
+    """The interval of `value(sums)` by a bootstrap over whole documents within each stratum, as `eval` has it; sums are
+    those of a document's numbers."""
+    draw, found = random.Random(0), []
+    for _ in range(2000):
+        sums = [0.0] * len(strata[0][0])
+        for documents in strata:
+            for document in draw.choices(documents, k=len(documents)):
+                sums = [total + one for total, one in zip(sums, document)]
+        found.append(value(sums))
+    found.sort()
+    return [round(found[round(1999 * share)], 5) for share in (0.025, 0.975)]
+
+
+def taught(results):
+    """The sources of the teacher together; `eval` has each and all."""
+    strata = []
+    for source in TAUGHT:
+        units = [unit for unit in results["documents"] if unit["source"] == source]
+        compared = lambda unit, what: (unit["compared"] or {}).get(what, 0.0)
+        parts = [(u["loss"], u["counted"], compared(u, "loss"), compared(u, "divergence")) for u in units]
+        strata += [parts] if parts else []
+    if not strata:
+        return None
+    sums = [sum(column) for column in zip(*(part for parts in strata for part in parts))]
+    values = {
+        "perplexity": lambda s: math.exp(s[0] / s[1]),
+        "change": lambda s: math.exp((s[0] - s[2]) / s[1]),
+        "kl": lambda s: s[3] / s[1],
+    }
+    return {name: [round(value(sums), 5), *bootstrap(strata, value)] for name, value in values.items()}
+
+
+def point(name, method, bits, texts, requests):
+    """What quality.json says of a copy: the form is described in bench/results/README.md."""
+    facts, summary = texts["facts"], texts["summary"]
+    sources = {text["source"]: text for text in summary["texts"]}
     mean, cost = summary["texts"][-1], summary["text_cost"]
 
     def source(text):
-        one = {"perplexity": estimate(text["perplexity"], 4)}
-        if text["compared"]:
-            one["change"] = estimate(text["compared"]["perplexity_ratio"], 5)
-            one["kl"] = estimate(text["compared"]["divergence"], 5)
-            one["same_best"] = estimate(text["compared"]["same_best"], 5)
-        return one
+        compared = text["compared"]
+        return {
+            "perplexity": estimate(text["perplexity"], 4),
+            "change": estimate(compared["perplexity_ratio"], 5),
+            "kl": estimate(compared["divergence"], 5),
+            "same_best": estimate(compared["same_best"], 5),
+        }
 
     def reply(calls):
-        kind = calls.get("kind") or ("json" if calls["json"] else "calls")
+        kind = "json" if calls["json"] else "number" if calls["number"] else "calls"
         one = {"group": calls["group"], "kind": kind, "replies": calls["way"], "n": calls["n"]}
-        for what in ("well_formed", "valid", "exact"):
-            if calls[what]:
-                one[what] = estimate(calls[what], 4)
-        return one
+        return one | {what: estimate(calls[what], 4) for what in ("well_formed", "valid", "exact") if calls[what]}
 
     return {
         "model": name,
-        "bytes_per_token": round(cost["used_bytes"] / max(cost["tokens"], 1)),
+        "bytes_per_token": round(cost["used_bytes"] / cost["tokens"]),
         "perplexity": round(mean["perplexity"]["value"], 4),
         "perplexity_ci": estimate(mean["perplexity"], 4)[1:],
         "note": f"{method}, {facts['device']}, flash-moe {facts['program']}, {facts['date'][:10]}",
@@ -87,8 +120,8 @@ def point(name, method, bits, results):
         "expert_bytes": facts["expert_bytes"],
         "trunk_bytes_per_token": facts["trunk_bytes_per_token"],
         "tokens": mean["tokens"],
-        "texts": {name: source(texts[name]) for name in (*TEXTS, "mean") if name in texts},
-        "requests": [reply(calls) for calls in summary["calls"]],
+        "texts": {name: source(sources[name]) for name in (*TEXTS, "mean")} | {"taught": taught(texts)},
+        "requests": [reply(calls) for calls in requests["summary"]["calls"]] if requests else [],
     }
 
 
@@ -101,7 +134,7 @@ def table(points):
         found = [r for r in point["requests"] if (r["group"], r["kind"], r["replies"]) == (group, kind, replies)]
         return share(found[0][what]) if found and what in found[0] else ""
 
-    heads = ["experts at", "method", "MB of experts a token", "perplexity", "change", *TAUGHT, "KL", "same best"]
+    heads = ["experts at", "method", "MB of experts a token", "perplexity", "change", *TAUGHT, "change of both", "KL", "same best"]
     rows = [heads, ["---", "---"] + ["---:"] * (len(heads) - 2)]
     for p in points:
         mean = p["texts"]["mean"]
@@ -109,6 +142,7 @@ def table(points):
             "16" if p["bits"] == 16 else str(p["bits"]), p["method"], f"{p['bytes_per_token'] / 1e6:.3f}", f"{p['perplexity']:.3f}",
             change(mean["change"]) if "change" in mean else "",
             *(f"{p['texts'][s]['perplexity'][0]:.3f}" for s in TAUGHT if s in p["texts"]),
+            change(p["texts"]["taught"]["change"]),
             f"{mean['kl'][0]:.4f}" if "kl" in mean else "", share(mean["same_best"]) if "same_best" in mean else "",
         ])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -136,6 +170,7 @@ def main():
     parser.add_argument("--flash-moe", default="flash-moe", help="the program")
     parser.add_argument("--only", nargs="+", default=[], help="names of copies; the results of all others are left as they are")
     parser.add_argument("--limit", type=int, help="the first so many documents and requests of each file, for a trial")
+    parser.add_argument("--texts", action="store_true", help="texts alone, no requests")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -143,39 +178,37 @@ def main():
     (work / "copies").mkdir(parents=True, exist_ok=True)
     (work / "results").mkdir(exist_ok=True)
     threads = ["--threads", str(args.threads)] if args.threads else []
-    texts = [args.eval / f"{name}.jsonl" for name in TEXTS]
-    requests = [args.eval / f"{name}.jsonl" for name in REQUESTS]
-    inputs = ["--text", *(p for p in texts if p.exists()), "--tools", *(p for p in requests if p.exists())]
-    if args.limit:
-        inputs += ["--limit", str(args.limit)]
+    limit = ["--limit", str(args.limit)] if args.limit else []
+    files = lambda names: [args.eval / f"{name}.jsonl" for name in names]
     reference = work / "reference"
 
-    def results_of(name):
-        return work / "results" / f"{name}.json"
+    def results_of(name, part):
+        return work / "results" / f"{name}.{part}.json"
 
-    def evaluate(name, model, against):
-        path = results_of(name)
+    def evaluate(name, part, model, inputs):
+        path = results_of(name, part)
         if not path.exists():
-            run([args.flash_moe, "eval", model, *inputs, *against, "--out", path, *PRECISE, *threads])
+            run([args.flash_moe, "eval", model, *inputs, "--out", path, *PRECISE, *limit, *threads])
         return json.loads(path.read_text())
 
     def expert_bytes(name):
-        return json.loads(results_of(name).read_text())["facts"]["expert_bytes"]
+        return json.loads(results_of(name, "texts").read_text())["facts"]["expert_bytes"]
 
     # The model against itself writes the predictions with which all others are compared.
-    against = [reference] if reference.exists() and results_of("bf16").exists() else [args.model, "--keep-reference", reference]
-    points = [point("bf16", "as trained", 16, evaluate("bf16", args.model, ["--against", *against]))]
+    texts = ["--text", *files(TEXTS), "--against"]
+    done = [("bf16", "as trained", 16, evaluate("bf16", "texts", args.model, [*texts, args.model, "--keep-reference", reference]))]
     for name, method, bits, options in copies(work, expert_bytes):
-        wanted = not args.only or name in args.only
-        if not wanted and not results_of(name).exists():
+        if args.only and name not in args.only and not results_of(name, "texts").exists():
             continue
         copy = work / "copies" / name
-        if not results_of(name).exists() and not copy.exists():
-            options = options() if callable(options) else options
-            run([args.flash_moe, "quantize", args.model, copy, *options, *threads])
-        points.append(point(name, method, bits, evaluate(name, copy, ["--against", reference])))
-        # Small steps: what is done can be looked at.
-        args.out.write_text("[\n" + ",\n".join(json.dumps(p) for p in points) + "\n]\n")
+        if not copy.exists():
+            run([args.flash_moe, "quantize", args.model, copy, *(options() if callable(options) else options), *threads])
+        done.append((name, method, bits, evaluate(name, "texts", copy, [*texts, reference])))
+    points = []
+    for name, method, bits, of_texts in done:
+        model = args.model if name == "bf16" else work / "copies" / name
+        requests = None if args.texts else evaluate(name, "requests", model, ["--tools", *files(REQUESTS)])
+        points.append(point(name, method, bits, of_texts, requests))
     args.out.write_text("[\n" + ",\n".join(json.dumps(p) for p in points) + "\n]\n")
     print(table(points))
 

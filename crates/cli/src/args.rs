@@ -115,6 +115,14 @@ pub struct LossyArgs {
     /// as 0.5. The output then depends on what was computed before.
     #[arg(long, value_name = "LOGITS", default_value_t = 0.0)]
     pub cache_bias: f32,
+    /// A checkpoint of the same model with fewer bits, such as `flash-moe quantize` makes: with --twin-share,
+    /// its experts are used in the place of those that are not in memory and weigh little.
+    #[arg(long, value_name = "DIR", requires = "twin_share")]
+    pub twin: Option<PathBuf>,
+    /// Use the twin of an expert that is not in memory if it has at most this share of a token's routed weight,
+    /// such as 0.1. The output then depends on what was computed before.
+    #[arg(long, value_name = "SHARE", requires = "twin")]
+    pub twin_share: Option<f32>,
 }
 
 impl EngineArgs {
@@ -138,7 +146,9 @@ impl EngineArgs {
                 experts_per_token: self.lossy.experts_per_token,
                 expert_drop: self.lossy.expert_drop,
                 cache_bias: self.lossy.cache_bias,
+                twin_share: self.lossy.twin_share.unwrap_or(0.0),
             },
+            twin: self.lossy.twin.clone(),
             ..EngineOptions::default()
         }
     }

@@ -263,7 +263,8 @@ pub fn run_case(
         show_special: true,
         ..GenerateOptions::default()
     };
-    let mut session = engine.session()?;
+    // A prompt that was answered in another way is not computed again, where there is a prefix cache.
+    let (mut session, n_known) = engine.session_for(&prompt.tokens)?;
     let mut said = Said {
         request,
         reply: Reply::default(),
@@ -275,7 +276,8 @@ pub fn run_case(
     };
     let prompt_tokens = said.tokens.clone();
     let constraint = prompt.constraint.take();
-    let steps = engine.generate_constrained(&mut session, &prompt_tokens, options, constraint)?;
+    let rest = &prompt_tokens[n_known..];
+    let steps = engine.generate_constrained(&mut session, rest, options, constraint)?;
     for step in steps {
         let step = step?;
         for event in prompt.parser.push(&step.text) {
@@ -292,6 +294,7 @@ pub fn run_case(
         }
     }
     prompt.parser.finish().iter().for_each(|event| said.reply.add(event));
+    engine.remember(&session);
     Ok(said)
 }
 

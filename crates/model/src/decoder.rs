@@ -72,7 +72,7 @@ impl<M, V> Decoder<M, V> {
         // host.
         let is_recorded = experts.records_requests();
         let is_logged = routing_log.is_some() || routers.is_some() || observer.is_some();
-        let on_host = is_recorded || is_logged || moe.lossy.is_on();
+        let on_host = is_recorded || is_logged || moe.is_lossy();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
@@ -161,8 +161,9 @@ impl<M, V> Decoder<M, V> {
                 && experts.wants_prediction(index + 1, batch.tokens.len())
             {
                 backend.rms_norm(x, ffn_norm, eps, normed);
-                next.predict(backend, moe, normed);
-                experts.look_ahead(index + 1, &moe.predicted);
+                let is_resident = |expert| experts.is_resident(index + 1, expert);
+                let predicted = next.predict(backend, moe, normed, is_resident);
+                experts.look_ahead(index + 1, predicted);
                 timeline.lap(Some(index), Phase::Router);
             }
         }
@@ -349,7 +350,7 @@ impl<B: Backend> Workspace<B> {
 
     /// Changes what passes compute from now on.
     pub fn set_lossy(&mut self, lossy: Lossy) {
-        self.scratch.moe.lossy = lossy;
+        self.scratch.moe.set_lossy(lossy);
     }
 
     /// Bytes of such buffers, with the host's copy of the logits.

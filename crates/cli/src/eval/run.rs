@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use chat::ChatModel;
 use engine::measure::DecodeBytes;
-use engine::{Engine, EngineOptions, Inventory, Lossy};
+use engine::{Engine, EngineOptions, Inventory, Lossy, PrefixCacheOptions};
 use eval::{
     Case, Document, Facts, Progress, Reference, Results, Summary, Unit, fingerprint, read_texts,
     run_case, score_document,
@@ -17,6 +17,9 @@ use crate::args::Switch;
 use crate::bench::{utc_now, version};
 use crate::eval::EvalArgs;
 use crate::{demo, output, run};
+
+/// Memory for the prompt of a request.
+const PROMPT_BYTES: u64 = 32 << 20;
 
 /// Evaluates a model.
 pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
@@ -40,12 +43,16 @@ pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
     let mut options = args.engine.options();
     if !cases.is_empty() {
         options.beside = chat::GRAMMAR_MEMORY;
+        // A request's prompt is computed once for both replies.
+        let (memory_bytes, directory, disk_bytes) = (PROMPT_BYTES, None, 0);
+        options.prefix_cache = Some(PrefixCacheOptions { memory_bytes, directory, disk_bytes });
     }
     shown.show(&format!("loading {model} ..."));
-    let inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
+    let mut inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
     let trunk_bytes = DecodeBytes::of(&inventory, &options, 0)?.dense;
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
+    inventory.add_twin(&options)?;
     shown.clear();
     let documents = texts(args, &engine)?;
     let mut reference = reference
@@ -57,6 +64,7 @@ pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
         model: model.to_owned(),
         device: engine.device_name(),
         lossy: run::lossy_json(engine.lossy()),
+        twin: args.engine.lossy.twin.as_ref().map(|path| path.display().to_string()),
         expert_bytes: inventory.expert_bytes(),
         expert_slot_bytes: engine.plan().experts,
         trunk_bytes_per_token: trunk_bytes,
@@ -155,7 +163,7 @@ fn record(
     shown.show(&format!("loading {against} ..."));
     let directory = demo::resolve(against)?;
     let lossy = Lossy::default();
-    let options = EngineOptions { precise: true, lossy, ..args.engine.options() };
+    let options = EngineOptions { precise: true, lossy, twin: None, ..args.engine.options() };
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {against}"))?;
     let documents = texts(args, &engine)?;
@@ -190,10 +198,12 @@ fn request_fingerprint(cases: &[Case]) -> String {
 
 /// Everything that units depend on.
 fn identity(facts: &Facts, inventory: &Inventory) -> Value {
-    let files = inventory.checkpoint.files().iter().map(|file| {
-        let changed = std::fs::metadata(&file.path).and_then(|it| it.modified()).ok();
+    let own = inventory.checkpoint.files().iter().map(|file| &file.path);
+    let files = own.chain(inventory.twin.iter().flat_map(|twin| &twin.files)).map(|path| {
+        let data = std::fs::metadata(path).ok();
+        let changed = data.as_ref().and_then(|data| data.modified().ok());
         let changed = changed.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        json!([file.len, changed.map_or(0, |time| time.as_secs())])
+        json!([data.map_or(0, |data| data.len()), changed.map_or(0, |time| time.as_secs())])
     });
     json!({
         "files": files.collect::<Vec<_>>(),
@@ -201,6 +211,7 @@ fn identity(facts: &Facts, inventory: &Inventory) -> Value {
         "model": facts.model,
         "device": facts.device,
         "lossy": facts.lossy,
+        "twin": facts.twin,
         "reference": facts.reference,
         "reference_top": facts.reference_top,
         "window": facts.window,

@@ -47,6 +47,15 @@ pub fn one(results: &Results, summary: &Summary) -> String {
         }
     }
     text += &table(&rows);
+    for (name, cost) in [("texts", &summary.text_cost), ("decoding", &summary.decode_cost)] {
+        if cost.twin_uses > 0 {
+            text += &format!(
+                "  {name}: {:.1} twins used / token, with {} less than their experts\n",
+                cost.twin_uses as f64 / cost.tokens.max(1) as f64,
+                format_bytes(cost.twin_saved_bytes / cost.tokens.max(1)),
+            );
+        }
+    }
     text += &format!(
         "  besides {} of the trunk a token; {} of {} of experts can be in memory\n",
         format_bytes(facts.trunk_bytes_per_token),
@@ -96,7 +105,10 @@ pub fn several(all: &[Results], summaries: &[Summary]) -> String {
 /// A run's name: the model, and what is lossy about it.
 pub fn name(results: &Results) -> String {
     match &results.facts.lossy {
-        Some(lossy) => format!("{} ({lossy})", results.facts.model),
+        Some(lossy) => {
+            let twin = results.facts.twin.as_ref().map(|twin| format!(" of {twin}"));
+            format!("{} ({lossy}{})", results.facts.model, twin.unwrap_or_default())
+        }
         None => results.facts.model.clone(),
     }
 }
