@@ -259,32 +259,40 @@ def quality():
     colours = dict(zip(methods, COLOURS))
     legend = 24
     for method in methods:
-        picture.dot(legend + 6, 100, colours[method], method)
-        picture.text(legend + 18, 104, method)
+        picture.dot(legend + 6, 104, colours[method], method)
+        picture.text(legend + 18, 108, method)
         legend += 40 + 7.4 * len(method)
-    panels = [("mean", "all texts", 74, WIDTH / 2 - 12), ("taught", "tales and answers of a teacher", WIDTH / 2 + 62, WIDTH - 24)]
+    panels = [("mean", "all texts", 74, WIDTH / 2 - 12), ("taught", "written by a teacher", WIDTH / 2 + 62, WIDTH - 24)]
     top, bottom = 152, 432
-    x_ticks = ticks(max(p["bytes_per_token"] for p in points if p["bits"] < 16) / 1e6)
+    shown = [p for p in points if p["bits"] < 16]
+    sizes = [p["bytes_per_token"] / 1e6 for p in shown]
+    step = ticks(max(sizes) - min(sizes))[1]
+    x_ticks = [index * step for index in range(math.floor(min(sizes) / step), math.ceil(max(sizes) / step - 1e-9) + 1)]
+    changes_of = lambda source: [(p, [100 * (value - 1) for value in p["texts"][source]["change"]]) for p in shown]
+    values = [change[0] for source, *_ in panels for _, change in changes_of(source)]
+    # A change of nothing has no place on a scale of ratios; intervals that reach it end at the axis.
+    decades = [f * 10**e for e in range(-2, 3) for f in (1, 2, 5)]
+    first = max((tick for tick in decades if tick < max(min(values), 0.02)), default=decades[0])
+    last = min(tick for tick in decades if tick > max(values))
+    place = lambda value: bottom - math.log(max(value, first) / first) / math.log(last / first) * (bottom - top)
     for source, title, left, right in panels:
-        shown = [(p, [100 * (value - 1) for value in p["texts"][source]["change"]]) for p in points if p["bits"] < 16]
-        y_ticks = ticks(max(high for _, (_, _, high) in shown))
-        # Where a gain may be none, the interval goes below zero.
-        lowest = min(low for _, (_, low, _) in shown)
-        y_ticks = ([-y_ticks[1]] if lowest < 0 else []) + y_ticks
         picture.text(left, top - 18, f"{title}: change, %", "head")
-        y = y_axis(picture, y_ticks, left, right, top, bottom)
-        x = lambda size, left=left, right=right: left + size / 1e6 / x_ticks[-1] * (right - left)
+        for tick in (tick for tick in decades if first <= tick <= last):
+            picture.line(left, place(tick), right, place(tick))
+            picture.text(left - 8, place(tick) + 4, number(tick), "small", "end")
+        y = place
+        x = lambda size, left=left, right=right: left + (size / 1e6 - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
         for tick in x_ticks:
             picture.line(x(1e6 * tick), bottom, x(1e6 * tick), bottom + 5, "axis")
             picture.text(x(1e6 * tick), bottom + 20, number(tick), "small", "middle")
         picture.line(left, bottom, right, bottom, "axis")
         picture.text((left + right) / 2, bottom + 44, "MB of routed experts a token", "", "middle")
         front = []
-        for point, change in shown:
+        for point, change in changes_of(source):
             if not front or change[0] < front[-1][1][0]:
                 front.append((point, change))
         picture.path([(x(p["bytes_per_token"]), y(change[0])) for p, change in front], QUIET)
-        for point, (value, low, high) in shown:
+        for point, (value, low, high) in changes_of(source):
             at, colour = (x(point["bytes_per_token"]), y(value)), colours[point["method"]]
             picture.whiskers(at[0], y(low), y(high), colour)
             told = (
