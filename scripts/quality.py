@@ -29,8 +29,10 @@ BITS = (4, 3, 2)
 
 
 def calibrated(work):
-    """Options of a recipe with calibration: text that the model writes itself, recorded once."""
-    return ["--calibrate", "self", "--calibration-dir", str(work / "calibration")]
+    """Options of a recipe with calibration: WORK/calibration.jsonl where it is, else text that the model writes itself."""
+    text = work / "calibration.jsonl"
+    source = ["--calibrate", str(text), "--calibration-tokens", "56000"] if text.exists() else ["--calibrate", "self"]
+    return [*source, "--method", "refine", "--calibration-dir", str(work / "calibration")]
 
 
 def copies(work, expert_bytes):
