@@ -242,7 +242,7 @@ def progress():
 
 
 def quality():
-    """Perplexity against the bytes that a token reads, and the front: what nothing beats in both."""
+    """What fewer bits cost against the bytes of a token's experts, and the front: what nothing beats in both."""
     path = RESULTS / "quality.json"
     if not path.exists():
         return None
@@ -250,41 +250,58 @@ def quality():
     if not points:
         return None
     picture = Picture(
-        480,
+        500,
         "Quality against bytes",
-        "Perplexity of held-out text (lower is better) against the bytes of weights that a token reads, with intervals of "
-        "confidence where they are known. The line joins what nothing else beats in both.",
+        "The change of perplexity on held-out text against the model as it was trained, with the intervals of paired documents, "
+        "by the bytes of routed experts that a token uses. The line joins what nothing else beats in both. Lower left is better.",
     )
-    left, right, top, bottom = 80, WIDTH - 40, 112, 412
-    lows = [p.get("perplexity_ci", [p["perplexity"]])[0] for p in points]
-    highs = [p.get("perplexity_ci", [p["perplexity"]])[-1] for p in points]
-    span = max(max(highs) - min(lows), 0.02 * max(highs))
-    steps = ticks(span)
-    first = math.floor(min(lows) / steps[1]) * steps[1]
-    count = math.ceil((max(highs) - first) / steps[1] + 1e-9)
-    y = y_axis(picture, [round(first + i * steps[1], 9) for i in range(count + 1)], left, right, top, bottom)
-    x_ticks = ticks(max(p["bytes_per_token"] for p in points) / 1e6)
-    x = lambda size: left + size / 1e6 / x_ticks[-1] * (right - left)
-    for tick in x_ticks:
-        picture.line(x(1e6 * tick), bottom, x(1e6 * tick), bottom + 5, "axis")
-        picture.text(x(1e6 * tick), bottom + 20, number(tick), "small", "middle")
-    picture.line(left, bottom, right, bottom, "axis")
-    picture.text((left + right) / 2, bottom + 44, "MB read per token", "", "middle")
-    picture.text(24, top - 14, "perplexity", "small")
-    front = []
-    for point in points:
-        if not front or point["perplexity"] < front[-1]["perplexity"]:
-            front.append(point)
-    picture.path([(x(p["bytes_per_token"]), y(p["perplexity"])) for p in front], COLOURS[0])
-    for point in points:
-        colour = COLOURS[0] if point in front else QUIET
-        at = x(point["bytes_per_token"]), y(point["perplexity"])
-        if "perplexity_ci" in point:
-            picture.whiskers(at[0], y(point["perplexity_ci"][0]), y(point["perplexity_ci"][1]), colour)
-        told = f"{point['model']}: {point['perplexity']:.4g} at {point['bytes_per_token'] / 1e6:.3g} MB. {point.get('note', '')}"
-        picture.dot(*at, colour, told, point in front)
-        is_right = at[0] > right - 8 * len(point["model"])
-        picture.text(at[0] + (-10 if is_right else 10), at[1] - 9, point["model"], "small", "end" if is_right else "start")
+    methods = sorted({p["method"] for p in points if p["bits"] < 16})
+    colours = dict(zip(methods, COLOURS))
+    legend = 24
+    for method in methods:
+        picture.dot(legend + 6, 104, colours[method], method)
+        picture.text(legend + 18, 108, method)
+        legend += 40 + 7.4 * len(method)
+    panels = [("mean", "all texts", 74, WIDTH / 2 - 12), ("taught", "written by a teacher", WIDTH / 2 + 62, WIDTH - 24)]
+    top, bottom = 152, 432
+    shown = [p for p in points if p["bits"] < 16]
+    sizes = [p["bytes_per_token"] / 1e6 for p in shown]
+    step = ticks(max(sizes) - min(sizes))[1]
+    x_ticks = [index * step for index in range(math.floor(min(sizes) / step), math.ceil(max(sizes) / step - 1e-9) + 1)]
+    changes_of = lambda source: [(p, [100 * (value - 1) for value in p["texts"][source]["change"]]) for p in shown]
+    values = [change[0] for source, *_ in panels for _, change in changes_of(source)]
+    # A change of nothing has no place on a scale of ratios; intervals that reach it end at the axis.
+    decades = [f * 10**e for e in range(-2, 3) for f in (1, 2, 5)]
+    first = max((tick for tick in decades if tick < max(min(values), 0.02)), default=decades[0])
+    last = min(tick for tick in decades if tick > max(values))
+    place = lambda value: bottom - math.log(max(value, first) / first) / math.log(last / first) * (bottom - top)
+    for source, title, left, right in panels:
+        picture.text(left, top - 18, f"{title}: change, %", "head")
+        for tick in (tick for tick in decades if first <= tick <= last):
+            picture.line(left, place(tick), right, place(tick))
+            picture.text(left - 8, place(tick) + 4, number(tick), "small", "end")
+        y = place
+        x = lambda size, left=left, right=right: left + (size / 1e6 - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
+        for tick in x_ticks:
+            picture.line(x(1e6 * tick), bottom, x(1e6 * tick), bottom + 5, "axis")
+            picture.text(x(1e6 * tick), bottom + 20, number(tick), "small", "middle")
+        picture.line(left, bottom, right, bottom, "axis")
+        picture.text((left + right) / 2, bottom + 44, "MB of routed experts a token", "", "middle")
+        front = []
+        for point, change in changes_of(source):
+            if not front or change[0] < front[-1][1][0]:
+                front.append((point, change))
+        picture.path([(x(p["bytes_per_token"]), y(change[0])) for p, change in front], QUIET)
+        for point, (value, low, high) in changes_of(source):
+            at, colour = (x(point["bytes_per_token"]), y(value)), colours[point["method"]]
+            picture.whiskers(at[0], y(low), y(high), colour)
+            told = (
+                f"{point['model']}: {value:+.2f} % [{low:+.2f}, {high:+.2f}], perplexity {point['texts'][source]['perplexity'][0]:.3f} "
+                f"at {point['bytes_per_token'] / 1e6:.3g} MB. {point['note']}"
+            )
+            picture.dot(*at, colour, told, any(point is p for p, _ in front))
+            if point["method"] == "plain rounding":
+                picture.text(at[0] + 9, at[1] - 8, f"{point['bits']} bit", "small")
     return picture.finish()
 
 

@@ -16,6 +16,8 @@ enum Table {
     Stacked { n_experts: usize, matrices: Box<[StackedMatrix; 3]> },
     /// Every expert by itself.
     Separate(Vec<ExpertLocation>),
+    /// All experts, and then the twins of all.
+    Twinned(Box<[ExpertTable; 2]>),
 }
 
 impl ExpertTable {
@@ -28,11 +30,50 @@ impl ExpertTable {
         Self(Table::Separate(experts))
     }
 
-    /// Number of experts.
+    /// The table with the twins of its experts behind them: of `n` experts, `n + e` is the twin of `e`.
+    ///
+    /// # Panics
+    /// If there are not as many of both.
+    pub fn with_twins(self, twins: Self) -> Self {
+        assert_eq!(self.len(), twins.len(), "every expert has one twin");
+        Self(Table::Twinned(Box::new([self, twins])))
+    }
+
+    /// The table when so many files come before those that it names.
+    pub fn after_files(self, n_files: u32) -> Self {
+        match self.0 {
+            Table::Stacked { n_experts, matrices } => {
+                Self::stacked(n_experts, matrices.map(|matrix| matrix.after_files(n_files)))
+            }
+            Table::Separate(mut experts) => {
+                for expert in &mut experts {
+                    for matrix in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+                        *matrix = matrix.after_files(n_files);
+                    }
+                }
+                Self::separate(experts)
+            }
+            Table::Twinned(tables) => {
+                let [experts, twins] = tables.map(|table| table.after_files(n_files));
+                experts.with_twins(twins)
+            }
+        }
+    }
+
+    /// Number of entries: experts and their twins.
     pub fn len(&self) -> usize {
         match &self.0 {
             Table::Stacked { n_experts, .. } => *n_experts,
             Table::Separate(experts) => experts.len(),
+            Table::Twinned(tables) => tables.iter().map(Self::len).sum(),
+        }
+    }
+
+    /// Number of experts, without twins.
+    pub fn n_experts(&self) -> usize {
+        match &self.0 {
+            Table::Twinned(tables) => tables[0].len(),
+            Table::Stacked { .. } | Table::Separate(_) => self.len(),
         }
     }
 
@@ -41,7 +82,7 @@ impl ExpertTable {
         self.len() == 0
     }
 
-    /// Where an expert lies.
+    /// Where an expert lies, or a twin.
     ///
     /// # Panics
     /// If there are not so many.
@@ -53,6 +94,10 @@ impl ExpertTable {
                 ExpertLocation { gate, up, down }
             }
             Table::Separate(experts) => experts[expert],
+            Table::Twinned(tables) => match expert.checked_sub(tables[0].len()) {
+                None => tables[0].get(expert),
+                Some(twin) => tables[1].get(twin),
+            },
         }
     }
 }
@@ -81,6 +126,11 @@ impl StackedMatrix {
     ) -> Self {
         let (rows, cols) = (shape[shape.len() - 2], shape[shape.len() - 1]);
         Self { format, rows, cols, data, scales, row_stride: rows, first_row: 0 }
+    }
+
+    fn after_files(self, n_files: u32) -> Self {
+        let scales = self.scales.map(|pair| pair.map(|part| part.after_files(n_files)));
+        Self { data: self.data.after_files(n_files), scales, ..self }
     }
 
     /// The upper and the lower half of every matrix.

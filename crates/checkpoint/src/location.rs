@@ -23,6 +23,11 @@ impl Extent {
         debug_assert!(offset + len <= self.len, "a part lies inside the whole");
         Self { file: self.file, offset: self.offset + offset, len }
     }
+
+    /// The range when so many files come before its own.
+    pub(crate) fn after_files(self, n_files: u32) -> Self {
+        Self { file: FileId(self.file.0 + n_files), ..self }
+    }
 }
 
 /// A stored matrix of shape (rows, cols), applied as `x W^T`.
@@ -51,6 +56,11 @@ impl MatrixLocation {
     /// Stored bytes.
     pub fn bytes(&self) -> u64 {
         self.extents().map(|extent| extent.len).sum()
+    }
+
+    pub(crate) fn after_files(self, n_files: u32) -> Self {
+        let scales = self.scales.map(|pair| pair.map(|part| part.after_files(n_files)));
+        Self { data: self.data.after_files(n_files), scales, ..self }
     }
 }
 

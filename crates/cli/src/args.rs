@@ -124,6 +124,14 @@ pub struct LossyArgs {
     /// are, within rounding.
     #[arg(long)]
     pub device_split: bool,
+    /// A checkpoint of the same model with fewer bits, such as `flash-moe quantize` makes: with --twin-share,
+    /// its experts are used in the place of those that are not in memory and weigh little.
+    #[arg(long, value_name = "DIR", requires = "twin_share")]
+    pub twin: Option<PathBuf>,
+    /// Use the twin of an expert that is not in memory if it has at most this share of a token's routed weight,
+    /// such as 0.1. The output then depends on what was computed before.
+    #[arg(long, value_name = "SHARE", requires = "twin")]
+    pub twin_share: Option<f32>,
 }
 
 impl EngineArgs {
@@ -149,7 +157,9 @@ impl EngineArgs {
                 expert_drop: self.lossy.expert_drop,
                 cache_bias: self.lossy.cache_bias,
                 device_split: self.lossy.device_split,
+                twin_share: self.lossy.twin_share.unwrap_or(0.0),
             },
+            twin: self.lossy.twin.clone(),
             kernel_cache: crate::cache::directory(),
             ..EngineOptions::default()
         }

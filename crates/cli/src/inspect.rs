@@ -15,11 +15,12 @@ const SHOWN_NAMES: usize = 8;
 /// Runs the command; fails when the checkpoint cannot run.
 pub fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let directory = demo::resolve(&args.model)?;
-    let inventory =
+    let mut inventory =
         Inventory::read(&directory).with_context(|| format!("inspecting {}", args.model))?;
     let mut options = args.engine.options();
     let mut device_reason = None;
     let plan = if inventory.problems.is_empty() {
+        inventory.add_twin(&options)?;
         device_reason = engine::settle_device(&inventory, &mut options);
         Some(engine::plan_memory(&inventory, &options))
     } else {

@@ -80,6 +80,13 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         let warm = |usage: &Usage| format!("{}, {} used", usage.warm_reads, usage.warm_useful);
         row("read for heat map", warm(prompt), "", warm(decode));
     }
+    if prompt.twin_uses + decode.twin_uses > 0 {
+        let each = |n: u64, usage: &Usage| n as f64 / f64::from(count(usage));
+        let uses = |usage: &Usage| format!("{:.1}", each(usage.twin_uses, usage));
+        let saved = |usage: &Usage| format!("{:.2} MB", each(usage.twin_saved_bytes, usage) / 1e6);
+        row("twins used", String::new(), &uses(prompt), uses(decode));
+        row("saved by them", String::new(), &saved(prompt), saved(decode));
+    }
     let read = |usage: &Usage| usage.bytes_read as f64 / 1e6;
     let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
     row("read from drive", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
@@ -161,6 +168,8 @@ pub fn to_json(usage: &Usage) -> Value {
         "ahead_useful": usage.ahead_useful,
         "warm_reads": usage.warm_reads,
         "warm_useful": usage.warm_useful,
+        "twin_uses": usage.twin_uses,
+        "twin_saved_bytes": usage.twin_saved_bytes,
         "bytes_read": usage.bytes_read,
         "drive_busy_seconds": usage.drive_busy.as_secs_f64(),
         "drive_bytes_per_second": usage.drive_bytes_per_second(),

@@ -115,7 +115,7 @@ impl MemoryPlan {
             Some(bytes) => bytes,
             None => default_budget(process)?,
         };
-        let slot = ExpertStore::slot_bytes(&inventory.experts);
+        let slot = inventory.slot_bytes();
         let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
         let all_experts = slot * n_experts as u64;
         let least_experts = slot * ExpertStore::MIN_SLOTS as u64;

@@ -46,6 +46,10 @@ pub(crate) fn settle(options: &mut EngineOptions, inventory: &Inventory) -> Opti
     if options.device != Device::Auto {
         return None;
     }
+    if options.twin.is_some() {
+        options.device = Device::Cpu;
+        return Some(NO_TWINS.to_owned());
+    }
     match gpus::faster_gpu(options, inventory) {
         Ok((index, reason)) => {
             options.device = Device::Gpu(Some(index));
@@ -57,6 +61,9 @@ pub(crate) fn settle(options: &mut EngineOptions, inventory: &Inventory) -> Opti
         }
     }
 }
+
+/// Why a GPU is none for a model with a twin: the slots of a layer on the device hold experts of one shape.
+const NO_TWINS: &str = "only the CPU uses twins of experts";
 
 /// A device that could compute, for people.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +93,7 @@ pub struct DeviceInfo {
 /// Whether the device of the options can compute a model at all.
 pub(crate) fn check(options: &EngineOptions, inventory: &Inventory) -> Result<(), Error> {
     match options.device {
+        Device::Gpu(_) if options.twin.is_some() => Err(Error::Gpu(NO_TWINS.to_owned())),
         Device::Gpu(_) => gpus::problem(inventory).map_or(Ok(()), |why| Err(Error::Gpu(why))),
         Device::Auto | Device::Cpu | Device::CpuIsa(_) | Device::Reference => Ok(()),
     }

@@ -128,6 +128,7 @@ impl Engine {
             let path = path.to_owned();
             return Err(Error::Incomplete { path, problems: inventory.problems });
         }
+        inventory.add_twin(options)?;
         let text = inventory.checkpoint.take_text();
         let path = inventory.checkpoint.path();
         let tokenizer = open_tokenizer(path, text.as_ref());
@@ -143,7 +144,7 @@ impl Engine {
 
     /// Opens a checkpoint on a backend.
     pub(crate) fn on<B: Backend + Send + 'static>(
-        inventory: Inventory,
+        mut inventory: Inventory,
         tokenizer: Result<Tokenizer, tokenizer::Error>,
         backend: B,
         options: &EngineOptions,
@@ -152,9 +153,16 @@ impl Engine {
         if let Some(problem) = options.lossy.problem(top_k) {
             return Err(Error::Lossy(problem));
         }
+        if options.lossy.twin_share <= 0.0 {
+            inventory.twin = None;
+        } else if inventory.twin.is_none() {
+            let problem = "twins of experts are of a checkpoint, and none was given (--twin)";
+            return Err(Error::Lossy(problem.to_owned()));
+        }
         let mode = if options.direct_io { IoMode::Direct } else { IoMode::Buffered };
-        let paths: Vec<_> =
+        let mut paths: Vec<_> =
             inventory.checkpoint.files().iter().map(|file| file.path.clone()).collect();
+        paths.extend(inventory.twin.iter().flat_map(|twin| twin.files.clone()));
         let files = Arc::new(DataFiles::open(&paths, mode)?);
         let trunk_bytes = crate::trunk::resident_bytes(&inventory);
         let mut plan = MemoryPlan::new(&inventory, &backend, options, trunk_bytes)?;
@@ -168,19 +176,26 @@ impl Engine {
             if lossy.is_on() {
                 numerics += &format!(", lossy: {lossy}");
             }
-            let weights = [weights, sample_experts(&inventory, &files)?];
+            let mut weights = vec![weights, sample_experts(&inventory.experts, &files)?];
+            if let Some(twin) = &inventory.twin {
+                weights.push(sample_experts(&twin.experts, &files)?);
+            }
             let identity = identity(&inventory, &weights, &numerics, is_shared);
             PrefixCache::new(options, identity, Shapes::new(&decoder, &backend))
         });
         let prefix_cache = prefix_cache.transpose()?;
         let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
         let expert_bytes = inventory.expert_bytes() / n_experts.max(1) as u64;
-        let Inventory { checkpoint, experts, leftover, .. } = inventory;
+        let Inventory { checkpoint, experts, twin, leftover, .. } = inventory;
         let mut workspace =
             Workspace::new(backend, checkpoint.config(), plan.chunk, plan.logit_rows);
         workspace.set_lossy(lossy);
         workspace.log.timeline.record_to(options.recorder.clone());
         let is_held = held::reserve(&mut workspace.backend, &experts, &mut plan)?;
+        let experts = match twin {
+            Some(twin) => twin.behind(experts),
+            None => experts,
+        };
         let store_options = StoreOptions {
             cache_bytes: plan.experts,
             reader: options.reader,

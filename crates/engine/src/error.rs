@@ -154,8 +154,20 @@ pub enum Error {
         expected: &'static str,
     },
     /// A saving that cannot be had of this model.
-    #[error("{0}\nhint: see --experts-per-token, --expert-drop and --cache-bias")]
+    #[error("{0}\nhint: see --experts-per-token, --expert-drop, --cache-bias and --twin-share")]
     Lossy(String),
+    /// A checkpoint whose experts cannot take the place of the model's.
+    #[error(
+        "{} cannot be the twin of this model: {reason}\n\
+         hint: make one with flash-moe quantize from the same model",
+        .path.display()
+    )]
+    Twin {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A comparison that only a faithful run can pass.
     #[error(
         "golden outputs are of a faithful run, and this one is lossy: {0}\nhint: leave these options out"

@@ -50,7 +50,9 @@ pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
             Ok(KernelRate { name, bytes_per_second: rate.bytes as f64 / rate.seconds })
         });
         let kernels = kernels.into_iter().collect::<Result<_, GpuError>>()?;
-        Ok(GpuProbe { meeting_seconds: meeting_seconds(&device)?, kernels })
+        // As long as decoding waits without sleeping.
+        let spin = std::time::Duration::from_micros(200);
+        Ok(GpuProbe { meeting_seconds: meeting_seconds(&device, spin)?, kernels })
     };
     measure().map_err(|error| Error::Gpu(error.to_string()))
 }

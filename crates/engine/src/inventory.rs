@@ -11,9 +11,12 @@ use checkpoint::{
     Checkpoint, ExpertTable, Extent, FfnKind, Leftover, MatrixLocation, Resolver, VectorKind,
     VectorLocation,
 };
+use experts::ExpertStore;
 use model::{Decoder, WeightSource};
 
 use crate::error::Error;
+use crate::options::EngineOptions;
+use crate::twin::Twin;
 
 /// Where a trunk tensor lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,6 +86,8 @@ pub struct Inventory {
     pub trunk: Vec<TrunkTensor>,
     /// The routed experts of each layer.
     pub experts: Vec<ExpertTable>,
+    /// Those of a checkpoint with fewer bits, for use in their place.
+    pub twin: Option<Twin>,
     /// Tensors that the model does not need.
     pub leftover: Leftover,
     /// What is missing or wrong, a line each; a model with problems cannot run.
@@ -114,7 +119,22 @@ impl Inventory {
             }
         }
         let leftover = resolver.finish();
-        Ok(Self { checkpoint, trunk, experts, leftover, problems, outline })
+        Ok(Self { checkpoint, trunk, experts, twin: None, leftover, problems, outline })
+    }
+
+    /// Reads the headers of a twin where the options name one. It is refused if it is none of this
+    /// checkpoint, which is complete.
+    pub fn add_twin(&mut self, options: &EngineOptions) -> Result<(), Error> {
+        if let Some(path) = &options.twin {
+            self.twin = Some(Twin::read(path, self)?);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a slot that holds any of the experts, or of their twins.
+    pub fn slot_bytes(&self) -> u64 {
+        let twins = self.twin.as_ref().map_or(0, |twin| ExpertStore::slot_bytes(&twin.experts));
+        ExpertStore::slot_bytes(&self.experts).max(twins)
     }
 
     /// Stored bytes of the trunk.

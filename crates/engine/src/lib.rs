@@ -41,6 +41,7 @@ mod stop;
 #[cfg(test)]
 mod test_device;
 mod trunk;
+mod twin;
 mod usage;
 pub mod verify;
 mod writer;
@@ -61,6 +62,7 @@ pub use sampler::{Sampling, TokenLogprob, best};
 pub use scheduler::{Event, Request, RequestId, Scheduler, SchedulerStats};
 pub use session::Session;
 pub use stop::StopMatcher;
+pub use twin::Twin;
 pub use usage::Usage;
 
 /// Eviction policies on recorded routing, without a model.

@@ -76,6 +76,8 @@ pub struct EngineOptions {
     pub precise: bool,
     /// Savings that change what the model says; default: none.
     pub lossy: Lossy,
+    /// A checkpoint of the same model with fewer bits, whose experts are used as `lossy` says; default: none.
+    pub twin: Option<PathBuf>,
     /// How the CPU stores keys and values; default: in 16-bit floats, in `f32` where `precise`.
     pub kv_type: Option<compute::KvType>,
     /// Whether to read past the system's page cache.
@@ -105,6 +107,7 @@ impl Default for EngineOptions {
             device: Device::default(),
             precise: false,
             lossy: Lossy::default(),
+            twin: None,
             kv_type: None,
             direct_io: true,
             recorder: None,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use checkpoint::{Extent, Format, VectorKind};
+use checkpoint::{ExpertTable, Extent, Format, VectorKind, VectorLocation};
 use compute::memory::{Arena, BLOCK_ALIGNMENT, Block};
 use compute::{Backend, Matrix, Memory};
 use experts::{DataFiles, IoError, ReadPlan};
@@ -65,19 +65,27 @@ pub(crate) fn load_trunk<B: Backend>(
     Ok((decoder, source.samples.finalize()))
 }
 
-/// A hash of samples of the routed experts: the beginning of one of each layer.
+/// A hash of samples of routed experts: the beginning of one of each layer.
 pub(crate) fn sample_experts(
-    inventory: &Inventory,
+    experts: &[ExpertTable],
     files: &DataFiles,
 ) -> Result<blake3::Hash, Error> {
     let mut hasher = blake3::Hasher::new();
-    for table in inventory.experts.iter().filter(|table| !table.is_empty()) {
+    for table in experts.iter().filter(|table| !table.is_empty()) {
         let data = table.get(0).gate.data;
         let sample = Extent { len: data.len.min(SAMPLE_BYTES as u64), ..data };
         let read = read_one(files, vec![sample])?;
         hasher.update(&read.block.bytes()[read.plan.offset(0)..][..sample.len as usize]);
     }
     Ok(hasher.finalize())
+}
+
+/// Reads a vector's effective values.
+pub(crate) fn read_vector(files: &DataFiles, location: &VectorLocation) -> Result<Vec<f32>, Error> {
+    let Read { plan, block } = read_one(files, vec![location.extent])?;
+    let begin = plan.offset(0);
+    let stored = &block.bytes()[begin..begin + location.extent.len as usize];
+    Ok(checkpoint::decode_vector(location, stored))
 }
 
 /// Reads byte ranges into a block of their own.

@@ -33,6 +33,10 @@ pub struct Usage {
     pub warm_useful: u64,
     /// Bytes of the experts that rows used, each row's counted: what a token needs wherever it lies.
     pub used_bytes: u64,
+    /// How often rows used the twin of an expert in its place.
+    pub twin_uses: u64,
+    /// Bytes that those uses had less than the experts would have.
+    pub twin_saved_bytes: u64,
     /// Bytes read from the drive.
     pub bytes_read: u64,
     /// Time in which at least one expert was being read.
@@ -66,6 +70,8 @@ impl Usage {
             warm_reads: after.warm_reads.saturating_sub(before.warm_reads),
             warm_useful: after.warm_useful - before.warm_useful,
             used_bytes: after.used_bytes - before.used_bytes,
+            twin_uses: after.twin_uses - before.twin_uses,
+            twin_saved_bytes: after.twin_saved_bytes - before.twin_saved_bytes,
             bytes_read: after.bytes_read - before.bytes_read,
             drive_busy: after.drive_busy - before.drive_busy,
             submitting: after.submitting - before.submitting,
@@ -118,6 +124,8 @@ impl AddAssign<&Self> for Usage {
         self.warm_reads += other.warm_reads;
         self.warm_useful += other.warm_useful;
         self.used_bytes += other.used_bytes;
+        self.twin_uses += other.twin_uses;
+        self.twin_saved_bytes += other.twin_saved_bytes;
         self.bytes_read += other.bytes_read;
         self.drive_busy += other.drive_busy;
         self.submitting += other.submitting;

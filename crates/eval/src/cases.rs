@@ -1,4 +1,4 @@
-//! Requests with the calls or the JSON that they should lead to.
+//! Requests with the calls, the JSON or the number that they should lead to.
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +19,14 @@ const MAX_TOKENS: usize = 600;
 /// A request, and what it should lead to.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Case {
-    /// Numbers are given for each group.
-    #[serde(default = "default_group")]
+    /// Numbers are given for each group; by default the file's name is the group.
+    #[serde(default)]
     pub group: String,
     /// The conversation.
+    #[serde(default)]
     pub messages: Vec<Message>,
+    /// Instead of a conversation, all that the user says.
+    pub user: Option<String>,
     /// Tools that may be called, as in the API of OpenAI.
     #[serde(default)]
     pub tools: Vec<Value>,
@@ -31,12 +34,8 @@ pub struct Case {
     pub calls: Option<Vec<Value>>,
     /// Without tools: the JSON that should come, as in the API of OpenAI.
     pub response_format: Option<Value>,
-    /// The value that it should be.
+    /// The value that it should be; without tools and form, the number that the reply should end with.
     pub answer: Option<Value>,
-}
-
-fn default_group() -> String {
-    "all".to_owned()
 }
 
 /// How a reply is held.
@@ -62,12 +61,15 @@ pub struct CaseUnit {
     pub way: Way,
     /// Whether JSON was wanted, not calls.
     pub json: bool,
-    /// Whole calls and nothing malformed, or JSON, to the reply's end.
+    /// Whether a number was wanted, not calls.
+    #[serde(default)]
+    pub number: bool,
+    /// Whole calls and nothing malformed, or JSON, or a number, to the reply's end.
     pub well_formed: bool,
     /// Besides, of the offered tools and with arguments that match their schemas; `None` when a schema has
     /// keywords that are not checked.
     pub valid: Option<bool>,
-    /// The very calls or the very value that should come; `None` when the file has none.
+    /// The very calls, the very value or the very number that should come; `None` when the file has none.
     pub exact: Option<bool>,
     /// What it cost.
     pub cost: Cost,
@@ -99,9 +101,21 @@ impl Case {
         let mut cases = Vec::new();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let bad = |reason: String| Error::line(path, index + 1, reason);
-            let case: Self = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
-            if case.tools.is_empty() == case.response_format.is_none() {
-                return Err(bad("has to have either \"tools\" or \"response_format\"".to_owned()));
+            let mut case: Self =
+                serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
+            if case.messages.is_empty() == case.user.is_none() {
+                return Err(bad("has to have either \"messages\" or \"user\"".to_owned()));
+            }
+            case.messages.extend(case.user.take().map(|text| Message::user(&text)));
+            if case.group.is_empty() {
+                case.group =
+                    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into());
+            }
+            let is_one =
+                [!case.tools.is_empty(), case.response_format.is_some(), case.number().is_some()];
+            if is_one.iter().filter(|is| **is).count() != 1 {
+                let reason = "has to have either \"tools\", or \"response_format\", or an \"answer\" that is a number";
+                return Err(bad(reason.to_owned()));
             }
             case.format().map_err(bad)?;
             cases.push(case);
@@ -110,6 +124,25 @@ impl Case {
             return Err(Error::file(path, "has no requests"));
         }
         Ok(cases)
+    }
+
+    /// The ways in which it can be answered: a number is not held to anything.
+    pub fn ways(&self) -> &'static [Way] {
+        match self.number() {
+            Some(_) => &[Way::Free],
+            None => &[Way::Free, Way::Constrained],
+        }
+    }
+
+    /// The number that is wanted of a reply, where neither calls nor JSON are.
+    fn number(&self) -> Option<f64> {
+        if !self.tools.is_empty() || self.response_format.is_some() {
+            return None;
+        }
+        match self.answer.as_ref()? {
+            Value::String(text) => text.trim().parse().ok(),
+            other => other.as_f64(),
+        }
     }
 
     /// The form that is wanted of a reply.
@@ -150,7 +183,12 @@ impl Case {
     pub fn judge(&self, index: usize, way: Way, said: &Said) -> CaseUnit {
         let Said { reply, finish, cost, .. } = said;
         let ended = way != Way::Free || *finish == FinishReason::Stop;
+        let wanted = self.number();
         let (well_formed, valid, exact) = match &self.response_format {
+            _ if wanted.is_some() => {
+                let number = last_number(&reply.content).filter(|_| ended);
+                (number.is_some(), Ok(number.is_some()), Some(number == wanted))
+            }
             Some(_) => {
                 let value: Option<Value> = serde_json::from_str(reply.content.trim()).ok();
                 let value = value.filter(|_| ended);
@@ -175,6 +213,7 @@ impl Case {
             group: self.group.clone(),
             way,
             json: self.response_format.is_some(),
+            number: wanted.is_some(),
             well_formed,
             valid: valid.ok(),
             exact,
@@ -224,7 +263,8 @@ pub fn run_case(
         show_special: true,
         ..GenerateOptions::default()
     };
-    let mut session = engine.session()?;
+    // A prompt that was answered in another way is not computed again, where there is a prefix cache.
+    let (mut session, n_known) = engine.session_for(&prompt.tokens)?;
     let mut said = Said {
         request,
         reply: Reply::default(),
@@ -236,7 +276,8 @@ pub fn run_case(
     };
     let prompt_tokens = said.tokens.clone();
     let constraint = prompt.constraint.take();
-    let steps = engine.generate_constrained(&mut session, &prompt_tokens, options, constraint)?;
+    let rest = &prompt_tokens[n_known..];
+    let steps = engine.generate_constrained(&mut session, rest, options, constraint)?;
     for step in steps {
         let step = step?;
         for event in prompt.parser.push(&step.text) {
@@ -253,7 +294,22 @@ pub fn run_case(
         }
     }
     prompt.parser.finish().iter().for_each(|event| said.reply.add(event));
+    engine.remember(&session);
     Ok(said)
+}
+
+/// The last number that a text says: digits, a part after a point, and a minus before them.
+fn last_number(text: &str) -> Option<f64> {
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let digits = |text: &str| text.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let mut begin = digits(&text[..end]);
+    if let Some(before) = text[..begin].strip_suffix('.')
+        && digits(before) < before.len()
+    {
+        begin = digits(before);
+    }
+    begin -= usize::from(text[..begin].ends_with('-'));
+    text[begin..end].parse().ok()
 }
 
 /// Whether the reply has the calls that should come, in order; values count as their texts, as models
@@ -277,4 +333,20 @@ fn are_the_calls(reply: &Reply, expected: &[Value]) -> bool {
             let wanted = expected["arguments"].as_object().map(texts);
             call.name == expected["name"] && said.as_ref().map(texts) == wanted
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_number_is_found_in_words() {
+        let of = |text| last_number(text);
+        assert_eq!(of("The answer is 49."), Some(49.0));
+        assert_eq!(of("34 + 58: tens 80, ones 12, together 92.\n\n34 + 58 = 92"), Some(92.0));
+        assert_eq!(of("5 - 12 = -7"), Some(-7.0));
+        assert_eq!(of("It is 3.5, not 4.25 km"), Some(4.25));
+        assert_eq!([of("none"), of("")], [None, None]);
+        assert_eq!([of(".5"), of("version 1.2.3")], [Some(5.0), Some(2.3)]);
+    }
 }

@@ -14,6 +14,12 @@ pub struct Cost {
     pub seconds: f64,
     /// Bytes of the routed experts that tokens used, each token's counted.
     pub used_bytes: u64,
+    /// How often tokens used the twin of an expert in its place.
+    #[serde(default)]
+    pub twin_uses: u64,
+    /// Bytes that those uses had less than the experts would have.
+    #[serde(default)]
+    pub twin_saved_bytes: u64,
     /// Bytes read from the drive: depends on memory, and on how many tokens a pass holds.
     pub read_bytes: u64,
 }
@@ -25,6 +31,8 @@ impl Cost {
             tokens: usage.tokens as u64,
             seconds: usage.wall.as_secs_f64(),
             used_bytes: usage.used_bytes,
+            twin_uses: usage.twin_uses,
+            twin_saved_bytes: usage.twin_saved_bytes,
             read_bytes: usage.bytes_read,
         }
     }
@@ -50,6 +58,8 @@ impl AddAssign<&Self> for Cost {
         self.tokens += other.tokens;
         self.seconds += other.seconds;
         self.used_bytes += other.used_bytes;
+        self.twin_uses += other.twin_uses;
+        self.twin_saved_bytes += other.twin_saved_bytes;
         self.read_bytes += other.read_bytes;
     }
 }

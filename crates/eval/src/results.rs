@@ -27,6 +27,9 @@ pub struct Facts {
     pub device: String,
     /// What makes the output another than the model's own, if something does.
     pub lossy: Option<String>,
+    /// The checkpoint whose experts are used in the place of others, if one is.
+    #[serde(default)]
+    pub twin: Option<String>,
     /// Bytes of all routed experts.
     pub expert_bytes: u64,
     /// Bytes of the routed experts that are kept in memory at most.

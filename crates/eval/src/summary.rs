@@ -54,9 +54,11 @@ pub struct Calls {
     pub way: Way,
     /// Whether JSON was wanted, not calls.
     pub json: bool,
+    /// Whether a number was wanted, not calls.
+    pub number: bool,
     /// Requests.
     pub n: u64,
-    /// Whole calls or JSON.
+    /// Whole calls, JSON or a number.
     pub well_formed: Estimate,
     /// That match their schemas, of those whose schemas could be checked.
     pub valid: Estimate,
@@ -146,19 +148,19 @@ fn exponential(estimate: Estimate) -> Estimate {
 
 /// By group and way, and over all groups where there are several.
 fn calls(units: &[CaseUnit]) -> Vec<Calls> {
-    let mut keys: Vec<(&str, Way, bool)> = Vec::new();
+    let key = |unit: &CaseUnit| (unit.way, unit.json, unit.number);
+    let mut keys = Vec::new();
     for unit in units {
-        let key = (unit.group.as_str(), unit.way, unit.json);
+        let key = (unit.group.as_str(), key(unit));
         if !keys.contains(&key) {
             keys.push(key);
         }
     }
-    keys.sort_by_key(|&(_, way, _)| way as u8);
-    let of = |&(group, way, json): &(&str, Way, bool)| {
-        let units: Vec<&CaseUnit> = units
-            .iter()
-            .filter(|unit| unit.group == group && unit.way == way && unit.json == json)
-            .collect();
+    keys.sort_by_key(|&(_, (way, ..))| way as u8);
+    let of = |&(group, kind): &(&str, (Way, bool, bool))| {
+        let units: Vec<&CaseUnit> =
+            units.iter().filter(|unit| unit.group == group && key(unit) == kind).collect();
+        let (way, json, number) = kind;
         let share = |successes: usize, trials: usize| Estimate {
             value: successes as f64 / trials.max(1) as f64,
             interval: proportion(successes as u64, trials as u64),
@@ -170,6 +172,7 @@ fn calls(units: &[CaseUnit]) -> Vec<Calls> {
             group: group.to_owned(),
             way,
             json,
+            number,
             n: units.len() as u64,
             well_formed: share(count(&|unit| unit.well_formed), units.len()),
             valid: share(count(&|unit| unit.valid == Some(true)), checked),

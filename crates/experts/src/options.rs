@@ -57,6 +57,10 @@ pub struct Stats {
     pub warm_useful: u64,
     /// Bytes of the experts that were asked for, each as often as rows use it.
     pub used_bytes: u64,
+    /// How often rows used the twin of an expert in its place.
+    pub twin_uses: u64,
+    /// Bytes that those uses had less than the experts would have.
+    pub twin_saved_bytes: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Time that the caller waited for the drive.

@@ -50,7 +50,7 @@ pub struct ExpertStore {
     places: Vec<u32>,
     /// For each key the number of the request that asked for it last.
     asked_by: Vec<u32>,
-    /// For each layer the number of its experts that have a place.
+    /// For each layer the number of its experts that have a place; twins do not count.
     n_in_memory: Vec<u32>,
     in_flight: usize,
     /// How many of those were begun by looking ahead.
@@ -212,15 +212,15 @@ impl ExpertStore {
     }
 
     /// Which experts are in a slot or on their way into one: of each layer in order, a flag for each of its
-    /// experts.
+    /// experts, without twins.
     pub fn residents(&self) -> impl Iterator<Item = impl Iterator<Item = bool>> {
         self.layers.iter().zip(&self.first_keys).map(|(table, &first)| {
-            let keys = first as usize..first as usize + table.len();
+            let keys = first as usize..first as usize + table.n_experts();
             self.places[keys].iter().map(|&place| place != NOWHERE)
         })
     }
 
-    /// Whether an expert is in a slot or on its way into one.
+    /// Whether an expert, or a twin, is in a slot or on its way into one.
     pub fn is_resident(&self, layer: usize, expert: u32) -> bool {
         self.places[(self.first_keys[layer] + expert) as usize] != NOWHERE
     }
@@ -250,8 +250,9 @@ impl ExpertStore {
         self.trace.take().map_or(Ok(()), TraceWriter::finish)
     }
 
-    /// Asks for distinct experts of a layer, each with the number of rows that use it. Reads begin at
-    /// once in as many slots as can be had. What was left of the request before is forgotten.
+    /// Asks for distinct experts of a layer or their twins, by their places in its table, each with the number
+    /// of rows that use it. Reads begin at once in as many slots as can be had. What was left of the request
+    /// before is forgotten.
     pub fn request(
         &mut self,
         layer: usize,
@@ -276,10 +277,8 @@ impl ExpertStore {
             let key = self.first_keys[layer] + expert;
             assert!((expert as usize) < self.layers[layer].len(), "the layer has the expert");
             self.policy.used(key, uses);
-            self.stats.used_bytes +=
-                self.layers[layer].get(expert as usize).bytes() * u64::from(uses);
+            n_asked += usize::from(!self.book_uses(layer, expert as usize, u64::from(uses)));
             self.asked_by[key as usize] = self.request.number;
-            n_asked += 1;
             let place = self.places[key as usize];
             let Some(slot) = self.slots.get_mut(place as usize) else {
                 self.stats.misses += 1;
@@ -311,6 +310,20 @@ impl ExpertStore {
         self.sweep();
         self.book(begin, elsewhere);
         result
+    }
+
+    /// Books uses of an expert or a twin; tells whether it is a twin.
+    fn book_uses(&mut self, layer: usize, expert: usize, uses: u64) -> bool {
+        let table = &self.layers[layer];
+        let bytes = table.get(expert).bytes();
+        self.stats.used_bytes += bytes * uses;
+        let twin_of = expert.checked_sub(table.n_experts());
+        if let Some(expert) = twin_of {
+            self.stats.twin_uses += uses;
+            let saved = table.get(expert).bytes().saturating_sub(bytes);
+            self.stats.twin_saved_bytes += saved * uses;
+        }
+        twin_of.is_some()
     }
 
     /// Replaces what `ready` held by the experts of the request that are in memory and not delivered
@@ -387,9 +400,9 @@ impl ExpertStore {
 
     /// The read of an expert into a slot that was taken.
     fn job(&mut self, key: u32, slot: u32, urgency: Urgency) -> Job {
-        let layer = self.layer_of(key);
+        let (layer, twin_of) = (self.layer_of(key), self.twin_of(key));
         self.places[key as usize] = slot;
-        self.n_in_memory[layer] += 1;
+        self.n_in_memory[layer] += u32::from(twin_of.is_none());
         self.in_flight += 1;
         let location = self.layers[layer].get((key - self.first_keys[layer]) as usize);
         let entry = &mut self.slots[slot as usize];
@@ -414,13 +427,19 @@ impl ExpertStore {
     }
 
     fn forget_place(&mut self, key: u32) -> u32 {
-        let layer = self.layer_of(key);
-        self.n_in_memory[layer] -= 1;
+        let (layer, twin_of) = (self.layer_of(key), self.twin_of(key));
+        self.n_in_memory[layer] -= u32::from(twin_of.is_none());
         std::mem::replace(&mut self.places[key as usize], NOWHERE)
     }
 
     fn layer_of(&self, key: u32) -> usize {
         self.first_keys.partition_point(|&first| first <= key) - 1
+    }
+
+    /// Whose twin it is, if it is one.
+    fn twin_of(&self, key: u32) -> Option<u32> {
+        let layer = self.layer_of(key);
+        (key - self.first_keys[layer]).checked_sub(self.layers[layer].n_experts() as u32)
     }
 
     fn take_completions(&mut self) -> Result<(), StoreError> {
@@ -472,10 +491,13 @@ impl ExpertStore {
         self.stats.drive_busy += end.saturating_duration_since(begin.max(self.busy_until));
         self.busy_until = self.busy_until.max(end);
         if let Some(recorder) = &self.recorder {
-            let (kind, name) = (Kind::Read { reader: 0 }, "expert");
             let key = self.slots[slot as usize].key;
-            let layer = self.first_keys.partition_point(|&first| first <= key) - 1;
-            let (layer, expert) = (Some(layer), Some(key - self.first_keys[layer]));
+            let layer = self.layer_of(key);
+            let (name, expert) = match self.twin_of(key) {
+                None => ("expert", key - self.first_keys[layer]),
+                Some(expert) => ("twin", expert),
+            };
+            let (kind, layer, expert) = (Kind::Read { reader: 0 }, Some(layer), Some(expert));
             let amount = result.as_ref().copied().unwrap_or(0);
             recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
         }
@@ -526,11 +548,13 @@ impl ExpertStore {
 
     fn read_error(&self, key: u32, error: ReadError) -> StoreError {
         let layer = self.layer_of(key);
-        let expert = key - self.first_keys[layer];
+        let place = key - self.first_keys[layer];
+        // The file tells whether it is its twin.
+        let expert = self.twin_of(key).unwrap_or(place);
         match error {
             ReadError::Io(source) => StoreError::Read { layer, expert, source },
             ReadError::NotFinite => {
-                let file = self.layers[layer].get(expert as usize).gate.data.file;
+                let file = self.layers[layer].get(place as usize).gate.data.file;
                 StoreError::NotFinite { layer, expert, path: self.files.path(file).to_owned() }
             }
         }

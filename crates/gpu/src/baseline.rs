@@ -9,9 +9,9 @@ use std::time::Instant;
 use checkpoint::{Affine, FloatType, Format};
 
 use crate::buffers::Activations;
-use crate::device::{Buffer, Device, GpuError};
+use crate::device::{Buffer, Device, GpuError, Kernel};
 use crate::formats::part_bytes;
-use crate::kernel::{Kernel, KernelSource};
+use crate::kernel::KernelSource;
 use crate::measure::fill;
 use crate::weights::place;
 

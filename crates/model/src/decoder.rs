@@ -73,7 +73,7 @@ impl<M, V> Decoder<M, V> {
         // host.
         let is_recorded = experts.records_requests();
         let is_logged = routing_log.is_some() || routers.is_some() || observer.is_some();
-        let on_host = is_recorded || is_logged || moe.lossy.changes_choice();
+        let on_host = is_recorded || is_logged || moe.changes_choice();
         let (spans, eps) = (batch.spans.as_slice(), self.config.rms_norm_eps);
         let n_rows = batch.tokens.len();
         // Each wait for such a device costs more than a worse prediction: one a layer serves the choice and
@@ -191,9 +191,10 @@ impl<M, V> Decoder<M, V> {
                 && experts.wants_prediction(index + 1, n_rows)
             {
                 backend.rms_norm(x, norm, eps, normed);
-                next.predict(backend, moe, normed);
+                let is_resident = |expert| experts.is_resident(index + 1, expert);
+                let predicted = next.predict(backend, moe, normed, is_resident);
                 let is_held = |expert| backend.holds(index + 1, expert);
-                experts.look_ahead(index + 1, &moe.predicted, &is_held);
+                experts.look_ahead(index + 1, predicted, &is_held);
                 timeline.lap(Some(index), Phase::Router);
             }
         }
@@ -398,7 +399,7 @@ impl<B: Backend> Workspace<B> {
 
     /// Changes what passes compute from now on.
     pub fn set_lossy(&mut self, lossy: Lossy) {
-        self.scratch.moe.lossy = lossy;
+        self.scratch.moe.set_lossy(lossy);
     }
 
     /// Bytes of such buffers, with the host's copy of the logits.

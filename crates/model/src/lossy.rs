@@ -1,5 +1,5 @@
-//! Savings that change what the model says: fewer experts a token, others than the router chose, or another
-//! arithmetic than the device's own.
+//! Savings that change what the model says: fewer experts a token, others than the router chose, their twins of
+//! fewer bits, or another arithmetic than the device's own.
 //!
 //! All of them are off unless asked for, and then the routing is the router's to the bit. What they cost is
 //! measured by `flash-moe eval`.
@@ -27,6 +27,10 @@ pub struct Lossy {
     /// Let the CPU compute experts in the host's memory beside a GPU, in its own arithmetic, when that is
     /// sooner than moving them. The output then depends on what was computed before, within rounding.
     pub device_split: bool,
+    /// Use the twin of an expert that is not in memory, where its share of the weights of a token's experts is
+    /// at most this for all rows of a pass that use it. The output then depends on what was computed before. 0
+    /// uses none.
+    pub twin_share: f32,
 }
 
 impl Lossy {
@@ -51,6 +55,9 @@ impl Lossy {
             )),
             Self { cache_bias, .. } if !(0.0..=f32::MAX).contains(&cache_bias) => {
                 Some(format!("experts in memory can be preferred by 0 or more, not {cache_bias}"))
+            }
+            Self { twin_share, .. } if !(0.0..=1.0).contains(&twin_share) => {
+                Some(format!("twins can be used up to a share from 0 to 1, not {twin_share}"))
             }
             _ => None,
         }
@@ -88,6 +95,43 @@ impl Lossy {
                 experts[n_kept..].fill(Routing::LEFT_OUT);
             }
         }
+    }
+
+    /// Whether experts have twins that may be used.
+    pub(crate) fn has_twins(&self) -> bool {
+        self.twin_share > 0.0
+    }
+
+    /// Replaces what `placed` held by the choices of `routing` with `n_experts + e` in the place of every
+    /// expert `e` whose twin is used: one that is not in memory and weighs little in all rows. Where one row
+    /// wants the expert itself it is read anyway, and all rows use it.
+    pub(crate) fn place_twins(
+        &self,
+        routing: &Routing,
+        n_experts: usize,
+        is_resident: impl Fn(u32) -> bool,
+        placed: &mut PlacedTwins,
+    ) {
+        let PlacedTwins { routing: placed, is_heavy } = placed;
+        is_heavy.clear();
+        is_heavy.resize(n_experts, false);
+        let rows = routing.experts.chunks_exact(routing.top_k);
+        for (experts, weights) in rows.zip(routing.weights.chunks_exact(routing.top_k)) {
+            let most = self.twin_share * weights.iter().sum::<f32>();
+            for (&expert, &weight) in experts.iter().zip(weights) {
+                if expert != Routing::LEFT_OUT && weight > most {
+                    is_heavy[expert as usize] = true;
+                }
+            }
+        }
+        placed.top_k = routing.top_k;
+        placed.weights.clone_from(&routing.weights);
+        placed.experts.clear();
+        placed.experts.extend(routing.experts.iter().map(|&expert| {
+            let is_kept =
+                expert == Routing::LEFT_OUT || is_heavy[expert as usize] || is_resident(expert);
+            if is_kept { expert } else { n_experts as u32 + expert }
+        }));
     }
 
     /// Chooses `top_k` experts of each row from more `candidates`: the best, but for those that are not in
@@ -133,6 +177,14 @@ impl Lossy {
     }
 }
 
+/// Choices with twins in the place of some experts, and the memory to find them.
+#[derive(Debug, Default)]
+pub(crate) struct PlacedTwins {
+    pub(crate) routing: Routing,
+    /// For each expert whether some row weighs it too much for its twin.
+    is_heavy: Vec<bool>,
+}
+
 /// Puts a row in order of falling weight; of equals, the lower index first.
 fn sort_by_weight(experts: &mut [u32], weights: &mut [f32]) {
     for end in 1..experts.len() {
@@ -153,12 +205,13 @@ fn sort_by_weight(experts: &mut [u32], weights: &mut [f32]) {
 /// As options are written: `experts-per-token=4, expert-drop=0.05`.
 impl fmt::Display for Lossy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { experts_per_token, expert_drop, cache_bias, device_split } = self;
+        let Self { experts_per_token, expert_drop, cache_bias, device_split, twin_share } = self;
         let parts = [
             experts_per_token.map(|n| format!("experts-per-token={n}")),
             (*expert_drop > 0.0).then(|| format!("expert-drop={expert_drop}")),
             (*cache_bias > 0.0).then(|| format!("cache-bias={cache_bias}")),
             device_split.then(|| "device-split".to_owned()),
+            (*twin_share > 0.0).then(|| format!("twin-share={twin_share}")),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
@@ -209,6 +262,33 @@ mod tests {
     }
 
     #[test]
+    fn twins_take_the_place_of_experts_of_little_weight_that_are_not_in_memory() {
+        let left_out = Routing::LEFT_OUT;
+        let rows = routing(
+            3,
+            &[4, 2, 9, 4, 0, 2, 9, 1, left_out],
+            &[0.5, 0.3, 0.2, 0.7, 0.2, 0.1, 1.5, 0.5, 0.0],
+        );
+        let place = |twin_share: f32, residents: &[u32]| {
+            let lossy = Lossy { twin_share, ..Lossy::default() };
+            let mut placed = PlacedTwins::default();
+            // What is left from a pass before does not matter.
+            for _ in 0..2 {
+                let is_resident = |expert| residents.contains(&expert);
+                lossy.place_twins(&rows, 10, is_resident, &mut placed);
+            }
+            assert_eq!(placed.routing.weights, rows.weights);
+            placed.routing.experts
+        };
+        // A share of 0.25 of the last row is 0.5. Expert 2 is heavy in one row, and so is 9.
+        assert_eq!(place(0.25, &[]), [4, 2, 9, 4, 10, 2, 9, 11, left_out]);
+        assert_eq!(place(0.25, &[0]), [4, 2, 9, 4, 0, 2, 9, 11, left_out]);
+        assert_eq!(place(0.3, &[1]), [4, 12, 9, 4, 10, 12, 9, 1, left_out]);
+        assert_eq!(place(1.0, &[]), [14, 12, 19, 14, 10, 12, 19, 11, left_out]);
+        assert_eq!(place(0.01, &[]), rows.experts);
+    }
+
+    #[test]
     fn values_that_mean_nothing_are_refused() {
         let of = |lossy: Lossy| lossy.problem(6).is_some();
         assert!(!of(Lossy::default()));
@@ -218,13 +298,17 @@ mod tests {
         assert_eq!([-0.1, 0.5, 1.0, f32::NAN].map(drop), [true, false, true, true]);
         let bias = |cache_bias| of(Lossy { cache_bias, ..Lossy::default() });
         assert_eq!([-0.1, 0.5, f32::INFINITY, f32::NAN].map(bias), [true, false, true, true]);
+        let twin = |twin_share| of(Lossy { twin_share, ..Lossy::default() });
+        assert_eq!([-0.1, 1.0, 1.1, f32::NAN].map(twin), [true, false, true, true]);
         let all = Lossy {
             experts_per_token: Some(4),
             expert_drop: 0.05,
             cache_bias: 0.5,
             device_split: true,
+            twin_share: 0.1,
         };
-        let text = "experts-per-token=4, expert-drop=0.05, cache-bias=0.5, device-split";
+        let text =
+            "experts-per-token=4, expert-drop=0.05, cache-bias=0.5, device-split, twin-share=0.1";
         assert_eq!(all.to_string(), text);
         let split = Lossy { device_split: true, ..Lossy::default() };
         assert!(split.is_on() && !split.changes_choice() && all.changes_choice());

@@ -108,6 +108,8 @@ impl Metrics {
             ("cached_tokens", "Prompt tokens known from before.", scheduler.cached_tokens as f64),
             ("expert_hits", "Experts in memory when asked for.", usage.hits as f64),
             ("expert_misses", "Experts that had to be read.", usage.misses as f64),
+            ("twin_uses", "Uses of twins of experts.", usage.twin_uses as f64),
+            ("twin_saved_bytes", "Bytes that those had less.", usage.twin_saved_bytes as f64),
             ("read_bytes", "Bytes read from the drive.", usage.bytes_read as f64),
             ("drive_busy_seconds", "Time the drive was reading.", usage.drive_busy.as_secs_f64()),
             ("answers_failed", "Answers that ended with an error.", load(&self.failed)),

@@ -41,13 +41,14 @@ pub fn bench(args: BenchArgs) -> anyhow::Result<ExitCode> {
     }
     let mut settings = Settings::new(&args)?;
     let directory = demo::resolve(&settings.model)?;
-    let inventory =
+    let mut inventory =
         Inventory::read(&directory).with_context(|| format!("opening {}", settings.model))?;
     if let [first, rest @ ..] = &inventory.problems[..] {
         let more =
             if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
         bail!("{} cannot run: {first}{more}", settings.model);
     }
+    inventory.add_twin(&settings.engine)?;
     // Outputs are opened before the minutes of work, so that a mistyped path does not cost them.
     let outputs = [args.markdown.as_deref(), args.report.as_deref()];
     outputs.into_iter().flatten().try_for_each(check_writable)?;

@@ -33,7 +33,7 @@ pub struct EvalArgs {
     /// Texts to predict: plain, or .jsonl with "text" or "segments" in each line.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub text: Vec<PathBuf>,
-    /// Requests with the calls or the JSON that they should lead to, a line of JSON each.
+    /// Requests with the calls, the JSON or the number that they should lead to, a line of JSON each.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub tools: Vec<PathBuf>,
     /// Longest sequence of text; longer ones are cut.

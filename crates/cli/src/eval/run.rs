@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use anyhow::Context;
 use chat::ChatModel;
 use engine::measure::DecodeBytes;
-use engine::{Engine, EngineOptions, Inventory, Lossy};
+use engine::{Engine, EngineOptions, Inventory, Lossy, PrefixCacheOptions};
 use eval::{
-    Case, Document, Facts, Progress, Reference, Results, Summary, Unit, Way, fingerprint,
-    read_texts, run_case, score_document,
+    Case, Document, Facts, Progress, Reference, Results, Summary, Unit, fingerprint, read_texts,
+    run_case, score_document,
 };
 use serde_json::{Value, json};
 
@@ -18,8 +18,8 @@ use crate::bench::{utc_now, version};
 use crate::eval::EvalArgs;
 use crate::{demo, output, run};
 
-/// Ways in which each request is answered.
-const WAYS: [Way; 2] = [Way::Free, Way::Constrained];
+/// Memory for the prompt of a request.
+const PROMPT_BYTES: u64 = 32 << 20;
 
 /// Evaluates a model.
 pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
@@ -43,12 +43,16 @@ pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
     let mut options = args.engine.options();
     if !cases.is_empty() {
         options.beside = chat::GRAMMAR_MEMORY;
+        // A request's prompt is computed once for both replies.
+        let (memory_bytes, directory, disk_bytes) = (PROMPT_BYTES, None, 0);
+        options.prefix_cache = Some(PrefixCacheOptions { memory_bytes, directory, disk_bytes });
     }
     shown.show(&format!("loading {model} ..."));
-    let inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
+    let mut inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
     let trunk_bytes = DecodeBytes::of(&inventory, &options, 0)?.dense;
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {model}"))?;
+    inventory.add_twin(&options)?;
     shown.clear();
     let documents = texts(args, &engine)?;
     let mut reference = reference
@@ -60,6 +64,7 @@ pub fn run(args: &EvalArgs, model: &str) -> anyhow::Result<Results> {
         model: model.to_owned(),
         device: engine.device_name(),
         lossy: run::lossy_json(engine.lossy()),
+        twin: args.engine.lossy.twin.as_ref().map(|path| path.display().to_string()),
         expert_bytes: inventory.expert_bytes(),
         expert_slot_bytes: engine.plan().experts,
         trunk_bytes_per_token: trunk_bytes,
@@ -121,9 +126,11 @@ fn answer(
         .with_stop_tokens(engine.stop_tokens());
     let thinking = Some(args.think == Switch::On);
     let n_done = progress.units().len().saturating_sub(n_documents);
-    let work = cases.iter().enumerate().flat_map(|case| WAYS.map(|way| (case, way)));
+    let n_replies: usize = cases.iter().map(|case| case.ways().len()).sum();
+    let numbered = cases.iter().enumerate();
+    let work = numbered.flat_map(|case| case.1.ways().iter().map(move |&way| (case, way)));
     for (done, ((index, case), way)) in work.enumerate().skip(n_done) {
-        shown.show(&format!("request {} of {}", done + 1, cases.len() * WAYS.len()));
+        shown.show(&format!("reply {} of {n_replies}", done + 1));
         let said = run_case(engine, &model, case, way, thinking)
             .with_context(|| format!("request {}", index + 1))?;
         progress.push(&Unit::Case(case.judge(index, way, &said)))?;
@@ -156,7 +163,7 @@ fn record(
     shown.show(&format!("loading {against} ..."));
     let directory = demo::resolve(against)?;
     let lossy = Lossy::default();
-    let options = EngineOptions { precise: true, lossy, ..args.engine.options() };
+    let options = EngineOptions { precise: true, lossy, twin: None, ..args.engine.options() };
     let mut engine =
         Engine::open(&directory, &options).with_context(|| format!("opening {against}"))?;
     let documents = texts(args, &engine)?;
@@ -191,10 +198,12 @@ fn request_fingerprint(cases: &[Case]) -> String {
 
 /// Everything that units depend on.
 fn identity(facts: &Facts, inventory: &Inventory) -> Value {
-    let files = inventory.checkpoint.files().iter().map(|file| {
-        let changed = std::fs::metadata(&file.path).and_then(|it| it.modified()).ok();
+    let own = inventory.checkpoint.files().iter().map(|file| &file.path);
+    let files = own.chain(inventory.twin.iter().flat_map(|twin| &twin.files)).map(|path| {
+        let data = std::fs::metadata(path).ok();
+        let changed = data.as_ref().and_then(|data| data.modified().ok());
         let changed = changed.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        json!([file.len, changed.map_or(0, |time| time.as_secs())])
+        json!([data.map_or(0, |data| data.len()), changed.map_or(0, |time| time.as_secs())])
     });
     json!({
         "files": files.collect::<Vec<_>>(),
@@ -202,6 +211,7 @@ fn identity(facts: &Facts, inventory: &Inventory) -> Value {
         "model": facts.model,
         "device": facts.device,
         "lossy": facts.lossy,
+        "twin": facts.twin,
         "reference": facts.reference,
         "reference_top": facts.reference_top,
         "window": facts.window,

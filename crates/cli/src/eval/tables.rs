@@ -1,7 +1,7 @@
 //! The numbers as text.
 
 use engine::format_bytes;
-use eval::{Cost, Estimate, Results, SourceSummary, Summary, Way};
+use eval::{Calls, Cost, Estimate, Results, SourceSummary, Summary, Way};
 
 /// One run.
 pub fn one(results: &Results, summary: &Summary) -> String {
@@ -30,7 +30,7 @@ pub fn one(results: &Results, summary: &Summary) -> String {
             rows.push(vec![
                 calls.group.clone(),
                 way(calls.way).to_owned(),
-                if calls.json { "JSON" } else { "calls" }.to_owned(),
+                kind(calls).to_owned(),
                 calls.n.to_string(),
                 percent(&calls.well_formed),
                 valid,
@@ -47,6 +47,15 @@ pub fn one(results: &Results, summary: &Summary) -> String {
         }
     }
     text += &table(&rows);
+    for (name, cost) in [("texts", &summary.text_cost), ("decoding", &summary.decode_cost)] {
+        if cost.twin_uses > 0 {
+            text += &format!(
+                "  {name}: {:.1} twins used / token, with {} less than their experts\n",
+                cost.twin_uses as f64 / cost.tokens.max(1) as f64,
+                format_bytes(cost.twin_saved_bytes / cost.tokens.max(1)),
+            );
+        }
+    }
     text += &format!(
         "  besides {} of the trunk a token; {} of {} of experts can be in memory\n",
         format_bytes(facts.trunk_bytes_per_token),
@@ -96,7 +105,10 @@ pub fn several(all: &[Results], summaries: &[Summary]) -> String {
 /// A run's name: the model, and what is lossy about it.
 pub fn name(results: &Results) -> String {
     match &results.facts.lossy {
-        Some(lossy) => format!("{} ({lossy})", results.facts.model),
+        Some(lossy) => {
+            let twin = results.facts.twin.as_ref().map(|twin| format!(" of {twin}"));
+            format!("{} ({lossy}{})", results.facts.model, twin.unwrap_or_default())
+        }
         None => results.facts.model.clone(),
     }
 }
@@ -146,6 +158,14 @@ fn cost_row(name: &str, cost: &Cost) -> Vec<String> {
         format_bytes(cost.read_bytes_per_token() as u64),
         format!("{:.1}", cost.tokens_per_second()),
     ]
+}
+
+fn kind(calls: &Calls) -> &'static str {
+    match calls {
+        Calls { json: true, .. } => "JSON",
+        Calls { number: true, .. } => "number",
+        _ => "calls",
+    }
 }
 
 fn way(way: Way) -> &'static str {

@@ -122,7 +122,8 @@ fn of_model(args: &RoutingArgs, model: &str, text_file: &Path) -> anyhow::Result
     let text = fs::read_to_string(text_file)
         .with_context(|| format!("reading {}", text_file.display()))?;
     let directory = demo::resolve(model)?;
-    let inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
+    let mut inventory = Inventory::read(&directory).with_context(|| format!("opening {model}"))?;
+    inventory.add_twin(&args.engine.options())?;
     // Plans are made before anything is loaded, so that what is loaded does not count twice.
     let planned = sizes::planned(&inventory, &args.engine.options())?;
     let shape = Shape::new(inventory.checkpoint.config(), 0);

@@ -112,6 +112,19 @@ fn lossy_savings_are_told_and_verify_refuses_them() {
     let same = json(&[&run[..], &["--experts-per-token", "6"]].concat());
     assert_eq!((&same["lossy"], &same["tokens"]), (&Value::Null, &faithful["tokens"]));
 
+    let directory = TempDir::new();
+    let twin = directory.path().join("twin");
+    stdout(&["quantize", "demo", text(&twin), "--recipe", "experts-2bit", "--method", "round"]);
+    let twins = ["--twin", text(&twin), "--twin-share", "0.1", "--expert-cache", "2M"];
+    let with_twin = [&run[..], &twins].concat();
+    assert_eq!(json(&with_twin)["lossy"], "twin-share=0.1");
+    let told = String::from_utf8_lossy(&output(&with_twin).stderr).into_owned();
+    assert!(told.contains("lossy: twin-share=0.1"), "{told}");
+    assert!(json(&with_twin)["timing"]["decode"]["twin_uses"].as_u64() > Some(0));
+    let refused = output(&with_twin[..with_twin.len() - 4]);
+    assert!(!refused.status.success(), "a twin needs a share");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--twin-share"));
+
     let tiny = fixture("qwen35moe-tiny");
     let refused = error(&["verify", text(&tiny), "--expert-drop", "0.1"]);
     assert!(refused.contains("faithful"), "{refused}");

@@ -138,3 +138,45 @@ fn json_is_judged_by_its_schema_and_its_value() {
         assert_eq!(wrong.judge(0, way, &said).exact, Some(false));
     }
 }
+
+#[test]
+fn sums_are_judged_by_the_number_at_the_end() {
+    let demo = repository("models/demo");
+    let mut engine = open(&demo);
+    let tokenizer = engine.shared_tokenizer().expect("it has one");
+    let model = ChatModel::open(&demo, None, &tokenizer).expect("a template");
+    let cases = Case::read_all(&held_out("sums.jsonl")).expect("it is sound");
+    assert_eq!(cases.len(), 200);
+    let sums = || cases.iter().step_by(10);
+    assert!(sums().all(|case| case.ways() == [Way::Free] && case.group == "sums"));
+    let units = sums().enumerate().map(|(index, case)| {
+        let said =
+            run_case(&mut engine, &model, case, Way::Free, Some(false)).expect("it goes well");
+        let unit = case.judge(index, Way::Free, &said);
+        assert!(unit.number && !unit.json && unit.well_formed, "{}", said.reply.content);
+        let other = Case { answer: Some(json!(1.5)), ..case.clone() };
+        assert_eq!(other.judge(index, Way::Free, &said).exact, Some(false));
+        unit.exact
+    });
+    let n_exact = units.filter(|exact| *exact == Some(true)).count();
+    assert!(n_exact >= 18, "{n_exact} of 20; 97 % of all as trained");
+}
+
+#[test]
+fn requests_that_want_nothing_or_two_things_are_refused() {
+    let refused = |line: &str| {
+        let path = crate::scratch("requests.jsonl");
+        fs::write(&path, line).expect("it can be written");
+        Case::read_all(&path).expect_err("it is refused").to_string()
+    };
+    let wants_one = "has to have either \"tools\", or \"response_format\"";
+    for line in [
+        r#"{"user": "Hello"}"#,
+        r#"{"user": "What is 2 + 3?", "answer": "five"}"#,
+        r#"{"user": "x", "tools": [{"name": "f"}], "response_format": {"type": "json_object"}}"#,
+    ] {
+        let message = refused(line);
+        assert!(message.contains(wants_one) && message.contains("line 1"), "{message}");
+    }
+    assert!(refused(r#"{"answer": "5"}"#).contains("either \"messages\" or \"user\""));
+}

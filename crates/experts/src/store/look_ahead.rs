@@ -139,7 +139,7 @@ impl ExpertStore {
     /// Whether a prediction of the routing of so many rows in a layer to come would be of use.
     pub fn wants_prediction(&mut self, layer: usize, n_rows: usize) -> bool {
         let ahead = &mut self.ahead;
-        let is_whole = self.n_in_memory[layer] as usize == self.layers[layer].len();
+        let is_whole = self.n_in_memory[layer] as usize == self.layers[layer].n_experts();
         let is_off = ahead.mode == LookAhead::Off || ahead.sweep.is_some();
         let is_wanted = if is_off || is_whole {
             false
@@ -360,19 +360,19 @@ impl ExpertStore {
         self.ahead.sweep.is_some()
     }
 
-    /// Begins to sweep through the next layer if this one is used nearly whole.
+    /// Begins to sweep through the next layer if this one is used nearly whole; twins do not count.
     pub(super) fn plan_sweep(&mut self, layer: usize, n_asked: usize) {
-        let is_wide = n_asked as f64 >= SWEEP_SHARE * self.layers[layer].len() as f64;
+        let is_wide = n_asked as f64 >= SWEEP_SHARE * self.layers[layer].n_experts() as f64;
         let next = (layer + 1..self.layers.len()).find(|&next| !self.layers[next].is_empty());
         if let Some(next) = next
             && self.ahead.mode != LookAhead::Off
             && is_wide
-            && self.n_in_memory[next] < self.layers[next].len() as u32
+            && self.n_in_memory[next] < self.layers[next].n_experts() as u32
         {
             (self.ahead.layer, self.ahead.sweep) = (next, Some(0));
             let first = self.first_keys[next];
             self.ahead.sweep_keys.clear();
-            self.ahead.sweep_keys.extend(first..first + self.layers[next].len() as u32);
+            self.ahead.sweep_keys.extend(first..first + self.layers[next].n_experts() as u32);
         }
     }
 }

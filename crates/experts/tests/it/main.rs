@@ -3,6 +3,7 @@
 mod heat_map;
 mod look_ahead;
 mod trace;
+mod twins;
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};

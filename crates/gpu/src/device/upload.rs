@@ -43,7 +43,6 @@ impl Device {
     /// Begins to copy bytes to a buffer at a multiple of 4 (with zeros up to one), after the work of `after` is
     /// done and beside all that is recorded later. No such work may use that range before
     /// [`Device::after_upload`]. Returns when the bytes were taken.
-    #[cfg(test)]
     pub(crate) fn upload(&self, to: &Buffer, at: u64, bytes: &[u8], after: Moment) -> Upload {
         self.upload_parts(to, &[Part { at, bytes, block: None }], after)
     }

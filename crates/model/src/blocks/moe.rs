@@ -6,7 +6,7 @@ use compute::{
     Routing,
 };
 
-use crate::lossy::Lossy;
+use crate::lossy::{Lossy, PlacedTwins};
 use crate::source::WeightSource;
 
 /// Most rows whose experts are chosen by [`Moe::route_ahead`].
@@ -72,7 +72,7 @@ pub(crate) fn load_swiglu<S: WeightSource>(
 /// trace.
 impl<M> Moe<M> {
     /// Chooses the experts of every row and groups their uses. `is_resident` tells which are in memory, for
-    /// a lossy choice.
+    /// a lossy choice. Where twins are used, the uses are theirs, and the routing still says whose.
     pub(crate) fn route<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
@@ -80,20 +80,27 @@ impl<M> Moe<M> {
         x: &B::Buffer,
         is_resident: impl Fn(u32) -> bool,
     ) {
-        let MoeScratch { lossy, logits, routed, routing, candidates, uses, .. } = scratch;
+        let MoeScratch {
+            lossy, n_experts, logits, routed, routing, candidates, placed, uses, ..
+        } = scratch;
         let spec = RouterSpec { top_k: lossy.top_k(self.spec.top_k), ..self.spec };
         self.router_logits(backend, x, logits);
-        match lossy.n_candidates(spec.top_k, uses.n_experts()) {
+        match lossy.n_candidates(spec.top_k, *n_experts) {
             Some(top_k) => {
                 backend.route(logits, RouterSpec { top_k, ..spec }, candidates);
                 let rule = (spec.top_k, spec.normalise);
-                lossy.prefer_residents(candidates, rule, is_resident, routing);
+                lossy.prefer_residents(candidates, rule, &is_resident, routing);
             }
             None => backend.route(logits, spec, routing),
         }
         lossy.drop_experts(routing);
         backend.set_rows(routed, routing.experts.len());
-        uses.group(routing);
+        if lossy.has_twins() {
+            lossy.place_twins(routing, *n_experts, is_resident, placed);
+            uses.group(&placed.routing);
+        } else {
+            uses.group(routing);
+        }
     }
 
     /// Chooses the experts of few rows as [`Moe::route`] does without a lossy choice, computes the shared
@@ -164,16 +171,24 @@ impl<M> Moe<M> {
         backend.project(x, &[&self.router], &mut [logits]);
     }
 
-    /// Predicts the choices of the rows from `x`, which is not quite what the router will see.
-    pub(crate) fn predict<B: Backend<Matrix = M>>(
+    /// Predicts the choices of the rows from `x`, which is not quite what the router will see. `is_resident`
+    /// tells which experts are in memory, for their twins.
+    pub(crate) fn predict<'a, B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
-        scratch: &mut MoeScratch<B>,
+        scratch: &'a mut MoeScratch<B>,
         x: &B::Buffer,
-    ) {
-        self.router_logits(backend, x, &mut scratch.logits);
-        let spec = RouterSpec { top_k: scratch.lossy.top_k(self.spec.top_k), ..self.spec };
-        backend.route(&scratch.logits, spec, &mut scratch.predicted);
+        is_resident: impl Fn(u32) -> bool,
+    ) -> &'a Routing {
+        let MoeScratch { lossy, n_experts, logits, predicted, placed, .. } = scratch;
+        self.router_logits(backend, x, logits);
+        let spec = RouterSpec { top_k: lossy.top_k(self.spec.top_k), ..self.spec };
+        backend.route(logits, spec, predicted);
+        if !lossy.has_twins() {
+            return predicted;
+        }
+        lossy.place_twins(predicted, *n_experts, is_resident, placed);
+        &placed.routing
     }
 
     /// Computes the shared expert and its gate, if there is one.
@@ -252,8 +267,10 @@ impl<M> Moe<M> {
 
 /// Buffers of a mixture-of-experts layer; layers share them.
 pub(crate) struct MoeScratch<B: Backend> {
-    /// Whether the router's choice is changed.
-    pub(crate) lossy: Lossy,
+    /// What changes the output.
+    lossy: Lossy,
+    /// Experts of a layer, without twins.
+    n_experts: usize,
     pub(crate) logits: B::Buffer,
     /// What the next layer's router says.
     next_logits: B::Buffer,
@@ -266,7 +283,9 @@ pub(crate) struct MoeScratch<B: Backend> {
     candidates: Routing,
     /// What the next layer would choose.
     pub(crate) predicted: Routing,
-    /// The choices by expert.
+    /// Choices with twins in the place of some experts.
+    placed: PlacedTwins,
+    /// The choices by expert or twin.
     pub(crate) uses: ExpertUses,
 }
 
@@ -284,11 +303,25 @@ impl<B: Backend> MoeScratch<B> {
             shared: backend.buffer(max_rows, hidden_size),
             shared_gate: backend.buffer(max_rows, 1),
             lossy: Lossy::default(),
+            n_experts: config.n_experts,
             routing: Routing::default(),
             candidates: Routing::default(),
             predicted: Routing::default(),
+            placed: PlacedTwins::default(),
             uses: ExpertUses::new(config.n_experts),
         }
+    }
+
+    /// Whether the router's choice is changed.
+    pub(crate) fn changes_choice(&self) -> bool {
+        self.lossy.changes_choice()
+    }
+
+    /// Changes what passes compute from now on.
+    pub(crate) fn set_lossy(&mut self, lossy: Lossy) {
+        let per_expert = if lossy.has_twins() { 2 } else { 1 };
+        self.uses = ExpertUses::new(per_expert * self.n_experts);
+        self.lossy = lossy;
     }
 
     /// Values that the buffers hold for each row.
