@@ -217,7 +217,6 @@ fn senseless_measurements_are_refused_before_any_work() {
         &["--contexts", "0,x"][..],
         &["--budgets", "0%"],
         &["--budgets", "much"],
-        &["--prompts", "0"],
         &["--tokens", "0"],
         &["--repeats", "0"],
     ] {
