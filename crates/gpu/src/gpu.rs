@@ -380,6 +380,7 @@ impl Gpu {
     ) {
         let Self { device, layers, products, gated, inner, words, table, .. } = self;
         let Some(slots) = slots_of(layers, layer) else { return };
+        let most_shared = products.most_shared(device);
         words.clear();
         let mut ranges = Vec::with_capacity(slots.buffers().len());
         for (index, buffer) in slots.buffers().iter().enumerate() {
@@ -387,7 +388,8 @@ impl Gpu {
                 let (buffer, slot) = slots.place(expert)?;
                 (buffer == index).then_some((expert, slot))
             });
-            ranges.extend(append(uses, here, words).map(|range| (buffer, range)));
+            let of_buffer = append(uses, here, most_shared, words);
+            ranges.extend(of_buffer.into_iter().map(|range| (buffer, range)));
         }
         if ranges.is_empty() {
             return;
@@ -448,10 +450,13 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+            let most_shared = products.most_shared(device);
+            let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
+            if ranges.is_empty() {
                 continue;
-            };
-            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
+            }
+            let table = write_words(device, &mut self.table, words);
+            let parts: Vec<_> = ranges.into_iter().map(|range| (buffer, range.of(table))).collect();
             let kernels = (&mut *products, &*gated, &mut *inner);
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
             transit.read(&slots, device.moment());

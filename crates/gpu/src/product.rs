@@ -7,18 +7,19 @@ use checkpoint::Format;
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
 use crate::formats::{UNIT, decoder};
+use crate::gemm::{Gemm, Tile};
 use crate::kernel::KernelSource;
 use crate::weights::Weights;
 
-const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
-const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
-const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+pub(crate) const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
+pub(crate) const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
+pub(crate) const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
 const PRODUCT: &str = include_str!("kernels/product.wgsl");
 const EMBED: &str = include_str!("kernels/embed.wgsl");
 
 /// Most workgroups in one dimension of a dispatch, in every API.
-const MOST_WORKGROUPS: u32 = 65_535;
-/// Rows of activations that can share the decoding of weights.
+pub(crate) const MOST_WORKGROUPS: u32 = 65_535;
+/// Rows of activations that can share the decoding of weights. More of them are [`crate::gemm`]'s.
 const SHARES: [usize; 3] = [1, 4, 8];
 
 /// A form of the product kernel.
@@ -59,6 +60,7 @@ pub(crate) struct Products {
     tuning: Tuning,
     kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
+    gemm: Gemm,
 }
 
 /// Which rows use which experts, on the device: see `rows_of_experts.wgsl`.
@@ -70,7 +72,7 @@ pub(crate) struct Items<'a> {
     pub(crate) begin: u32,
     /// How many there are.
     pub(crate) len: u32,
-    /// Uses of an item: one of [`SHARES`].
+    /// Uses of an item: as [`Products::share`] says.
     pub(crate) n_x: usize,
 }
 
@@ -103,9 +105,9 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// How many rows share the decoding of weights when there are so many.
-pub(crate) fn share(n_rows: usize) -> usize {
-    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
+/// How many rows share the decoding of weights when there are so many, `most` of which can.
+pub(crate) fn share(n_rows: usize, most: usize) -> usize {
+    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(most)
 }
 
 /// Calls `use_source` with the source of a form.
@@ -153,6 +155,16 @@ impl Products {
         Self { tuning, ..Self::default() }
     }
 
+    /// The same for products of many rows.
+    pub(crate) fn with_tile(self, tile: Tile) -> Self {
+        Self { gemm: Gemm::new(Some(tile)), ..self }
+    }
+
+    /// Most rows that can share the decoding of weights.
+    pub(crate) fn most_shared(&self, device: &Device) -> usize {
+        self.gemm.tile(device).map_or(SHARES[SHARES.len() - 1], |tile| tile.columns as usize)
+    }
+
     /// `y = x W^T` for all rows of `x`, or what [`Operand::up`] says.
     pub(crate) fn multiply(
         &mut self,
@@ -163,7 +175,7 @@ impl Products {
     ) {
         assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
         y.set_rows(x.rows());
-        let n_x = share(x.rows());
+        let n_x = share(x.rows(), self.most_shared(device));
         let items = x.rows().div_ceil(n_x) as u32;
         self.start(device, operand, n_x, None, [x.rows() as u32, 1, items], x, y);
     }
@@ -194,6 +206,9 @@ impl Products {
         x: &Activations,
         y: &Activations,
     ) {
+        if n_x > SHARES[SHARES.len() - 1] {
+            return self.gemm.start(device, operand, table, [n_x_or_begin, x_div, items], [x, y]);
+        }
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
         let form = Form { format, n_x, is_fused: up.is_some(), is_grouped: table.is_some() };
         let tuning = self.tuning;

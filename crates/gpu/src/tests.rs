@@ -7,9 +7,10 @@ use compute::{
 };
 
 use crate::buffers::Activations;
+use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
 use crate::host::Costs;
-use crate::product::{Form, Tuning, with_embed, with_source};
+use crate::product::{Form, Operand, Products, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
 };
@@ -57,22 +58,53 @@ fn products_of_every_format_are_those_of_their_values() {
             for format in formats(cols) {
                 let mut random = Random::new(7);
                 let weights = matrix(&mut random, format, rows, cols);
-                let x = random.numbers(11 * cols);
+                let x = random.numbers(27 * cols);
                 let on_device = gpu.put(&weights).expect("the format is known");
                 let buffer = upload(&device, &x, cols);
-                let mut out = Activations::new(&device, 11, rows);
+                let mut out = Activations::new(&device, 27, rows);
                 gpu.multiply(&buffer, &on_device, &mut out);
                 let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
                 let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
                 assert_close(&together, &expected(&x, &weights), 2e-6 * scale, &what);
-                // Fewer rows at a time give the same bits.
-                for (begin, len) in [(0, 1), (3, 3), (10, 1)] {
+                // Fewer rows at a time give the same bits, by other kernels.
+                for (begin, len) in [(0, 1), (3, 3), (5, 8), (26, 1)] {
                     let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
                     gpu.multiply(&buffer, &on_device, &mut out);
                     let apart = download(&device, &out);
                     assert_eq!(apart, together[begin * rows..(begin + len) * rows], "{what}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_every_size_give_the_bits_of_single_rows() {
+    let tile = |workgroup, rows, columns| Tile { workgroup, rows, columns };
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let (n_x, rows, cols) = (45, 70, 512);
+    for device in devices() {
+        for (format, tile) in [
+            (Format::Block(BlockType::Q4K), tile(128, 4, 16)),
+            (Format::Block(BlockType::Q6K), tile(64, 2, 24)),
+            (affine, tile(256, 4, 16)),
+        ] {
+            let mut random = Random::new(9);
+            let mut gpu = Gpu::new(device.clone());
+            let weights = matrix(&mut random, format, rows, cols);
+            let weights = gpu.put(&weights).expect("the format is known");
+            let x = random.numbers(n_x * cols);
+            let many = upload(&device, &x, cols);
+            let mut out = Activations::new(&device, n_x, rows);
+            let mut products = Products::new(Tuning::default()).with_tile(tile);
+            products.multiply(&device, &Operand::of(&weights), &many, &mut out);
+            let together = download(&device, &out);
+            for row in [0, 15, 16, 23, 24, 44] {
+                let one = upload(&device, &x[row * cols..][..cols], cols);
+                products.multiply(&device, &Operand::of(&weights), &one, &mut out);
+                let expected = &together[row * rows..][..rows];
+                assert_eq!(download(&device, &out), expected, "{format}, {tile:?}, row {row}");
             }
         }
     }
@@ -119,6 +151,10 @@ fn kernels_translate_to_every_language() {
     crate::gpu::with_place(translate);
     for format in formats(256) {
         with_embed(format, translate);
+        for (is_fused, is_grouped) in [(false, false), (true, false), (true, true)] {
+            let form = gemm::Form { format, is_fused, is_grouped };
+            gemm::with_source(form, Tile { workgroup: 64, rows: 4, columns: 16 }, translate);
+        }
         for n_x in [1, 8] {
             for (is_fused, is_grouped) in
                 [(false, false), (true, false), (false, true), (true, true)]

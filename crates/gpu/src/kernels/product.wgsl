@@ -55,8 +55,16 @@ fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
     high = fma(w.q[6], held[at + 6u], high);
     high = fma(w.q[7], held[at + 7u], high);
     let sums = held[at + 8u];
-    let biased = fma(w.bias.x, sums.x, fma(w.bias.y, sums.y, sum));
-    return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
+    // Half after half, as `gemm.wgsl` does.
+    var out = sum;
+    if (BIASED) {
+        out = fma(w.bias.x, sums.x, out);
+    }
+    out = fma(w.scale.x, total(low), out);
+    if (BIASED) {
+        out = fma(w.bias.y, sums.y, out);
+    }
+    return fma(w.scale.y, total(high), out);
 }
 
 @compute @workgroup_size(WORKGROUP)

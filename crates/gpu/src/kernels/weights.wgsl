@@ -16,3 +16,10 @@ struct Unit {
     scale: vec2<f32>,
     bias: vec2<f32>,
 }
+
+// The lower or the upper sixteen of them.
+struct Half {
+    q: array<vec4<f32>, 4>,
+    scale: f32,
+    bias: f32,
+}

@@ -68,3 +68,31 @@ fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     }
     return out;
 }
+
+const BIASED: bool = true;
+
+fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
+    let index = row * params.units + unit;
+    let group = index / (GROUP / 32u);
+    var out: Half;
+    out.scale = parameter(base.scales, group);
+    out.bias = parameter(base.biases, group);
+    if (BITS == 4u) {
+        let w = quads[base.codes / 4u + index];
+        let codes = select(w.xy, w.zw, part == 1u);
+        let a = nibbles(codes.x);
+        let b = nibbles(codes.y);
+        out.q = array<vec4<f32>, 4>(a[0], a[1], b[0], b[1]);
+    } else if (BITS == 8u) {
+        let codes = quads[base.codes / 4u + 2u * index + part];
+        out.q = array<vec4<f32>, 4>(
+            vec4<f32>(unpack4xU8(codes.x)), vec4<f32>(unpack4xU8(codes.y)),
+            vec4<f32>(unpack4xU8(codes.z)), vec4<f32>(unpack4xU8(codes.w)),
+        );
+    } else {
+        let at = base.codes + index * BITS;
+        let first = 4u * part;
+        out.q = array<vec4<f32>, 4>(quad(at, first), quad(at, first + 1u), quad(at, first + 2u), quad(at, first + 3u));
+    }
+    return out;
+}
