@@ -12,9 +12,10 @@ use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::groups::Groups;
 use crate::host::Host;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products};
+use crate::product::{Items, Operand, Products, share};
 use crate::rowwise::{Chosen, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
@@ -72,6 +73,8 @@ pub struct Gpu {
     pub(crate) delta_net: DeltaNetKernels,
     /// Uses of a prompt's rows in a layer that is held.
     uses: ExpertUses,
+    /// The same on the device.
+    groups: Groups,
 }
 
 impl Gpu {
@@ -110,6 +113,7 @@ impl Gpu {
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
             uses: ExpertUses::new(0),
+            groups: Groups::default(),
             device,
         }
     }
@@ -257,8 +261,8 @@ impl Gpu {
         self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
     }
 
-    /// Chooses and computes the experts of a layer that is held as a whole. Few rows leave their choices on
-    /// the device; many are grouped by expert, on the host.
+    /// Chooses and computes the experts of a layer that is held as a whole. The choices stay on the device; where
+    /// rows are many, it groups them by expert, or the host if the experts are in several buffers.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
@@ -269,6 +273,11 @@ impl Gpu {
         if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
             self.choose(logits, spec, None);
             self.chosen_experts(layer, x, spec.top_k, out);
+            return;
+        }
+        if slots_of(&self.layers, layer).is_some_and(|slots| slots.buffers().len() == 1) {
+            self.choose(logits, spec, None);
+            self.grouped_experts(layer, x, spec.top_k, out);
             return;
         }
         let mut routing = Routing::default();
@@ -311,6 +320,19 @@ impl Gpu {
         let parts: Vec<_> = slots.buffers().iter().zip(items).collect();
         let kernels = (&mut self.products, &self.gated, &mut self.inner);
         compute(&self.device, kernels, &slots.layout, &parts, top_k, x, out);
+    }
+
+    /// Computes the experts that were chosen last, all of which are held in one buffer, grouped on the device.
+    fn grouped_experts(&mut self, layer: usize, x: &Activations, top_k: usize, out: &Activations) {
+        let Self { device, products, groups, gated, inner, .. } = self;
+        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        let (n_uses, n_experts) = (x.rows() * top_k, slots.n_experts());
+        // Twice as many as the average expert has: most have no more.
+        let n_x = share((2 * n_uses).div_ceil(n_experts), products.most_shared(device));
+        let items = groups.group(device, &chosen.choices, [n_uses, n_experts], n_x);
+        let parts = [(&slots.buffers()[0], items)];
+        compute(device, (products, gated, inner), &slots.layout, &parts, top_k, x, out);
     }
 
     /// The same where only some experts of the layer may be held; [`Gpu::take_held_experts`] will know that it

@@ -21,6 +21,7 @@ mod experts;
 mod formats;
 mod gemm;
 mod gpu;
+mod groups;
 mod host;
 mod kernel;
 mod kv_cache;

@@ -91,7 +91,7 @@ fn tiles_of_every_size_give_the_bits_of_single_rows() {
             (affine, tile(256, 4, 16)),
         ] {
             let mut random = Random::new(9);
-            let mut gpu = Gpu::new(device.clone());
+            let gpu = Gpu::new(device.clone());
             let weights = matrix(&mut random, format, rows, cols);
             let weights = gpu.put(&weights).expect("the format is known");
             let x = random.numbers(n_x * cols);
@@ -149,6 +149,7 @@ fn rows_of_the_embedding_are_the_stored_ones() {
 #[test]
 fn kernels_translate_to_every_language() {
     crate::gpu::with_place(translate);
+    crate::groups::with_source(16, translate);
     for format in formats(256) {
         with_embed(format, translate);
         for (is_fused, is_grouped) in [(false, false), (true, false), (true, true)] {
@@ -299,6 +300,46 @@ fn experts_chosen_on_the_device_are_computed_at_once() {
             all.push(download(&device, &out));
         }
         assert!(all.iter().all(|one| *one == all[0]), "{}: bits", name(&device));
+    }
+}
+
+/// Many rows: uses are grouped by expert on the device, or by the host where experts are in several buffers.
+#[test]
+fn experts_of_prompts_are_grouped_on_the_device() {
+    let (top_k, n_experts) = (3, 8);
+    let mut random = Random::new(12);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let spec = RouterSpec { top_k, normalise: true };
+    for (device, rows) in
+        devices().into_iter().flat_map(|device| [(device.clone(), 9), (device, 40)])
+    {
+        let x = upload(&device, &random.numbers(rows * 256), 256);
+        // The first expert is everybody's, the last nobody's.
+        let mut logits = random.numbers(rows * n_experts as usize);
+        for row in logits.chunks_exact_mut(n_experts as usize) {
+            (row[0], row[7]) = (9.0, -9.0);
+        }
+        let logits = upload(&device, &logits, n_experts as usize);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for (per_buffer, n_waits) in [(8, 0), (3, 1)] {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], 8 * slot).expect("memory");
+            for expert in &loaded {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let out = upload(&device, &vec![f32::NAN; rows * top_k * 256], 256);
+            let waits = gpu.handoffs().waits;
+            gpu.held_layer(0, (&logits, spec), &x, &out);
+            assert_eq!(gpu.handoffs().waits - waits, n_waits);
+            all.push(download(&device, &out));
+        }
+        assert!(all[0].iter().all(|value| value.is_finite()), "{}: each use", name(&device));
+        assert!(all[0] == all[1], "{}: bits of {rows} rows", name(&device));
     }
 }
 
