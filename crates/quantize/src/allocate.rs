@@ -205,3 +205,6 @@ fn spend(layers: &mut [Vec<Choice>], budget: Budget) -> Result<(), Error> {
         left -= cost;
     }
 }
+
+#[cfg(test)]
+mod tests;
