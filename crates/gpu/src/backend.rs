@@ -3,7 +3,8 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
+    Matrix, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing, ScratchNeeds,
+    SharedExpert, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -13,6 +14,7 @@ use crate::delta_state::DeltaState;
 use crate::experts::LayerSlots;
 use crate::gpu::Gpu;
 use crate::kv_cache::KvCache;
+use crate::rowwise::{Addend, Norm};
 use crate::weights::Weights;
 
 /// Kept for pipelines, staging, what delta nets mix of 512 rows, and what the driver needs itself.
@@ -23,6 +25,10 @@ const MOST_KEPT: usize = 24;
 
 fn device_error(error: impl std::fmt::Display) -> DeviceError {
     DeviceError(error.to_string())
+}
+
+fn norm_of(norm: NextNorm<'_, Gpu>) -> Norm<'_> {
+    (norm.weight, norm.eps, norm.out)
 }
 
 impl Backend for Gpu {
@@ -82,7 +88,7 @@ impl Backend for Gpu {
     }
 
     fn rms_norm(&mut self, x: &Activations, weight: &Constant, eps: f32, out: &mut Activations) {
-        self.rowwise.norm(&self.device, x, None, (weight, eps), out);
+        self.rowwise.sum(&self.device, x, Addend::Nothing, Some((weight, eps, out)));
     }
 
     fn project(&mut self, x: &Activations, weights: &[&Weights], outs: &mut [&mut Activations]) {
@@ -92,7 +98,11 @@ impl Backend for Gpu {
     }
 
     fn add(&mut self, x: &mut Activations, y: &Activations) {
-        self.rowwise.add(&self.device, x, y);
+        self.rowwise.sum(&self.device, x, Addend::Rows(y), None);
+    }
+
+    fn add_norm(&mut self, x: &mut Activations, y: &Activations, norm: NextNorm<'_, Self>) {
+        self.rowwise.sum(&self.device, x, Addend::Rows(y), Some(norm_of(norm)));
     }
 
     fn attention(
@@ -157,7 +167,18 @@ impl Backend for Gpu {
 
     fn combine(&mut self, x: &mut Activations, outputs: MoeOutputs<'_, Self>) {
         let MoeOutputs { routing, routed, shared } = outputs;
-        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared);
+        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared, None);
+    }
+
+    fn combine_norm(
+        &mut self,
+        x: &mut Activations,
+        outputs: MoeOutputs<'_, Self>,
+        norm: NextNorm<'_, Self>,
+    ) {
+        let MoeOutputs { routing, routed, shared } = outputs;
+        let norm = Some(norm_of(norm));
+        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared, norm);
     }
 
     fn gather(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
@@ -227,9 +248,17 @@ impl Backend for Gpu {
     }
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {
-        let HeldMoe { spec, logits, x: input, shared, routed } = moe;
+        let HeldMoe { spec, router, logits, shared, routed, norm } = moe;
+        let input = &*norm.out;
+        // What does not wait for each other is started together.
+        self.multiply(input, router, logits);
+        let shared = shared.map(|SharedExpert { weights, gate, outs: [out, gate_out] }| {
+            self.multiply(input, gate, gate_out);
+            self.gated_block(input, weights, out);
+            [&*out, &*gate_out]
+        });
         self.held_layer(layer, (logits, spec), input, routed);
-        self.combine_outputs(x, None, spec.top_k, routed, shared);
+        self.combine_outputs(x, None, spec.top_k, routed, shared, Some(norm_of(norm)));
     }
 
     fn take_held(

@@ -15,7 +15,7 @@ use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, s
 use crate::host::Host;
 use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products};
-use crate::rowwise::{Chosen, Rowwise};
+use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
@@ -234,7 +234,7 @@ impl Gpu {
     }
 
     /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
-    /// says.
+    /// says, and norms it if that is wanted.
     pub(crate) fn combine_outputs(
         &mut self,
         x: &mut Activations,
@@ -242,6 +242,7 @@ impl Gpu {
         top_k: usize,
         routed: &Activations,
         shared: Option<[&Activations; 2]>,
+        norm: Option<Norm<'_>>,
     ) {
         if let Some(routing) = routing
             && *routing != self.routed
@@ -254,7 +255,8 @@ impl Gpu {
             self.routed.clone_from(routing);
         }
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
-        self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
+        let addend = Addend::Experts { choices: &chosen.choices, top_k, routed, shared };
+        self.rowwise.sum(&self.device, x, addend, norm);
     }
 
     /// Chooses and computes the experts of a layer that is held as a whole. Few rows leave their choices on

@@ -1,7 +1,9 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
 use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
-use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Memory, Routing};
+use compute::{
+    AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Memory, NextNorm, Routing,
+};
 
 use crate::batch::Batch;
 use crate::blocks::{
@@ -82,14 +84,15 @@ impl<M, V> Decoder<M, V> {
         let is_ahead = is_apart && !on_host && n_rows <= MOST_ROWS_AHEAD;
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
+        backend.rms_norm(x, self.norm_before(0), eps, normed);
         timeline.lap(None, Phase::Embedding);
 
+        // Each sum of the residual stream is normed at once for what reads it next.
         for (index, layer) in self.layers.iter().enumerate() {
             if let Some(routers) = routers {
-                let buffers = [&mut *normed, &mut moe.logits];
+                let buffers = [&mut *mixed, &mut moe.logits];
                 routers.before_mixer(backend, &self.layers, index, eps, x, buffers);
             }
-            backend.rms_norm(x, &layer.mixer_norm, eps, normed);
             match &layer.mixer {
                 Mixer::Attention(block) => {
                     with_all(
@@ -111,22 +114,22 @@ impl<M, V> Decoder<M, V> {
                     );
                 }
             }
-            backend.add(x, mixed);
+            backend.add_norm(x, mixed, NextNorm { weight: &layer.ffn_norm, eps, out: normed });
             timeline.lap(Some(index), layer.mixer.phase());
 
-            backend.rms_norm(x, &layer.ffn_norm, eps, normed);
+            let next_norm = self.norm_before(index + 1);
             let block = match &layer.ffn {
                 Ffn::Moe(block) => block,
                 Ffn::Dense(weights) => {
                     backend.swiglu(normed, weights, mixed);
-                    backend.add(x, mixed);
+                    backend.add_norm(x, mixed, NextNorm { weight: next_norm, eps, out: normed });
                     timeline.lap(Some(index), Phase::SharedExpert);
                     continue;
                 }
             };
             if backend.holds_all(index) && !on_host {
-                let rows = (&*normed, n_rows);
-                *held_uses += block.held(backend, moe, index, rows, x) as u64;
+                let norm = NextNorm { weight: next_norm, eps, out: normed };
+                *held_uses += block.held(backend, moe, (index, n_rows), x, norm) as u64;
                 timeline.lap(Some(index), Phase::Experts);
                 continue;
             }
@@ -179,7 +182,7 @@ impl<M, V> Decoder<M, V> {
                 ready.clear();
                 timeline.lap(Some(index), Phase::Experts);
             }
-            block.combine(backend, moe, x);
+            block.combine(backend, moe, x, NextNorm { weight: next_norm, eps, out: normed });
             timeline.lap(Some(index), Phase::Experts);
             if let Some(routing_log) = routing_log {
                 routing_log.push(moe.routing.clone());
@@ -190,9 +193,9 @@ impl<M, V> Decoder<M, V> {
                 && !backend.holds_all(index + 1)
                 && experts.wants_prediction(index + 1, n_rows)
             {
-                backend.rms_norm(x, norm, eps, normed);
+                backend.rms_norm(x, norm, eps, mixed);
                 let is_resident = |expert| experts.is_resident(index + 1, expert);
-                let predicted = next.predict(backend, moe, normed, is_resident);
+                let predicted = next.predict(backend, moe, mixed, is_resident);
                 let is_held = |expert| backend.holds(index + 1, expert);
                 experts.look_ahead(index + 1, predicted, &is_held);
                 timeline.lap(Some(index), Phase::Router);
@@ -201,10 +204,9 @@ impl<M, V> Decoder<M, V> {
 
         logits.clear();
         if !batch.logit_rows.is_empty() {
-            backend.gather(x, &batch.logit_rows, wanted);
-            backend.rms_norm(wanted, &self.norm, eps, normed);
+            backend.gather(normed, &batch.logit_rows, wanted);
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-            backend.project(normed, &[lm_head], &mut [head]);
+            backend.project(wanted, &[lm_head], &mut [head]);
             backend.download(head, logits);
         }
         backend.check()?;
@@ -248,6 +250,11 @@ impl<M, V> Decoder<M, V> {
             Layer { ffn_norm, ffn: Ffn::Moe(next), .. } => Some((ffn_norm, next)),
             Layer { ffn: Ffn::Dense(_), .. } => None,
         }
+    }
+
+    /// The weight of the norm before a layer's mixer, or before the head.
+    fn norm_before(&self, index: usize) -> &V {
+        self.layers.get(index).map_or(&self.norm, |layer| &layer.mixer_norm)
     }
 
     /// Loads a decoder of the usual names, whose mixers `load_mixer` gives by name and kind.
@@ -383,7 +390,7 @@ impl<B: Backend> Workspace<B> {
         let hidden = config.hidden_size;
         let scratch = Scratch {
             x: backend.buffer(max_rows, hidden),
-            normed: backend.buffer(max_rows.max(max_logit_rows), hidden),
+            normed: backend.buffer(max_rows, hidden),
             mixed: backend.buffer(max_rows, hidden),
             wanted: backend.buffer(max_logit_rows, hidden),
             head: backend.buffer(max_logit_rows, config.vocab_size),
@@ -422,7 +429,7 @@ pub(crate) struct Scratch<B: Backend> {
     pub(crate) x: B::Buffer,
     pub(crate) normed: B::Buffer,
     pub(crate) mixed: B::Buffer,
-    /// Rows of the residual stream whose logits are wanted.
+    /// Normed rows of the residual stream whose logits are wanted.
     pub(crate) wanted: B::Buffer,
     pub(crate) head: B::Buffer,
     pub(crate) attention: AttentionScratch<B>,
