@@ -3,8 +3,7 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing, ScratchNeeds,
-    SharedExpert, Span,
+    Matrix, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -92,9 +91,7 @@ impl Backend for Gpu {
     }
 
     fn project(&mut self, x: &Activations, weights: &[&Weights], outs: &mut [&mut Activations]) {
-        for (weights, out) in weights.iter().zip(outs) {
-            self.multiply(x, weights, out);
-        }
+        self.multiply_each(x, weights, outs);
     }
 
     fn add(&mut self, x: &mut Activations, y: &Activations) {
@@ -249,15 +246,9 @@ impl Backend for Gpu {
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {
         let HeldMoe { spec, router, logits, shared, routed, norm } = moe;
-        let input = &*norm.out;
-        // What does not wait for each other is started together.
-        self.multiply(input, router, logits);
-        let shared = shared.map(|SharedExpert { weights, gate, outs: [out, gate_out] }| {
-            self.multiply(input, gate, gate_out);
-            self.gated_block(input, weights, out);
-            [&*out, &*gate_out]
-        });
-        self.held_layer(layer, (logits, spec), input, routed);
+        let mut shared = shared;
+        self.held_layer(layer, (router, logits, spec), shared.as_mut(), norm.out, routed);
+        let shared = shared.map(|shared| shared.outs.map(|out| &*out));
         self.combine_outputs(x, None, spec.top_k, routed, shared, Some(norm_of(norm)));
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use compute::{
     Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
+    SharedExpert,
 };
 
 use crate::attention::AttentionKernels;
@@ -45,6 +46,8 @@ pub struct Gpu {
     indices: Scratch,
     /// Inner activations of experts.
     inner: [Option<Activations>; 2],
+    /// The same of the shared expert, whose width may be another.
+    shared_inner: [Option<Activations>; 2],
     chosen: Option<(Chosen, usize)>,
     /// The same for a layer to come.
     predicted: Option<(Chosen, usize)>,
@@ -92,6 +95,7 @@ impl Gpu {
             gated,
             indices: Scratch::default(),
             inner: [None, None],
+            shared_inner: [None, None],
             chosen: None,
             predicted: None,
             routed: Routing::default(),
@@ -135,8 +139,17 @@ impl Gpu {
         self.rowwise.gather(&self.device, x, (indices, rows.len()), out);
     }
 
-    pub(crate) fn multiply(&mut self, x: &Activations, weights: &Weights, out: &mut Activations) {
-        self.products.multiply(&self.device, &Operand::of(weights), x, out);
+    /// Products of one input with several matrices.
+    pub(crate) fn multiply_each(
+        &mut self,
+        x: &Activations,
+        weights: &[&Weights],
+        outs: &mut [&mut Activations],
+    ) {
+        let products = weights.iter().zip(outs);
+        let mut products: Vec<_> =
+            products.map(|(weights, out)| (Operand::of(weights), &mut **out)).collect();
+        self.products.multiply(&self.device, x, &mut products);
     }
 
     /// The shared expert, or a dense block.
@@ -146,22 +159,42 @@ impl Gpu {
         weights: &ExpertWeights<Weights>,
         out: &mut Activations,
     ) {
-        let ExpertWeights { gate, up, down } = weights;
+        self.gated_inner(x, weights, Vec::new());
+        self.gated_down(weights, out);
+    }
+
+    /// The first part of that: the inner activations. Other products of the same input go with it.
+    fn gated_inner(
+        &mut self,
+        x: &Activations,
+        weights: &ExpertWeights<Weights>,
+        others: Vec<(Operand<'_>, &mut Activations)>,
+    ) {
+        let mut products = others;
+        let Self { device, gated, shared_inner: [inner, other], .. } = self;
+        let ExpertWeights { gate, up, .. } = weights;
         let (rows, width) = (x.rows(), gate.rows);
-        let [inner, other] = &mut self.inner;
-        let inner = sized(inner, &self.device, rows, width);
+        let inner = sized(inner, device, rows, width);
         let is_fused = gate.format == up.format && std::sync::Arc::ptr_eq(&gate.buffer, &up.buffer);
-        let mut operand = Operand::of(gate);
         if is_fused {
-            operand.up = Some(up.parts);
-            self.products.multiply(&self.device, &operand, x, inner);
+            let both = Operand { up: Some(up.parts), ..Operand::of(gate) };
+            products.push((both, inner));
+            self.products.multiply(device, x, &mut products);
         } else {
-            let other = sized(other, &self.device, rows, width);
-            self.products.multiply(&self.device, &operand, x, inner);
-            self.products.multiply(&self.device, &Operand::of(up), x, other);
-            gate_with(&self.device, &self.gated, inner, other);
+            let other = sized(other, device, rows, width);
+            products.push((Operand::of(gate), &mut *inner));
+            products.push((Operand::of(up), &mut *other));
+            self.products.multiply(device, x, &mut products);
+            drop(products);
+            gate_with(device, gated, inner, other);
         }
-        self.products.multiply(&self.device, &Operand::of(down), inner, out);
+    }
+
+    /// The second part.
+    fn gated_down(&mut self, weights: &ExpertWeights<Weights>, out: &mut Activations) {
+        let inner = self.shared_inner[0].as_ref().expect("the first part was computed");
+        let mut products = [(Operand::of(&weights.down), out)];
+        self.products.multiply(&self.device, inner, &mut products);
     }
 
     /// Chooses experts; the choices stay on the device, and come to the host in `routing` if it is there.
@@ -259,17 +292,34 @@ impl Gpu {
         self.rowwise.sum(&self.device, x, addend, norm);
     }
 
-    /// Chooses and computes the experts of a layer that is held as a whole. Few rows leave their choices on
-    /// the device; many are grouped by expert, on the host.
+    /// Chooses and computes the experts of a layer that is held as a whole, and the shared expert. What does not
+    /// wait for each other is side by side. Few rows leave their choices on the device; many are grouped by
+    /// expert, on the host.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
-        (logits, spec): (&Activations, RouterSpec),
+        (router, logits, spec): (&Weights, &mut Activations, RouterSpec),
+        shared: Option<&mut SharedExpert<'_, Self>>,
         x: &Activations,
         out: &Activations,
     ) {
+        let mut down = None;
+        let mut products = vec![(Operand::of(router), &mut *logits)];
+        match shared {
+            Some(SharedExpert { weights, gate, outs: [out, gate_out] }) => {
+                products.push((Operand::of(gate), gate_out));
+                self.gated_inner(x, weights, products);
+                down = Some((weights, out));
+            }
+            None => self.products.multiply(&self.device, x, &mut products),
+        }
         if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
             self.choose(logits, spec, None);
+        }
+        if let Some((weights, out)) = down {
+            self.gated_down(weights, out);
+        }
+        if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
             self.chosen_experts(layer, x, spec.top_k, out);
             return;
         }

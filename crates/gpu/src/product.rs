@@ -11,6 +11,8 @@ use crate::kernel::KernelSource;
 use crate::weights::Weights;
 
 const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
+const ONE: &str = include_str!("kernels/matrix_one.wgsl");
+const EACH: &str = include_str!("kernels/matrix_each.wgsl");
 const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
 const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
 const PRODUCT: &str = include_str!("kernels/product.wgsl");
@@ -20,6 +22,13 @@ const EMBED: &str = include_str!("kernels/embed.wgsl");
 const MOST_WORKGROUPS: u32 = 65_535;
 /// Rows of activations that can share the decoding of weights.
 const SHARES: [usize; 3] = [1, 4, 8];
+/// Most rows of activations whose products with several matrices are one dispatch: with more of them it is
+/// what is computed that counts.
+const MOST_ROWS_OF_EACH: usize = 4;
+/// Most matrices of such a dispatch.
+const MOST_MATRICES: usize = 4;
+/// In the place of the number of a matrix.
+const NONE: u32 = u32::MAX;
 
 /// A form of the product kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +36,18 @@ pub(crate) struct Form {
     pub(crate) format: Format,
     pub(crate) n_x: usize,
     pub(crate) is_fused: bool,
-    pub(crate) is_grouped: bool,
+    pub(crate) of: Of,
+}
+
+/// What rows of activations are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Of {
+    /// All with one matrix.
+    One,
+    /// All with each of several.
+    Each,
+    /// Some with those of some experts.
+    Experts,
 }
 
 /// How the products are cut; results are the same bits whatever it is.
@@ -103,6 +123,30 @@ impl<'a> Operand<'a> {
     }
 }
 
+/// Matrices of a format in one buffer that share their input, with where their products go.
+#[derive(Default)]
+struct Group<'a> {
+    products: [Option<(Operand<'a>, &'a Buffer)>; MOST_MATRICES],
+    /// The one that has an [`Operand::up`], and where that is.
+    pair: Option<(u32, [u32; 3])>,
+}
+
+impl<'a> Group<'a> {
+    /// Takes a matrix if it is like the others.
+    fn take(&mut self, operand: &Operand<'a>, y: &'a Activations) -> bool {
+        let is_like = self.products[0].as_ref().is_none_or(|(first, _)| {
+            first.format == operand.format && std::ptr::eq(first.buffer, operand.buffer)
+        });
+        let Some(place) = self.products.iter().position(Option::is_none) else { return false };
+        if !is_like || (operand.up.is_some() && self.pair.is_some()) {
+            return false;
+        }
+        self.pair = operand.up.map(|up| (place as u32, up)).or(self.pair);
+        self.products[place] = Some((*operand, &y.buffer));
+        true
+    }
+}
+
 /// How many rows share the decoding of weights when there are so many.
 pub(crate) fn share(n_rows: usize) -> usize {
     SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
@@ -115,15 +159,19 @@ pub(crate) fn with_source<T>(
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
 ) -> T {
     let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
-    let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
+    let (rows, matrix) = match form.of {
+        Of::One => (ALL_ROWS, ONE),
+        Of::Each => (ALL_ROWS, EACH),
+        Of::Experts => (ROWS_OF_EXPERTS, ONE),
+    };
     let [a, b, c] = decoder.constants;
     let constants = [a, b, c, ("N_X", form.n_x as u32), ("N_ROWS", tuning.rows_of(form))];
-    let writes: &[bool] = if form.is_grouped {
-        &[false, false, false, true, false]
-    } else {
-        &[false, false, false, true]
+    let writes: &[bool] = match form.of {
+        Of::One => &[false, false, false, true],
+        Of::Each => &[false, false, false, true, true, true, true],
+        Of::Experts => &[false, false, false, true, false],
     };
-    let parts = [WEIGHTS, decoder.text, rows, PRODUCT];
+    let parts = [WEIGHTS, decoder.text, rows, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
@@ -153,19 +201,35 @@ impl Products {
         Self { tuning, ..Self::default() }
     }
 
-    /// `y = x W^T` for all rows of `x`, or what [`Operand::up`] says.
+    /// `y = x W^T` for all rows of `x` and for each of some matrices, or what [`Operand::up`] says, of as many
+    /// matrices a dispatch as can be. It is the same bits however they are cut.
     pub(crate) fn multiply(
         &mut self,
         device: &Device,
-        operand: &Operand<'_>,
         x: &Activations,
-        y: &mut Activations,
+        products: &mut [(Operand<'_>, &mut Activations)],
     ) {
-        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
-        y.set_rows(x.rows());
-        let n_x = share(x.rows());
-        let items = x.rows().div_ceil(n_x) as u32;
-        self.start(device, operand, n_x, None, [x.rows() as u32, 1, items], x, y);
+        let rows = x.rows();
+        for (operand, y) in &mut *products {
+            assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+            y.set_rows(rows);
+        }
+        let n_x = share(rows);
+        let items = rows.div_ceil(n_x) as u32;
+        if rows > MOST_ROWS_OF_EACH {
+            for (operand, y) in products {
+                self.start(device, operand, n_x, None, [rows as u32, 1, items], x, y);
+            }
+            return;
+        }
+        let mut is_done = vec![false; products.len()];
+        while let Some(first) = is_done.iter().position(|is_done| !is_done) {
+            let mut group = Group::default();
+            for (index, (operand, y)) in products.iter().enumerate().skip(first) {
+                is_done[index] |= !is_done[index] && group.take(operand, y);
+            }
+            self.start_each(device, &group, n_x, items, x);
+        }
     }
 
     /// The same for the experts that `items` tells; `top_k` uses of a row of `x` each, or one.
@@ -195,7 +259,8 @@ impl Products {
         y: &Activations,
     ) {
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
-        let form = Form { format, n_x, is_fused: up.is_some(), is_grouped: table.is_some() };
+        let of = if table.is_some() { Of::Experts } else { Of::One };
+        let form = Form { format, n_x, is_fused: up.is_some(), of };
         let tuning = self.tuning;
         let kernel = self
             .kernels
@@ -223,6 +288,42 @@ impl Products {
             }
             None => device.dispatch(kernel, &buffers, &words, [groups, items, 1]),
         }
+    }
+
+    /// Starts the products of all rows with a group of matrices.
+    fn start_each(
+        &mut self,
+        device: &Device,
+        group: &Group<'_>,
+        n_x: usize,
+        items: u32,
+        x: &Activations,
+    ) {
+        let [Some((first, first_y)), ..] = group.products else { return };
+        let form = Form { format: first.format, n_x, is_fused: group.pair.is_some(), of: Of::Each };
+        let tuning = self.tuning;
+        let kernel = self
+            .kernels
+            .entry(form)
+            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
+        let share = tuning.workgroup / 8 * tuning.rows_of(form);
+        let mut words = [0; 4 * MOST_MATRICES + 7];
+        // Nothing goes to outputs without a matrix.
+        let mut buffers =
+            [first.buffer, first.buffer, &x.buffer, first_y, first_y, first_y, first_y];
+        let mut groups = 0;
+        for (index, (operand, y)) in group.products.iter().flatten().enumerate() {
+            words[4 * index..4 * index + 3].copy_from_slice(&operand.parts);
+            words[4 * index + 3] = operand.rows as u32;
+            buffers[3 + index] = y;
+            groups += (operand.rows as u32).div_ceil(share);
+        }
+        let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
+        let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
+        let rest = [up, up_scales, up_biases, pair, units, x.rows() as u32, quads];
+        words[4 * MOST_MATRICES..].copy_from_slice(&rest);
+        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
+        device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
     }
 
     /// `out[i] = table[tokens[i]]`.

@@ -9,7 +9,7 @@ use compute::{
 use crate::buffers::Activations;
 use crate::gpu::Gpu;
 use crate::host::Costs;
-use crate::product::{Form, Tuning, with_embed, with_source};
+use crate::product::{Form, Of, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
 };
@@ -61,7 +61,7 @@ fn products_of_every_format_are_those_of_their_values() {
                 let on_device = gpu.put(&weights).expect("the format is known");
                 let buffer = upload(&device, &x, cols);
                 let mut out = Activations::new(&device, 11, rows);
-                gpu.multiply(&buffer, &on_device, &mut out);
+                gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                 let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
                 let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
@@ -69,10 +69,52 @@ fn products_of_every_format_are_those_of_their_values() {
                 // Fewer rows at a time give the same bits.
                 for (begin, len) in [(0, 1), (3, 3), (10, 1)] {
                     let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
-                    gpu.multiply(&buffer, &on_device, &mut out);
+                    gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                     let apart = download(&device, &out);
                     assert_eq!(apart, together[begin * rows..(begin + len) * rows], "{what}");
                 }
+            }
+        }
+    }
+}
+
+/// Few rows are multiplied with several matrices a dispatch, many with one.
+#[test]
+fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
+    let q8 = Format::Block(BlockType::Q8_0);
+    let f32 = Format::Float(FloatType::F32);
+    // More of a format than a dispatch takes, a row alone, and others between them.
+    let shapes = [(q8, 70), (f32, 33), (q8, 1), (q8, 64), (f32, 1), (q8, 35), (q8, 8)];
+    let cols = 96;
+    let mut random = Random::new(11);
+    let stored = shapes.map(|(format, rows)| matrix(&mut random, format, rows, cols));
+    let [gate, up] = [0; 2].map(|_| matrix(&mut random, q8, 64, cols));
+    let down = matrix(&mut random, q8, cols, 64);
+    let x = random.numbers(11 * cols);
+    for device in devices() {
+        let mut gpu = Gpu::new(device.clone());
+        let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
+        let weights = stored.each_ref().map(put);
+        let shared = ExpertWeights { gate: put(&gate), up: put(&up), down: put(&down) };
+        let all: Vec<_> = weights.iter().collect();
+        let mut of_rows = |n_rows: usize| {
+            let x = upload(&device, &x[..n_rows * cols], cols);
+            let mut outs = shapes.map(|(_, rows)| gpu.buffer(n_rows, rows));
+            let before = gpu.handoffs().dispatches;
+            gpu.project(&x, &all, &mut outs.each_mut());
+            let n_dispatches = gpu.handoffs().dispatches - before;
+            let mut out = gpu.buffer(n_rows, cols);
+            gpu.swiglu(&x, &shared, &mut out);
+            let mut values: Vec<_> = outs.iter().map(|out| download(&device, out)).collect();
+            values.push(download(&device, &out));
+            (values, n_dispatches)
+        };
+        let (apart, n_apart) = of_rows(11);
+        for n_rows in [1, 3, 4] {
+            let (together, n_together) = of_rows(n_rows);
+            assert_eq!((n_together, n_apart), (3, 7), "dispatches");
+            for (together, apart) in together.iter().zip(&apart) {
+                assert_eq!(*together, apart[..together.len()], "{}", name(&device));
             }
         }
     }
@@ -120,10 +162,11 @@ fn kernels_translate_to_every_language() {
     for format in formats(256) {
         with_embed(format, translate);
         for n_x in [1, 8] {
-            for (is_fused, is_grouped) in
-                [(false, false), (true, false), (false, true), (true, true)]
+            for (is_fused, of) in [Of::One, Of::Each, Of::Experts]
+                .into_iter()
+                .flat_map(|of| [(false, of), (true, of)])
             {
-                let form = Form { format, n_x, is_fused, is_grouped };
+                let form = Form { format, n_x, is_fused, of };
                 with_source(form, Tuning::default(), translate);
             }
         }

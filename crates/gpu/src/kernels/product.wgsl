@@ -1,35 +1,26 @@
 // `y = x W^T` for up to N_X rows of x at a time, which share the decoding of weights. With FUSED, there are
-// two matrices, and `y = silu(x gate^T) * (x up^T)`. Which rows and which matrix a workgroup has is said by
-// `rows_all.wgsl`, or for routed experts by `rows_of_experts.wgsl`.
+// two matrices, and `y = silu(x gate^T) * (x up^T)`. Which rows a workgroup has is said by `rows_all.wgsl`, or
+// for routed experts by `rows_of_experts.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
+// several matrices share their input.
 //
 // A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, and the team
 // adds its lanes: one order, whatever N_X and N_ROWS are. Within a unit, by the group sums of MLX's
 // identity: sum((s q + b) x) = s sum(q x) + b sum(x).
 
-struct Params {
-    codes: u32,
-    scales: u32,
-    biases: u32,
-    up_codes: u32,
-    up_scales: u32,
-    up_biases: u32,
-    // Words from an expert to the next.
-    stride: u32,
-    // Rows of W, units of a row.
+// What a workgroup multiplies with.
+struct Matrix {
+    base: Base,
+    // The matrix that is computed together with it, if it is one of a pair.
+    up: Base,
+    is_pair: bool,
     rows: u32,
-    units: u32,
-    // Rows of x, or where the table of items begins.
-    n_x: u32,
-    // Row of x of an expert's use: use / x_div.
-    x_div: u32,
-    // Quads of a row of x.
-    x_quads: u32,
+    // The first workgroup of the matrix.
+    group: u32,
+    // Which of several matrices it is.
+    index: u32,
 }
 
-var<immediate> params: Params;
-
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
 const TEAMS: u32 = WORKGROUP / 8u;
 // Units of x in memory of the workgroup, of all of its rows; eight quads each, and a ninth that holds the sums
@@ -67,10 +58,8 @@ fn main(entry: Entry) {
     if (n == 0u) {
         return;
     }
-    let offset = slot_of(item) * params.stride;
-    let base = Base(params.codes + offset, params.scales + offset, params.biases + offset);
-    let up = Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);
-    let first = (entry.group.x * TEAMS + at.team) * N_ROWS;
+    let matrix = matrix_of(entry.group.x, item);
+    let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * N_ROWS;
     var sums: array<f32, SUMS>;
     var up_sums: array<f32, SUMS>;
 
@@ -99,14 +88,14 @@ fn main(entry: Entry) {
         workgroupBarrier();
         for (var unit = at.lane; unit < width; unit += 8u) {
             for (var r = 0u; r < N_ROWS; r++) {
-                let row = min(first + r, params.rows - 1u);
-                let w = unit_of(base, row, tile + unit);
+                let row = min(first + r, matrix.rows - 1u);
+                let w = unit_of(matrix.base, row, tile + unit);
                 for (var j = 0u; j < N_X; j++) {
                     let sum = r * N_X + j;
                     sums[sum] = multiply(w, (j * TILE + unit) * 9u, sums[sum]);
                 }
-                if (FUSED) {
-                    let w = unit_of(up, row, tile + unit);
+                if (FUSED && matrix.is_pair) {
+                    let w = unit_of(matrix.up, row, tile + unit);
                     for (var j = 0u; j < N_X; j++) {
                         let sum = r * N_X + j;
                         up_sums[sum] = multiply(w, (j * TILE + unit) * 9u, up_sums[sum]);
@@ -119,11 +108,11 @@ fn main(entry: Entry) {
     for (var r = 0u; r < N_ROWS; r++) {
         for (var j = 0u; j < N_X; j++) {
             var value = team_sum(entry, sums[r * N_X + j]);
-            if (FUSED) {
+            if (FUSED && matrix.is_pair) {
                 value = silu(value) * team_sum(entry, up_sums[r * N_X + j]);
             }
-            if (at.lane == 0u && j < n && first + r < params.rows) {
-                y[y_row_of(item, j) * params.rows + first + r] = value;
+            if (at.lane == 0u && j < n && first + r < matrix.rows) {
+                keep(matrix, y_row_of(item, j) * matrix.rows + first + r, value);
             }
         }
     }
