@@ -418,6 +418,28 @@ pub trait Backend {
     /// Copies a buffer's rows to the host, replacing what `out` held. Waits for the device.
     fn download(&mut self, buffer: &Self::Buffer, out: &mut Vec<f32>);
 
+    /// The column of the largest of the first `n` values of each of so many rows, of equals the first; `None`
+    /// for a row whose values, all of them, are not finite. Waits for the device. `scratch` is memory to use.
+    fn best(
+        &mut self,
+        x: &Self::Buffer,
+        (rows, n): (usize, usize),
+        scratch: &mut Vec<f32>,
+        out: &mut Vec<Option<u32>>,
+    ) {
+        self.download(x, scratch);
+        out.clear();
+        out.extend(scratch.chunks_exact((scratch.len() / rows.max(1)).max(1)).map(|row| {
+            let mut best = 0;
+            for (column, value) in row[..n].iter().enumerate() {
+                if *value > row[best] {
+                    best = column;
+                }
+            }
+            row.iter().all(|value| value.is_finite()).then_some(best as u32)
+        }));
+    }
+
     /// Whether all that was computed so far is sound. Operations do not fail by themselves: after a
     /// failure of the device what they give is worthless, and this tells why. It is asked whenever results
     /// came to the host.

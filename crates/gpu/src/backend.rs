@@ -190,6 +190,17 @@ impl Backend for Gpu {
         self.download_values(buffer, out);
     }
 
+    fn best(
+        &mut self,
+        x: &Activations,
+        (rows, n): (usize, usize),
+        _: &mut Vec<f32>,
+        out: &mut Vec<Option<u32>>,
+    ) {
+        assert_eq!(rows, x.rows(), "shapes agree");
+        self.best.best(&self.device, x, n, out);
+    }
+
     fn check(&self) -> Result<(), DeviceError> {
         self.device.check().map_err(device_error)
     }

@@ -9,6 +9,7 @@ use compute::{
 };
 
 use crate::attention::AttentionKernels;
+use crate::best::Best;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
@@ -41,6 +42,7 @@ pub struct Gpu {
     slabs: Slabs,
     products: Products,
     pub(crate) rowwise: Rowwise,
+    pub(crate) best: Best,
     gated: Kernel,
     /// Indices of tokens or rows.
     indices: Scratch,
@@ -90,6 +92,7 @@ impl Gpu {
         });
         Self {
             rowwise: Rowwise::new(&device),
+            best: Best::new(&device),
             slabs: Slabs::default(),
             products: Products::default(),
             gated,

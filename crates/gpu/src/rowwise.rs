@@ -13,6 +13,9 @@ const MOST_WORKGROUPS: u32 = 4096;
 /// Most experts of a layer that the router kernel can order.
 pub(crate) const MOST_EXPERTS: usize = 1024;
 
+/// How experts are chosen.
+pub(crate) const CHOICE: &str = include_str!("kernels/choice.wgsl");
+
 /// Compiled kernels of this topic, made when they are first needed.
 #[derive(Debug)]
 pub(crate) struct Rowwise {
@@ -100,8 +103,8 @@ fn with_gather<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
 fn with_router<T>(spec: RouterSpec, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
     apply(&KernelSource {
         name: "router",
-        parts: &[include_str!("kernels/router.wgsl")],
-        constants: &[("TOP_K", spec.top_k as u32)],
+        parts: &[CHOICE, include_str!("kernels/router.wgsl")],
+        constants: &[("TOP_K", spec.top_k as u32), ("WORKGROUP", 128)],
         flags: &[("NORMALISE", spec.normalise)],
         writes: &[false, true, true],
         teams: None,

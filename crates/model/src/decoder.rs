@@ -68,7 +68,7 @@ impl<M, V> Decoder<M, V> {
         states: &mut [&mut SequenceState<B>],
         experts: &mut dyn ExpertSource,
     ) -> Result<(), SourceError> {
-        let Workspace { backend, scratch, log, logits } = workspace;
+        let Workspace { backend, scratch, log, logits, best } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
         let ForwardLog { timeline, held_uses, routing: routing_log, routers, observer } = log;
         // Whoever records requests must see them all; whoever logs or changes choices must have them on the
@@ -203,11 +203,19 @@ impl<M, V> Decoder<M, V> {
         }
 
         logits.clear();
+        best.clear();
         if !batch.logit_rows.is_empty() {
             backend.gather(normed, &batch.logit_rows, wanted);
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
             backend.project(wanted, &[lm_head], &mut [head]);
-            backend.download(head, logits);
+            match batch.best_of {
+                None => backend.download(head, logits),
+                Some(n) => {
+                    let shape = (batch.logit_rows.len(), n.min(self.config.vocab_size));
+                    backend.best(head, shape, logits, best);
+                    logits.clear();
+                }
+            }
         }
         backend.check()?;
         for (state, span) in states.iter_mut().zip(spans) {
@@ -379,8 +387,10 @@ pub struct Workspace<B: Backend> {
     pub backend: B,
     /// What the last passes tell about themselves.
     pub log: ForwardLog,
-    /// The wanted logits of the last pass, (logit_rows, vocab_size).
+    /// The wanted logits of the last pass, (logit_rows, vocab_size); empty if the best tokens were wanted.
     pub logits: Vec<f32>,
+    /// The best tokens, if they were wanted; `None` where logits are not finite.
+    pub best: Vec<Option<u32>>,
     pub(crate) scratch: Scratch<B>,
 }
 
@@ -401,7 +411,8 @@ impl<B: Backend> Workspace<B> {
             moe: MoeScratch::new(&backend, hidden, &config.moe, max_rows),
             ready: Vec::new(),
         };
-        Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
+        let (logits, best) = (Vec::new(), Vec::new());
+        Self { backend, log: ForwardLog::new(config), logits, best, scratch }
     }
 
     /// Changes what passes compute from now on.
