@@ -125,7 +125,7 @@ pub struct DeltaNetInputs<'a, B: Backend + ?Sized> {
 }
 
 /// How experts are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouterSpec {
     /// Experts of a row.
     pub top_k: usize,

@@ -317,14 +317,21 @@ impl Gpu {
             None => self.products.multiply(&self.device, x, &mut products),
         }
         if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
-            self.choose(logits, spec, None);
+            let is_begun = self.choose_and_begin(layer, (logits, spec), x);
+            if !is_begun {
+                self.choose(logits, spec, None);
+            }
+            if let Some((weights, out)) = down {
+                self.gated_down(weights, out);
+            }
+            match is_begun {
+                true => self.end_chosen(layer, x.rows() * spec.top_k, out),
+                false => self.chosen_experts(layer, x, spec.top_k, out),
+            }
+            return;
         }
         if let Some((weights, out)) = down {
             self.gated_down(weights, out);
-        }
-        if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
-            self.chosen_experts(layer, x, spec.top_k, out);
-            return;
         }
         let mut routing = Routing::default();
         self.choose(logits, spec, Some(&mut routing));
@@ -336,6 +343,42 @@ impl Gpu {
         uses.group(&routing);
         self.held_experts(layer, x, &uses, out);
         self.uses = uses;
+    }
+
+    /// Chooses experts and computes their inner activations at once, if all of the layer are in one buffer and
+    /// gate and up can be computed together.
+    fn choose_and_begin(
+        &mut self,
+        layer: usize,
+        (logits, spec): (&Activations, RouterSpec),
+        x: &Activations,
+    ) -> bool {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let Some(slots) = slots_of(layers, layer).filter(|slots| slots.is_plain()) else {
+            return false;
+        };
+        let layout = &slots.layout;
+        if !layout.is_fused() {
+            return false;
+        }
+        let uses = x.rows() * spec.top_k;
+        let inner = sized(inner, device, uses, layout.intermediate());
+        inner.set_rows(uses);
+        let choice = (logits, spec, room_for_choices(device, chosen, uses));
+        let operand = layout.gate_up(&slots.buffers()[0]);
+        products.multiply_chosen(device, &operand, choice, x, inner);
+        self.routed = Routing::default();
+        true
+    }
+
+    /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
+    fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let (Some(slots), Some(inner)) = (slots_of(layers, layer), inner) else { return };
+        let table = &room_for_choices(device, chosen, uses).items;
+        let items = Items { table, begin: 0, len: uses as u32, n_x: 1 };
+        let down = slots.layout.down(&slots.buffers()[0]);
+        products.multiply_experts(device, &down, items, 1, inner, out);
     }
 
     /// Computes those of the experts that were chosen last that are held; the host need not know them.
@@ -350,9 +393,8 @@ impl Gpu {
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
         let n_uses = x.rows() * top_k;
         let len = n_uses as u32;
-        // All in one buffer and each in the slot of its index: the router's own table is right.
-        let is_plain = slots.holds_all() && slots.buffers().len() == 1;
-        let table = if is_plain {
+        // The router's own table is right.
+        let table = if slots.is_plain() {
             &chosen.items
         } else {
             let n_buffers = slots.buffers().len();
@@ -550,7 +592,16 @@ fn choose(
     (logits, spec): (&Activations, RouterSpec),
     chosen: &mut Option<(Chosen, usize)>,
 ) {
-    let uses = logits.rows() * spec.top_k;
+    let chosen = room_for_choices(device, chosen, logits.rows() * spec.top_k);
+    rowwise.route(device, logits, spec, chosen);
+}
+
+/// Buffers for the choices of so many uses.
+fn room_for_choices<'a>(
+    device: &Device,
+    chosen: &'a mut Option<(Chosen, usize)>,
+    uses: usize,
+) -> &'a Chosen {
     if chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
         let held = uses.next_power_of_two();
         let choices = device.buffer(8 * held as u64);
@@ -558,7 +609,7 @@ fn choose(
         *chosen = Some((Chosen { choices, items }, held));
     }
     let (chosen, _) = chosen.as_ref().expect("it was just made");
-    rowwise.route(device, logits, spec, chosen);
+    chosen
 }
 
 /// Where the experts and the weights of so many uses are.

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 
 use checkpoint::Format;
+use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
 use crate::formats::{UNIT, decoder};
 use crate::kernel::KernelSource;
+use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
 
 const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
@@ -15,6 +17,7 @@ const ONE: &str = include_str!("kernels/matrix_one.wgsl");
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
 const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
 const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+const ROWS_OF_CHOICE: &str = include_str!("kernels/rows_of_choice.wgsl");
 const PRODUCT: &str = include_str!("kernels/product.wgsl");
 const EMBED: &str = include_str!("kernels/embed.wgsl");
 
@@ -48,6 +51,8 @@ pub(crate) enum Of {
     Each,
     /// Some with those of some experts.
     Experts,
+    /// Each with those of the experts that the router chooses for it.
+    Choice(RouterSpec),
 }
 
 /// How the products are cut; results are the same bits whatever it is.
@@ -163,20 +168,27 @@ pub(crate) fn with_source<T>(
         Of::One => (ALL_ROWS, ONE),
         Of::Each => (ALL_ROWS, EACH),
         Of::Experts => (ROWS_OF_EXPERTS, ONE),
+        Of::Choice(_) => (ROWS_OF_CHOICE, ONE),
+    };
+    let (choice, spec) = match form.of {
+        Of::Choice(spec) => (CHOICE, spec),
+        _ => ("", RouterSpec { top_k: 0, normalise: false }),
     };
     let [a, b, c] = decoder.constants;
-    let constants = [a, b, c, ("N_X", form.n_x as u32), ("N_ROWS", tuning.rows_of(form))];
+    let (n_x, top_k) = (form.n_x as u32, spec.top_k as u32);
+    let constants = [a, b, c, ("N_X", n_x), ("N_ROWS", tuning.rows_of(form)), ("TOP_K", top_k)];
     let writes: &[bool] = match form.of {
         Of::One => &[false, false, false, true],
         Of::Each => &[false, false, false, true, true, true, true],
         Of::Experts => &[false, false, false, true, false],
+        Of::Choice(_) => &[false, false, false, true, false, true, true],
     };
-    let parts = [WEIGHTS, decoder.text, rows, matrix, PRODUCT];
+    let parts = [WEIGHTS, decoder.text, choice, rows, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
         constants: &constants,
-        flags: &[("FUSED", form.is_fused)],
+        flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
         writes,
         teams: Some(tuning.workgroup),
     })
@@ -218,7 +230,7 @@ impl Products {
         let items = rows.div_ceil(n_x) as u32;
         if rows > MOST_ROWS_OF_EACH {
             for (operand, y) in products {
-                self.start(device, operand, n_x, None, [rows as u32, 1, items], x, y);
+                self.start(device, operand, (n_x, Of::One), &[], [rows as u32, 1, items], x, y);
             }
             return;
         }
@@ -244,7 +256,25 @@ impl Products {
     ) {
         assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
         let numbers = [items.begin, top_k as u32, items.len];
-        self.start(device, operand, items.n_x, Some(items.table), numbers, x, y);
+        let tables = [items.table];
+        self.start(device, operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
+    }
+
+    /// The same for the experts that the router chooses by its logits, each in the slot of its index; `chosen`
+    /// tells which those are.
+    pub(crate) fn multiply_chosen(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        (logits, spec, chosen): (&Activations, RouterSpec, &Chosen),
+        x: &Activations,
+        y: &Activations,
+    ) {
+        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+        let uses = (x.rows() * spec.top_k) as u32;
+        let numbers = [logits.width() as u32, uses, uses];
+        let tables = [&logits.buffer, &chosen.choices, &chosen.items];
+        self.start(device, operand, (1, Of::Choice(spec)), &tables, numbers, x, y);
     }
 
     #[expect(clippy::too_many_arguments, reason = "both products have all of them")]
@@ -252,14 +282,13 @@ impl Products {
         &mut self,
         device: &Device,
         operand: &Operand<'_>,
-        n_x: usize,
-        table: Option<&Buffer>,
+        (n_x, of): (usize, Of),
+        tables: &[&Buffer],
         [n_x_or_begin, x_div, items]: [u32; 3],
         x: &Activations,
         y: &Activations,
     ) {
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
-        let of = if table.is_some() { Of::Experts } else { Of::One };
         let form = Form { format, n_x, is_fused: up.is_some(), of };
         let tuning = self.tuning;
         let kernel = self
@@ -280,14 +309,9 @@ impl Products {
         ]);
         let groups = (rows as u32).div_ceil(tuning.workgroup / 8 * tuning.rows_of(form));
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
-        let buffers = [buffer, buffer, &x.buffer, &y.buffer];
-        match table {
-            Some(table) => {
-                let buffers = [buffer, buffer, &x.buffer, &y.buffer, table];
-                device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
-            }
-            None => device.dispatch(kernel, &buffers, &words, [groups, items, 1]),
-        }
+        let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
+        buffers[4..4 + tables.len()].copy_from_slice(tables);
+        device.dispatch(kernel, &buffers[..4 + tables.len()], &words, [groups, items, 1]);
     }
 
     /// Starts the products of all rows with a group of matrices.

@@ -2,8 +2,8 @@
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::{
-    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix,
-    Reference, RouteAhead, RouterSpec, Routing,
+    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert,
+    Matrix, MoeOutputs, NextNorm, Reference, RouteAhead, RouterSpec, Routing, SharedExpert,
 };
 
 use crate::buffers::Activations;
@@ -162,7 +162,8 @@ fn kernels_translate_to_every_language() {
     for format in formats(256) {
         with_embed(format, translate);
         for n_x in [1, 8] {
-            for (is_fused, of) in [Of::One, Of::Each, Of::Experts]
+            let choice = Of::Choice(RouterSpec { top_k: 10, normalise: n_x == 1 });
+            for (is_fused, of) in [Of::One, Of::Each, Of::Experts, choice]
                 .into_iter()
                 .flat_map(|of| [(false, of), (true, of)])
             {
@@ -306,6 +307,106 @@ fn experts_chosen_on_the_device_are_computed_at_once() {
             all.push(download(&device, &out));
         }
         assert!(all.iter().all(|one| *one == all[0]), "{}: bits", name(&device));
+    }
+}
+
+/// A layer that is held as a whole: router, shared expert, experts, sum and norm without the host.
+#[test]
+fn layers_that_are_held_agree() {
+    let (top_k, n_experts, hidden) = (3, 6, 256);
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let q4k = Format::Block(BlockType::Q4K);
+    let f32 = Format::Float(FloatType::F32);
+    // Gate and up alike or not, in one buffer or in several; the shared expert as wide as the others or not.
+    let cases = [
+        ([affine; 3], 6, 64, true),
+        ([q4k, q4k, affine], 6, 128, false),
+        ([q4k, affine, affine], 6, 64, true),
+        ([affine; 3], 4, 64, true),
+    ];
+    for (formats, per_buffer, shared_width, normalise) in cases {
+        let mut random = Random::new(13);
+        let loaded = experts(&mut random, n_experts, formats);
+        let mut small = |rows, cols| matrix(&mut random, f32, rows, cols);
+        let (router, gate) = (small(n_experts as usize, hidden), small(1, hidden));
+        let shared = ExpertWeights {
+            gate: small(shared_width, hidden),
+            up: small(shared_width, hidden),
+            down: small(hidden, shared_width),
+        };
+        let [x, residual] = [0; 2]
+            .map(|_| -> Vec<f32> { random.numbers(11 * hidden).iter().map(|x| 0.1 * x).collect() });
+        let weight = random.numbers(hidden);
+        let spec = RouterSpec { top_k, normalise };
+
+        let mut reference = Reference::new();
+        let input = host(&mut reference, &x, hidden);
+        let mut sum = host(&mut reference, &residual, hidden);
+        let [mut normed, mut routed] = [11, 11 * top_k].map(|rows| reference.buffer(rows, hidden));
+        let mut outs = [n_experts as usize, hidden, 1].map(|width| reference.buffer(11, width));
+        let [logits, shared_out, shared_gate] = &mut outs;
+        reference.project(&input, &[&router, &gate], &mut [&mut *logits, &mut *shared_gate]);
+        reference.swiglu(&input, &shared, shared_out);
+        let mut routing = Routing::default();
+        reference.route(logits, spec, &mut routing);
+        let mut uses = ExpertUses::new(n_experts as usize);
+        uses.group(&routing);
+        reference.set_rows(&mut routed, 11 * top_k);
+        reference.experts(0, &input, &loaded, &uses, &mut routed);
+        let both = Some([&*shared_out, &*shared_gate]);
+        let outputs = MoeOutputs { routing: &routing, routed: &routed, shared: both };
+        let norm = NextNorm { weight: &weight, eps: 1e-6, out: &mut normed };
+        reference.combine_norm(&mut sum, outputs, norm);
+        let mut expected = [Vec::new(), Vec::new()];
+        reference.download(&sum, &mut expected[0]);
+        reference.download(&normed, &mut expected[1]);
+
+        for device in devices() {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], u64::from(n_experts) * slot).expect("memory");
+            for expert in &loaded {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
+            let ExpertWeights { gate: shared_gate, up, down } = &shared;
+            let (router, gate) = (put(&router), put(&gate));
+            let weights = ExpertWeights { gate: put(shared_gate), up: put(up), down: put(down) };
+            let weight = gpu.vector(&weight);
+            let mut of_rows = |n_rows: usize| {
+                let values = [&residual, &x].map(|values| &values[..n_rows * hidden]);
+                let [mut sum, mut out] = values.map(|values| upload(&device, values, hidden));
+                let widths = [n_experts as usize, hidden, 1];
+                let [mut logits, mut shared_out, mut shared_gate] =
+                    widths.map(|width| gpu.buffer(n_rows, width));
+                let mut routed = gpu.buffer(n_rows * top_k, hidden);
+                gpu.set_rows(&mut routed, n_rows * top_k);
+                let outs = [&mut shared_out, &mut shared_gate];
+                let moe = HeldMoe {
+                    spec,
+                    router: &router,
+                    logits: &mut logits,
+                    shared: Some(SharedExpert { weights: &weights, gate: &gate, outs }),
+                    routed: &mut routed,
+                    norm: NextNorm { weight: &weight, eps: 1e-6, out: &mut out },
+                };
+                gpu.held_moe(0, moe, &mut sum);
+                [sum, out].map(|values| download(&device, &values))
+            };
+            let all = of_rows(11);
+            for (values, expected) in all.iter().zip(&expected) {
+                let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
+                assert_close(values, expected, 1e-5 * scale, &name(&device));
+            }
+            for n_rows in [1, 3, 8] {
+                for (values, all) in of_rows(n_rows).iter().zip(&all) {
+                    assert_eq!(values[..], all[..n_rows * hidden], "{n_rows}, {}", name(&device));
+                }
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 // `y = x W^T` for up to N_X rows of x at a time, which share the decoding of weights. With FUSED, there are
 // two matrices, and `y = silu(x gate^T) * (x up^T)`. Which rows a workgroup has is said by `rows_all.wgsl`, or
-// for routed experts by `rows_of_experts.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
+// for routed experts by `rows_of_experts.wgsl` or `rows_of_choice.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
 // several matrices share their input.
 //
 // A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, and the team
@@ -58,6 +58,7 @@ fn main(entry: Entry) {
     if (n == 0u) {
         return;
     }
+    begin(entry, item);
     let matrix = matrix_of(entry.group.x, item);
     let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * N_ROWS;
     var sums: array<f32, SUMS>;
