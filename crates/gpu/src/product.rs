@@ -7,7 +7,7 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{UNIT, decoder};
+use crate::formats::{Decoder, UNIT, decoder};
 use crate::kernel::KernelSource;
 use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
@@ -15,6 +15,8 @@ use crate::weights::Weights;
 const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
 const ONE: &str = include_str!("kernels/matrix_one.wgsl");
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
+const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
+const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
 const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
 const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
 const ROWS_OF_CHOICE: &str = include_str!("kernels/rows_of_choice.wgsl");
@@ -47,8 +49,8 @@ pub(crate) struct Form {
 pub(crate) enum Of {
     /// All with one matrix.
     One,
-    /// All with each of several.
-    Each,
+    /// All with each of several, the last of which may be of another format.
+    Each(Option<Format>),
     /// Some with those of some experts.
     Experts,
     /// Each with those of the experts that the router chooses for it.
@@ -128,26 +130,39 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Matrices of a format in one buffer that share their input, with where their products go.
+/// Matrices in one buffer that share their input, with where their products go: of one format, and after them of
+/// another.
 #[derive(Default)]
 struct Group<'a> {
-    products: [Option<(Operand<'a>, &'a Buffer)>; MOST_MATRICES],
+    products: Vec<(Operand<'a>, &'a Buffer)>,
+    /// The first of another format, and the format.
+    other: Option<(u32, Format)>,
     /// The one that has an [`Operand::up`], and where that is.
     pair: Option<(u32, [u32; 3])>,
 }
 
 impl<'a> Group<'a> {
-    /// Takes a matrix if it is like the others.
+    /// Takes a matrix if it can stand after the others.
     fn take(&mut self, operand: &Operand<'a>, y: &'a Activations) -> bool {
-        let is_like = self.products[0].as_ref().is_none_or(|(first, _)| {
-            first.format == operand.format && std::ptr::eq(first.buffer, operand.buffer)
-        });
-        let Some(place) = self.products.iter().position(Option::is_none) else { return false };
-        if !is_like || (operand.up.is_some() && self.pair.is_some()) {
+        let place = self.products.len();
+        let is_second_pair = operand.up.is_some() && self.pair.is_some();
+        if place == MOST_MATRICES || is_second_pair {
             return false;
         }
+        if let [(first, _), ..] = &self.products[..] {
+            let last = self.other.map_or(first.format, |(_, format)| format);
+            if !std::ptr::eq(first.buffer, operand.buffer) {
+                return false;
+            }
+            if operand.format != last {
+                if self.other.is_some() {
+                    return false;
+                }
+                self.other = Some((place as u32, operand.format));
+            }
+        }
         self.pair = operand.up.map(|up| (place as u32, up)).or(self.pair);
-        self.products[place] = Some((*operand, &y.buffer));
+        self.products.push((*operand, &y.buffer));
         true
     }
 }
@@ -157,16 +172,20 @@ pub(crate) fn share(n_rows: usize) -> usize {
     SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
 }
 
+fn decoder_of(format: Format) -> Decoder {
+    decoder(format).expect("formats were checked when weights were loaded")
+}
+
 /// Calls `use_source` with the source of a form.
 pub(crate) fn with_source<T>(
     form: Form,
     tuning: Tuning,
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
 ) -> T {
-    let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
+    let decoder = decoder_of(form.format);
     let (rows, matrix) = match form.of {
         Of::One => (ALL_ROWS, ONE),
-        Of::Each => (ALL_ROWS, EACH),
+        Of::Each(_) => (ALL_ROWS, EACH),
         Of::Experts => (ROWS_OF_EXPERTS, ONE),
         Of::Choice(_) => (ROWS_OF_CHOICE, ONE),
     };
@@ -179,11 +198,15 @@ pub(crate) fn with_source<T>(
     let constants = [a, b, c, ("N_X", n_x), ("N_ROWS", tuning.rows_of(form)), ("TOP_K", top_k)];
     let writes: &[bool] = match form.of {
         Of::One => &[false, false, false, true],
-        Of::Each => &[false, false, false, true, true, true, true],
+        Of::Each(_) => &[false, false, false, true, true, true, true],
         Of::Experts => &[false, false, false, true, false],
         Of::Choice(_) => &[false, false, false, true, false, true, true],
     };
-    let parts = [WEIGHTS, decoder.text, choice, rows, matrix, PRODUCT];
+    let (other, formats) = match form.of {
+        Of::Each(Some(other)) => (decoder_of(other).by_other_names(), FORMAT_TWO),
+        _ => (String::new(), FORMAT_ONE),
+    };
+    let parts = [WEIGHTS, decoder.text, &other, formats, choice, rows, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
@@ -196,7 +219,7 @@ pub(crate) fn with_source<T>(
 
 /// Applies a function to the kernel that reads rows of an embedding.
 pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
-    let decoder = decoder(format).expect("formats were checked when weights were loaded");
+    let decoder = decoder_of(format);
     apply(&KernelSource {
         name: "embed",
         parts: &[WEIGHTS, decoder.text, EMBED],
@@ -234,14 +257,19 @@ impl Products {
             }
             return;
         }
-        let mut is_done = vec![false; products.len()];
-        while let Some(first) = is_done.iter().position(|is_done| !is_done) {
-            let mut group = Group::default();
-            for (index, (operand, y)) in products.iter().enumerate().skip(first) {
-                is_done[index] |= !is_done[index] && group.take(operand, y);
+        // Those of a format stand together.
+        let mut order: Vec<_> = products.iter().map(|(operand, y)| (operand, &**y)).collect();
+        let formats: Vec<Format> = order.iter().map(|(operand, _)| operand.format).collect();
+        order.sort_by_key(|(operand, _)| formats.iter().position(|f| *f == operand.format));
+        let mut group = Group::default();
+        for (operand, y) in order {
+            if !group.take(operand, y) {
+                self.start_each(device, &group, n_x, items, x);
+                group = Group::default();
+                group.take(operand, y);
             }
-            self.start_each(device, &group, n_x, items, x);
         }
+        self.start_each(device, &group, n_x, items, x);
     }
 
     /// The same for the experts that `items` tells; `top_k` uses of a row of `x` each, or one.
@@ -296,10 +324,10 @@ impl Products {
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
         let up_parts = up.unwrap_or_default();
-        let mut words = [0; 12];
+        let mut words = [0; 13];
         words[..3].copy_from_slice(&parts);
         words[3..6].copy_from_slice(&up_parts);
-        words[6..].copy_from_slice(&[
+        words[6..12].copy_from_slice(&[
             stride,
             rows as u32,
             cols.div_ceil(UNIT) as u32,
@@ -323,20 +351,22 @@ impl Products {
         items: u32,
         x: &Activations,
     ) {
-        let [Some((first, first_y)), ..] = group.products else { return };
-        let form = Form { format: first.format, n_x, is_fused: group.pair.is_some(), of: Of::Each };
+        let [(first, first_y), ..] = group.products[..] else { return };
+        let (other, other_format) = group.other.unzip();
+        let (is_fused, of) = (group.pair.is_some(), Of::Each(other_format));
+        let form = Form { format: first.format, n_x, is_fused, of };
         let tuning = self.tuning;
         let kernel = self
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
         let share = tuning.workgroup / 8 * tuning.rows_of(form);
-        let mut words = [0; 4 * MOST_MATRICES + 7];
+        let mut words = [0; 4 * MOST_MATRICES + 9];
         // Nothing goes to outputs without a matrix.
         let mut buffers =
             [first.buffer, first.buffer, &x.buffer, first_y, first_y, first_y, first_y];
         let mut groups = 0;
-        for (index, (operand, y)) in group.products.iter().flatten().enumerate() {
+        for (index, (operand, y)) in group.products.iter().enumerate() {
             words[4 * index..4 * index + 3].copy_from_slice(&operand.parts);
             words[4 * index + 3] = operand.rows as u32;
             buffers[3 + index] = y;
@@ -344,8 +374,9 @@ impl Products {
         }
         let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
-        let rest = [up, up_scales, up_biases, pair, units, x.rows() as u32, quads];
-        words[4 * MOST_MATRICES..].copy_from_slice(&rest);
+        let n_rows = x.rows() as u32;
+        let rest = [up, up_scales, up_biases, pair, units, n_rows, quads, other.unwrap_or(NONE)];
+        words[4 * MOST_MATRICES..][..rest.len()].copy_from_slice(&rest);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
     }

@@ -1,5 +1,6 @@
-// Products of one input with several matrices of a format in one buffer, each with an output of its own.
-// Workgroups are those of the first matrix, then those of the second, and so on.
+// Products of one input with several matrices in one buffer, each with an output of its own. Workgroups are
+// those of the first matrix, then those of the second, and so on. The last matrices may be of another format:
+// `format_one.wgsl` and `format_two.wgsl`.
 
 struct Params {
     // Where codes, scales and biases begin, and the rows.
@@ -12,6 +13,9 @@ struct Params {
     n_x: u32,
     // Quads of a row of x.
     x_quads: u32,
+    // The first matrix of the other format.
+    other: u32,
+    zero: f32,
 }
 
 var<immediate> params: Params;

@@ -18,6 +18,7 @@ struct Params {
     x_div: u32,
     // Quads of a row of x.
     x_quads: u32,
+    zero: f32,
 }
 
 var<immediate> params: Params;

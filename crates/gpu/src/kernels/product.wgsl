@@ -35,19 +35,27 @@ fn total(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// A unit of weights times the unit of x at `at`, added to `sum`.
+// A unit of weights times the unit of x at `at`, added to `sum`. Sums begin with a zero that a compiler does not
+// know, so that it has no choice of which product to round: see `delta_net.rs`.
 fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
-    var low = w.q[0] * held[at];
+    var low = fma(w.q[0], held[at], vec4<f32>(params.zero));
     low = fma(w.q[1], held[at + 1u], low);
     low = fma(w.q[2], held[at + 2u], low);
     low = fma(w.q[3], held[at + 3u], low);
-    var high = w.q[4] * held[at + 4u];
+    var high = fma(w.q[4], held[at + 4u], vec4<f32>(params.zero));
     high = fma(w.q[5], held[at + 5u], high);
     high = fma(w.q[6], held[at + 6u], high);
     high = fma(w.q[7], held[at + 7u], high);
     let sums = held[at + 8u];
     let biased = fma(w.bias.x, sums.x, fma(w.bias.y, sums.y, sum));
     return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
+}
+
+// A unit of weights times that of each row of x, of the first at `at`, added to sums from `first` on.
+fn add_products(w: Unit, at: u32, first: u32, sums: ptr<function, array<f32, SUMS>>) {
+    for (var j = 0u; j < N_X; j++) {
+        (*sums)[first + j] = multiply(w, j * TILE * 9u + at, (*sums)[first + j]);
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -90,17 +98,9 @@ fn main(entry: Entry) {
         for (var unit = at.lane; unit < width; unit += 8u) {
             for (var r = 0u; r < N_ROWS; r++) {
                 let row = min(first + r, matrix.rows - 1u);
-                let w = unit_of(matrix.base, row, tile + unit);
-                for (var j = 0u; j < N_X; j++) {
-                    let sum = r * N_X + j;
-                    sums[sum] = multiply(w, (j * TILE + unit) * 9u, sums[sum]);
-                }
+                add_unit(matrix, matrix.base, row, tile + unit, unit * 9u, r * N_X, &sums);
                 if (FUSED && matrix.is_pair) {
-                    let w = unit_of(matrix.up, row, tile + unit);
-                    for (var j = 0u; j < N_X; j++) {
-                        let sum = r * N_X + j;
-                        up_sums[sum] = multiply(w, (j * TILE + unit) * 9u, up_sums[sum]);
-                    }
+                    add_unit(matrix, matrix.up, row, tile + unit, unit * 9u, r * N_X, &up_sums);
                 }
             }
         }
