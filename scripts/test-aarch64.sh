@@ -12,7 +12,7 @@ fi
 
 export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/cross
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="bash $PWD/scripts/emulate-aarch64.sh"
 # All versions of the kernels must be among those that are tested.
 export FLASH_MOE_EXPECTED_ISAS=neon-i8mm,neon-dotprod,neon,scalar
 /usr/bin/cargo test --locked --package flash-moe-compute --lib --test it \

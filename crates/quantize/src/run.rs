@@ -6,6 +6,7 @@ use checkpoint::{ExpertTable, Format};
 use engine::{Inventory, TrunkLocation};
 
 use crate::allocate::choose_widths;
+use crate::arrange::{self, Part, Tensor};
 use crate::calibrate::Calibration;
 use crate::check::check_recipe;
 use crate::config::{config_of_gguf, read_config, write_small_files};
@@ -14,7 +15,7 @@ use crate::expert::Method;
 use crate::loader::Loader;
 use crate::options::{Options, Progress, Report, Stage, describe};
 use crate::output::Partial;
-use crate::plan::{ExpertForm, Placement, Plan, Unit, expert_form};
+use crate::plan::{ExpertForm, Placement, Plan, Unit, expert_form, mlx_name};
 use crate::recipe::Width;
 use crate::source::Source;
 use crate::walk::Walk;
@@ -30,7 +31,7 @@ pub fn quantize(
     let inventory = read_inventory(model)?;
     check_recipe(&inventory, options)?;
     let config = match inventory.checkpoint.text() {
-        Some(_) => config_of_gguf(model, inventory.checkpoint.config())?,
+        Some(_) => config_of_gguf(inventory.checkpoint.config()),
         None => read_config(inventory.checkpoint.path())?,
     };
     let partial = Partial::open(out, &identity(&inventory, &describe(options)))?;
@@ -77,16 +78,16 @@ pub fn quantize(
                 count(&mut report.widths, affine.bits);
             }
         }
-        let prefix = crate::plan::mlx_name(family, &format!("layers.{layer}.mlp"));
+        let prefix = mlx_name(family, &format!("layers.{layer}.mlp"));
         plan.experts(options.placement, &prefix, layer, &forms);
     }
     let taps = model_config.delta_net.map_or(1, |delta_net| delta_net.conv_kernel);
-    let mut seen = std::collections::HashSet::new();
-    for (index, tensor) in inventory.trunk.iter().enumerate() {
-        // A matrix whose parts are used apart is stored as one.
-        if seen.insert(&tensor.name) {
-            let width = recipe.of_trunk(&tensor.name, model_config.tie_word_embeddings);
-            plan.trunk(index, tensor, family, (width, recipe.group), taps);
+    for Tensor { name, part } in arrange::trunk(&inventory) {
+        let width = recipe.of_trunk(&name, model_config.tie_word_embeddings);
+        let name = mlx_name(family, &name);
+        match part {
+            Part::Vector(vector, order) => plan.vector(name, vector, order, taps),
+            Part::Matrix(matrix) => plan.trunk_matrix(&name, &matrix, (width, recipe.group)),
         }
     }
     report.left_out = inventory.leftover.vision.len() + inventory.leftover.mtp.len();
