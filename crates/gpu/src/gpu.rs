@@ -16,7 +16,7 @@ use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
 use crate::host::Host;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products};
+use crate::product::{Items, Operand, Products, Tuning};
 use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
@@ -40,7 +40,7 @@ pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
 pub struct Gpu {
     pub(crate) device: Device,
     slabs: Slabs,
-    products: Products,
+    pub(crate) products: Products,
     pub(crate) rowwise: Rowwise,
     pub(crate) best: Best,
     gated: Kernel,
@@ -94,7 +94,7 @@ impl Gpu {
             rowwise: Rowwise::new(&device),
             best: Best::new(&device),
             slabs: Slabs::default(),
-            products: Products::default(),
+            products: Products::new(Tuning::of(&device)),
             gated,
             indices: Scratch::default(),
             inner: [None, None],

@@ -15,6 +15,7 @@ use crate::weights::Weights;
 const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
 const ONE: &str = include_str!("kernels/matrix_one.wgsl");
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
+const UNITS: &str = include_str!("kernels/units.wgsl");
 const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
 const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
 const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
@@ -32,6 +33,8 @@ const SHARES: [usize; 3] = [1, 4, 8];
 const MOST_ROWS_OF_EACH: usize = 4;
 /// Most matrices of such a dispatch.
 const MOST_MATRICES: usize = 4;
+/// Workgroups that leave a part of a large device without work. Fewer where this crate tests itself.
+const FEW_WORKGROUPS: u32 = if cfg!(test) { 2 } else { 264 };
 /// In the place of the number of a matrix.
 const NONE: u32 = u32::MAX;
 
@@ -42,6 +45,8 @@ pub(crate) struct Form {
     pub(crate) n_x: usize,
     pub(crate) is_fused: bool,
     pub(crate) of: Of,
+    /// Rows of weights of a team of lanes.
+    pub(crate) team_rows: u32,
 }
 
 /// What rows of activations are multiplied with.
@@ -66,17 +71,39 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
+    /// Units of weights that a lane reads at once where a single row of activations is multiplied: 1 or 2.
+    pub ahead: u32,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { workgroup: 128, rows: 2, fused_rows: 1 }
+        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 2 }
     }
 }
 
 impl Tuning {
-    fn rows_of(self, form: Form) -> u32 {
-        if form.is_fused { self.fused_rows } else { self.rows }
+    /// What is best on a device.
+    pub(crate) fn of(device: &Device) -> Self {
+        // A CPU reads ahead by itself, and takes long to compile what is written out.
+        let ahead = if device.is_software() { 1 } else { Self::default().ahead };
+        Self { ahead, ..Self::default() }
+    }
+
+    /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
+    /// each number of rows. With few workgroups a part of the device would do nothing.
+    fn cut(
+        self,
+        is_fused: bool,
+        rows: impl Iterator<Item = u32> + Clone,
+        times: u32,
+    ) -> (u32, u32) {
+        let groups = |team_rows: u32| -> u32 {
+            let share = self.workgroup / 8 * team_rows;
+            rows.clone().map(|rows| rows.div_ceil(share)).sum()
+        };
+        let most = if is_fused { self.fused_rows } else { self.rows };
+        let team_rows = if groups(most) * times < FEW_WORKGROUPS { 1 } else { most };
+        (team_rows, groups(team_rows))
     }
 }
 
@@ -183,7 +210,7 @@ pub(crate) fn with_source<T>(
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
 ) -> T {
     let decoder = decoder_of(form.format);
-    let (rows, matrix) = match form.of {
+    let (items, matrix) = match form.of {
         Of::One => (ALL_ROWS, ONE),
         Of::Each(_) => (ALL_ROWS, EACH),
         Of::Experts => (ROWS_OF_EXPERTS, ONE),
@@ -195,7 +222,9 @@ pub(crate) fn with_source<T>(
     };
     let [a, b, c] = decoder.constants;
     let (n_x, top_k) = (form.n_x as u32, spec.top_k as u32);
-    let constants = [a, b, c, ("N_X", n_x), ("N_ROWS", tuning.rows_of(form)), ("TOP_K", top_k)];
+    let ahead = if form.n_x == 1 { tuning.ahead } else { 1 };
+    let (rows, ahead) = (("N_ROWS", form.team_rows), ("AHEAD", ahead));
+    let constants = [a, b, c, ("N_X", n_x), rows, ahead, ("TOP_K", top_k)];
     let writes: &[bool] = match form.of {
         Of::One => &[false, false, false, true],
         Of::Each(_) => &[false, false, false, true, true, true, true],
@@ -203,10 +232,10 @@ pub(crate) fn with_source<T>(
         Of::Choice(_) => &[false, false, false, true, false, true, true],
     };
     let (other, formats) = match form.of {
-        Of::Each(Some(other)) => (decoder_of(other).by_other_names(), FORMAT_TWO),
+        Of::Each(Some(other)) => (decoder_of(other).by_other_names(UNITS), FORMAT_TWO),
         _ => (String::new(), FORMAT_ONE),
     };
-    let parts = [WEIGHTS, decoder.text, &other, formats, choice, rows, matrix, PRODUCT];
+    let parts = [WEIGHTS, decoder.text, UNITS, &other, formats, choice, items, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
@@ -317,8 +346,9 @@ impl Products {
         y: &Activations,
     ) {
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
-        let form = Form { format, n_x, is_fused: up.is_some(), of };
-        let tuning = self.tuning;
+        let (is_fused, tuning) = (up.is_some(), self.tuning);
+        let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
+        let form = Form { format, n_x, is_fused, of, team_rows };
         let kernel = self
             .kernels
             .entry(form)
@@ -335,7 +365,6 @@ impl Products {
             x_div,
             (cols / 4) as u32,
         ]);
-        let groups = (rows as u32).div_ceil(tuning.workgroup / 8 * tuning.rows_of(form));
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
         buffers[4..4 + tables.len()].copy_from_slice(tables);
@@ -353,24 +382,23 @@ impl Products {
     ) {
         let [(first, first_y), ..] = group.products[..] else { return };
         let (other, other_format) = group.other.unzip();
-        let (is_fused, of) = (group.pair.is_some(), Of::Each(other_format));
-        let form = Form { format: first.format, n_x, is_fused, of };
-        let tuning = self.tuning;
+        let (is_fused, tuning) = (group.pair.is_some(), self.tuning);
+        let rows = group.products.iter().map(|(operand, _)| operand.rows as u32);
+        let (team_rows, groups) = tuning.cut(is_fused, rows, items);
+        let of = Of::Each(other_format);
+        let form = Form { format: first.format, n_x, is_fused, of, team_rows };
         let kernel = self
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
-        let share = tuning.workgroup / 8 * tuning.rows_of(form);
         let mut words = [0; 4 * MOST_MATRICES + 9];
         // Nothing goes to outputs without a matrix.
         let mut buffers =
             [first.buffer, first.buffer, &x.buffer, first_y, first_y, first_y, first_y];
-        let mut groups = 0;
         for (index, (operand, y)) in group.products.iter().enumerate() {
             words[4 * index..4 * index + 3].copy_from_slice(&operand.parts);
             words[4 * index + 3] = operand.rows as u32;
             buffers[3 + index] = y;
-            groups += (operand.rows as u32).div_ceil(share);
         }
         let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);

@@ -9,7 +9,7 @@ use compute::{
 use crate::buffers::Activations;
 use crate::gpu::Gpu;
 use crate::host::Costs;
-use crate::product::{Form, Of, Tuning, with_embed, with_source};
+use crate::product::{Form, Of, Products, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
 };
@@ -120,6 +120,34 @@ fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
     }
 }
 
+/// Two units at once are added as they are one after the other, even where there is no second one.
+#[test]
+fn units_that_are_read_ahead_leave_no_trace() {
+    let formats = [
+        Format::Block(BlockType::Q8_0),
+        Format::Affine(Affine { bits: 4, group: 32, scales: FloatType::F16 }),
+    ];
+    // From a single unit to more than a tile.
+    for (format, cols) in formats.into_iter().flat_map(|f| [32, 384, 2080].map(|cols| (f, cols))) {
+        let mut random = Random::new(14);
+        let stored = [5, 70].map(|rows| matrix(&mut random, format, rows, cols));
+        let x = random.numbers(cols);
+        for device in devices() {
+            let [one, two] = [1, 2].map(|ahead| {
+                let tuning = Tuning { ahead, ..Tuning::default() };
+                let mut gpu = Gpu::new(device.clone());
+                gpu.products = Products::new(tuning);
+                let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
+                let mut outs = [5, 70].map(|rows| gpu.buffer(1, rows));
+                let x = upload(&device, &x, cols);
+                gpu.project(&x, &weights.each_ref(), &mut outs.each_mut());
+                outs.map(|out| download(&device, &out))
+            });
+            assert_eq!(one, two, "{format} of {cols}, {}", name(&device));
+        }
+    }
+}
+
 #[test]
 fn models_that_kernels_cannot_compute_are_told_apart() {
     let needs = |format, cols, n_experts| {
@@ -168,12 +196,15 @@ fn kernels_translate_to_every_language() {
                 .into_iter()
                 .flat_map(|of| [(false, of), (true, of)])
             {
-                let form = Form { format, n_x, is_fused, of };
-                with_source(form, Tuning::default(), translate);
+                for team_rows in [1, 2] {
+                    let form = Form { format, n_x, is_fused, of, team_rows };
+                    let tuning = Tuning { ahead: team_rows, ..Tuning::default() };
+                    with_source(form, tuning, translate);
+                }
             }
             // Every format by its other names.
             let of = Of::Each(Some(format));
-            let form = Form { format: q8, n_x, is_fused: true, of };
+            let form = Form { format: q8, n_x, is_fused: true, of, team_rows: 1 };
             with_source(form, Tuning::default(), translate);
         }
     }

@@ -205,9 +205,14 @@ impl<M, V> Decoder<M, V> {
         logits.clear();
         best.clear();
         if !batch.logit_rows.is_empty() {
-            backend.gather(normed, &batch.logit_rows, wanted);
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-            backend.project(wanted, &[lm_head], &mut [head]);
+            // Where they are not all rows, as in decoding.
+            if batch.logit_rows.len() < n_rows {
+                backend.gather(normed, &batch.logit_rows, wanted);
+                backend.project(wanted, &[lm_head], &mut [head]);
+            } else {
+                backend.project(normed, &[lm_head], &mut [head]);
+            }
             match batch.best_of {
                 None => backend.download(head, logits),
                 Some(n) => {

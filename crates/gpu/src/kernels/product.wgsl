@@ -51,10 +51,20 @@ fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
     return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
 }
 
-// A unit of weights times that of each row of x, of the first at `at`, added to sums from `first` on.
-fn add_products(w: Unit, at: u32, first: u32, sums: ptr<function, array<f32, SUMS>>) {
+// Units of a row of weights that a lane multiplies at once: `unit` of the tile, and with AHEAD = 2 the one that
+// is its next, if the tile is so wide. Reads take long, and two are as quick as one.
+struct Units {
+    row: u32,
+    tile: u32,
+    unit: u32,
+    width: u32,
+}
+
+// Units times those of each row of x, added to sums from `first` on.
+fn add_products(w: Unit, unit: u32, exists: bool, first: u32, sums: ptr<function, array<f32, SUMS>>) {
     for (var j = 0u; j < N_X; j++) {
-        (*sums)[first + j] = multiply(w, j * TILE * 9u + at, (*sums)[first + j]);
+        let sum = (*sums)[first + j];
+        (*sums)[first + j] = select(sum, multiply(w, (j * TILE + unit) * 9u, sum), exists);
     }
 }
 
@@ -95,12 +105,13 @@ fn main(entry: Entry) {
             held[first + 8u] = vec4<f32>(total(low), total(high), 0.0, 0.0);
         }
         workgroupBarrier();
-        for (var unit = at.lane; unit < width; unit += 8u) {
+        for (var unit = at.lane; unit < width; unit += 8u * AHEAD) {
             for (var r = 0u; r < N_ROWS; r++) {
                 let row = min(first + r, matrix.rows - 1u);
-                add_unit(matrix, matrix.base, row, tile + unit, unit * 9u, r * N_X, &sums);
+                let units = Units(row, tile, unit, width);
+                add_units(matrix, matrix.base, units, r * N_X, &sums);
                 if (FUSED && matrix.is_pair) {
-                    add_unit(matrix, matrix.up, row, tile + unit, unit * 9u, r * N_X, &up_sums);
+                    add_units(matrix, matrix.up, units, r * N_X, &up_sums);
                 }
             }
         }
