@@ -2,8 +2,8 @@
 
 use checkpoint::MoeConfig;
 use compute::{
-    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouteAhead, RouterSpec,
-    Routing,
+    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, NextNorm, RouteAhead,
+    RouterSpec, Routing,
 };
 
 use crate::lossy::{Lossy, PlacedTwins};
@@ -128,23 +128,23 @@ impl<M> Moe<M> {
         uses.group(routing);
     }
 
-    /// All of the block on a device that holds all experts of the layer, for so many rows; gives the number
-    /// of uses.
+    /// All of the block on a device that holds all experts of the layer, for so many rows, which are in
+    /// `norm.out`, and the norm after it; gives the number of uses.
     pub(crate) fn held<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
-        layer: usize,
-        (x, n_rows): (&B::Buffer, usize),
+        (layer, n_rows): (usize, usize),
         residual: &mut B::Buffer,
+        norm: NextNorm<'_, B>,
     ) -> usize {
         let n_uses = n_rows * self.spec.top_k;
-        self.shared_expert(backend, scratch, x);
         let MoeScratch { logits, routed, shared, shared_gate, .. } = scratch;
-        backend.project(x, &[&self.router], &mut [logits]);
         backend.set_rows(routed, n_uses);
-        let shared = self.shared.as_ref().map(|_| [&*shared, &*shared_gate]);
-        let moe = HeldMoe { spec: self.spec, logits, x, shared, routed };
+        let shared = self.shared.as_ref().map(|SharedExpert { weights, gate }| {
+            compute::SharedExpert { weights, gate, outs: [shared, shared_gate] }
+        });
+        let moe = HeldMoe { spec: self.spec, router: &self.router, logits, shared, routed, norm };
         backend.held_moe(layer, moe, residual);
         n_uses
     }
@@ -226,16 +226,17 @@ impl<M> Moe<M> {
         backend.experts(layer, x, experts, &scratch.uses, &mut scratch.routed);
     }
 
-    /// Adds the weighted outputs to the residual stream.
+    /// Adds the weighted outputs to the residual stream, and norms it.
     pub(crate) fn combine<B: Backend>(
         &self,
         backend: &mut B,
         scratch: &MoeScratch<B>,
         residual: &mut B::Buffer,
+        norm: NextNorm<'_, B>,
     ) {
         let MoeScratch { routed, shared, shared_gate, routing, .. } = scratch;
         let shared = self.shared.as_ref().map(|_| [shared, shared_gate]);
-        backend.combine(residual, MoeOutputs { routing, routed, shared });
+        backend.combine_norm(residual, MoeOutputs { routing, routed, shared }, norm);
     }
 }
 
