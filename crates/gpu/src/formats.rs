@@ -46,9 +46,11 @@ impl Decoder {
     pub(crate) fn by_other_names(self, user: &str) -> String {
         let text = [self.text, user].concat();
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let functions = text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next());
+        let name_of = |rest: &'_ str| rest.split(|c| !is_part(c)).next().unwrap_or_default().len();
+        let declared = ["fn ", "const "].into_iter().flat_map(|word| text.split(word).skip(1));
+        let declared = declared.map(|rest| &rest[..name_of(rest)]);
         let names: Vec<&str> =
-            functions.chain(self.constants.iter().map(|(name, _)| *name)).collect();
+            declared.chain(self.constants.iter().map(|(name, _)| *name)).collect();
         let constants =
             self.constants.map(|(name, value)| format!("const other_{name}: u32 = {value}u;\n"));
         let mut out = constants.concat();

@@ -16,6 +16,8 @@ const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
 const ONE: &str = include_str!("kernels/matrix_one.wgsl");
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
 const UNITS: &str = include_str!("kernels/units.wgsl");
+const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
+const PLACES_OTHER: &str = include_str!("kernels/places_other.wgsl");
 const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
 const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
 const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
@@ -232,10 +234,13 @@ pub(crate) fn with_source<T>(
         Of::Choice(_) => &[false, false, false, true, false, true, true],
     };
     let (other, formats) = match form.of {
-        Of::Each(Some(other)) => (decoder_of(other).by_other_names(UNITS), FORMAT_TWO),
+        Of::Each(Some(other)) => {
+            (decoder_of(other).by_other_names(&[PLACES_OTHER, UNITS].concat()), FORMAT_TWO)
+        }
         _ => (String::new(), FORMAT_ONE),
     };
-    let parts = [WEIGHTS, decoder.text, UNITS, &other, formats, choice, items, matrix, PRODUCT];
+    let units = [PLACES_SAME, UNITS].concat();
+    let parts = [WEIGHTS, decoder.text, &units, &other, formats, choice, items, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,

@@ -22,9 +22,11 @@ struct Matrix {
 
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 
+// What x is scaled by: the places of the first format's codes.
+const HELD_PLACES = PLACES;
 const TEAMS: u32 = WORKGROUP / 8u;
-// Units of x in memory of the workgroup, of all of its rows; eight quads each, and a ninth that holds the sums
-// of both halves and keeps the lanes' reads out of each other's way.
+// Units of x in memory of the workgroup, of all of its rows; eight quads each, scaled by the places of codes,
+// and a ninth that holds the unscaled sums of both halves and keeps the lanes' reads out of each other's way.
 const HELD: u32 = 64u;
 const TILE: u32 = HELD / N_X;
 const SUMS: u32 = N_ROWS * N_X;
@@ -92,7 +94,7 @@ fn main(entry: Entry) {
             if (row < n && unit < width) {
                 var value = vec4<f32>(0.0);
                 if (quad < params.x_quads) {
-                    value = x[x_row_of(item, row) * params.x_quads + quad];
+                    value = x[x_row_of(item, row) * params.x_quads + quad] * HELD_PLACES;
                 }
                 held[i / 8u * 9u + i % 8u] = value;
             }
@@ -102,7 +104,7 @@ fn main(entry: Entry) {
             let first = i * 9u;
             let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
             let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
-            held[first + 8u] = vec4<f32>(total(low), total(high), 0.0, 0.0);
+            held[first + 8u] = vec4<f32>(total(low / HELD_PLACES), total(high / HELD_PLACES), 0.0, 0.0);
         }
         workgroupBarrier();
         for (var unit = at.lane; unit < width; unit += 8u * AHEAD) {
