@@ -328,3 +328,48 @@ fn a_walk_that_ends_in_the_middle_goes_on_to_the_same_result() {
     assert!(!out.join(".stream").exists(), "nothing of the walk is left");
     assert_eq!(said(&out).len(), 23, "it runs");
 }
+
+/// Calibration text is part of what a run is: a file that was changed meanwhile makes another run of it.
+#[test]
+fn a_run_with_changed_calibration_text_is_another_run() {
+    let temp = TempDir::new();
+    let (source, out, text) = (fixture("qwen35moe-tiny"), temp.join("out"), temp.join("text.txt"));
+    let options = Options {
+        method: Method::Search,
+        calibration: vec![CalibrationText::File(text.clone())],
+        calibration_tokens: 50,
+        engine: EngineOptions {
+            memory: Some(1 << 30),
+            direct_io: false,
+            ..EngineOptions::default()
+        },
+        ..Options::new(recipe("experts-3bit"))
+    };
+    let run = |options: &Options| quantize(&source, &out, options, &mut |_| {});
+    fs::write(&text, "One text, which is read by the model first.").expect("it can be written");
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        quantize(&source, &out, &options, &mut |progress| {
+            if progress.stage == Stage::Write {
+                // While it runs, nobody else writes there.
+                assert!(matches!(run(&options), Err(Error::InUse { .. })));
+                panic!("the run ends here");
+            }
+        })
+    }));
+    assert!(ended.is_err() && temp.join("out.partial").exists(), "it ended in the middle");
+    fs::write(&text, "Another text, of the same name.").expect("it can be written");
+    assert!(matches!(run(&options), Err(Error::OtherRun { .. })));
+    // What was recorded is the text's, not the name's.
+    let renamed = temp.join("renamed.txt");
+    fs::write(&renamed, "One text, which is read by the model first.").expect("it can be written");
+    let options = Options { calibration: vec![CalibrationText::File(renamed)], ..options };
+    let report = run(&options).expect("it is the same run");
+    assert!(report.calibration_tokens > 5, "{report:?}");
+    assert!(!out.join(".lock").exists(), "nothing of the run is left");
+
+    let absent = vec![CalibrationText::File(temp.join("absent.txt"))];
+    let options = Options { calibration: absent, ..options };
+    let error = quantize(&source, &temp.join("no"), &options, &mut |_| {});
+    assert!(error.expect_err("there is no text").to_string().contains("absent.txt"));
+    assert!(!temp.join("no.partial").exists(), "it is read before anything is begun");
+}
