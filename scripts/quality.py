@@ -194,7 +194,9 @@ def main():
         return json.loads(path.read_text())
 
     def expert_bytes(name):
-        return json.loads(results_of(name, "texts").read_text())["facts"]["expert_bytes"]
+        if results_of(name, "texts").exists():
+            return json.loads(results_of(name, "texts").read_text())["facts"]["expert_bytes"]
+        return next(p["expert_bytes"] for p in json.loads(OUT.read_text()) if p["model"] == name)
 
     # The model against itself writes the predictions with which all others are compared.
     texts = ["--text", *files(TEXTS), "--against"]

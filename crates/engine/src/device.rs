@@ -250,7 +250,6 @@ mod gpus {
 /// GPUs, where the program was built without them.
 #[cfg(not(feature = "gpu"))]
 mod gpus {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::{DeviceInfo, OnDevice};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use checkpoint::{Family, FfnKind, ModelConfig};
+use checkpoint::{Family, FfnKind, MixerKind, ModelConfig};
 use engine::Inventory;
 use serde_json::{Map, Value, json};
 
@@ -77,20 +77,29 @@ pub(crate) fn read_config(source: &Path) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// A configuration for what a GGUF file says of its model: Qwen3-MoE, whose tensors GGUF files hold as they
-/// are. Those of the other families come in another order of rows and heads than a `config.json` can tell.
-pub(crate) fn config_of_gguf(
-    path: &Path,
-    config: &ModelConfig,
-) -> Result<Map<String, Value>, Error> {
-    if config.family != Family::Qwen3Moe {
-        let what = format!(
-            "GGUF files of {} hold delta nets in another order than safetensors\n\
-             hint: quantise the checkpoint that the file was made from",
-            config.family.name()
-        );
-        return Err(Error::Source { path: path.to_owned(), what });
+/// A configuration for what a GGUF file says of its model, with the names and the form that published ones
+/// have.
+pub(crate) fn config_of_gguf(config: &ModelConfig) -> Map<String, Value> {
+    let (architecture, model_type) = match config.family {
+        Family::Qwen35Moe => ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"),
+        Family::Qwen3Next => ("Qwen3NextForCausalLM", "qwen3_next"),
+        Family::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
+    };
+    let mut text = text_config(config);
+    let is_nested = config.family == Family::Qwen35Moe;
+    let mut object = if is_nested { Map::new() } else { std::mem::take(&mut text) };
+    object.insert("architectures".to_owned(), json!([architecture]));
+    object.insert("model_type".to_owned(), json!(model_type));
+    object.insert("tie_word_embeddings".to_owned(), json!(config.tie_word_embeddings));
+    if is_nested {
+        text.insert("model_type".to_owned(), json!(format!("{model_type}_text")));
+        object.insert("text_config".to_owned(), Value::Object(text));
     }
+    object
+}
+
+/// The fields of the text model.
+fn text_config(config: &ModelConfig) -> Map<String, Value> {
     let dense = config.ffns.iter().enumerate().filter_map(|(layer, ffn)| match ffn {
         FfnKind::Dense(width) => Some((layer, *width)),
         FfnKind::Moe => None,
@@ -101,37 +110,66 @@ pub(crate) fn config_of_gguf(
         [one] => json!(one),
         many => json!(many),
     };
-    let json = json!({
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": dense.first().map_or(moe.intermediate, |(_, width)| *width),
-        "num_hidden_layers": config.mixers.len(),
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_context,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": false,
-        "use_sliding_window": false,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": dense.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
-        "moe_intermediate_size": moe.intermediate,
-        "num_experts": moe.n_experts,
-        "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.normalise,
-        "rope_theta": attention.rope_theta,
-        "rope_scaling": null,
-        "dtype": "bfloat16",
-        "eos_token_id": eos,
-    });
-    match json {
-        Value::Object(object) => Ok(object),
-        _ => Ok(Map::new()),
+    // Digits of an f32, not those of the f64 that it is nearest to.
+    let eps: f64 = config.rms_norm_eps.to_string().parse().expect("a float is one");
+    let mut fields = vec![
+        ("vocab_size", json!(config.vocab_size)),
+        ("hidden_size", json!(config.hidden_size)),
+        ("num_hidden_layers", json!(config.mixers.len())),
+        ("num_attention_heads", json!(attention.n_heads)),
+        ("num_key_value_heads", json!(attention.n_kv_heads)),
+        ("head_dim", json!(attention.head_dim)),
+        ("hidden_act", json!("silu")),
+        ("max_position_embeddings", json!(config.max_context)),
+        ("rms_norm_eps", json!(eps)),
+        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+        ("attention_bias", json!(false)),
+        ("moe_intermediate_size", json!(moe.intermediate)),
+        ("num_experts", json!(moe.n_experts)),
+        ("num_experts_per_tok", json!(moe.top_k)),
+        ("norm_topk_prob", json!(moe.normalise)),
+        ("dtype", json!("bfloat16")),
+        ("eos_token_id", eos),
+    ];
+    if let Some(width) = moe.shared_intermediate {
+        fields.push(("shared_expert_intermediate_size", json!(width)));
     }
+    let rotary = attention.rotary_dim as f64 / attention.head_dim as f64;
+    if config.family == Family::Qwen35Moe {
+        let rope = json!({
+            "rope_type": "default",
+            "rope_theta": attention.rope_theta,
+            "partial_rotary_factor": rotary,
+        });
+        fields.extend([("rope_parameters", rope), ("attn_output_gate", json!(true))]);
+    } else {
+        fields.extend([
+            ("intermediate_size", json!(dense.first().map_or(moe.intermediate, |(_, w)| *w))),
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!(dense.iter().map(|(l, _)| l).collect::<Vec<_>>())),
+            ("rope_theta", json!(attention.rope_theta)),
+            ("rope_scaling", Value::Null),
+            ("partial_rotary_factor", json!(rotary)),
+            ("use_sliding_window", json!(false)),
+        ]);
+    }
+    if let Some(delta_net) = &config.delta_net {
+        let kinds = config.mixers.iter().map(|mixer| match mixer {
+            MixerKind::Attention => "full_attention",
+            MixerKind::DeltaNet => "linear_attention",
+        });
+        let first = config.mixers.iter().position(|mixer| *mixer == MixerKind::Attention);
+        fields.extend([
+            ("layer_types", json!(kinds.collect::<Vec<_>>())),
+            ("full_attention_interval", json!(first.map_or(config.mixers.len(), |at| at + 1))),
+            ("linear_conv_kernel_dim", json!(delta_net.conv_kernel)),
+            ("linear_key_head_dim", json!(delta_net.key_dim)),
+            ("linear_value_head_dim", json!(delta_net.value_dim)),
+            ("linear_num_key_heads", json!(delta_net.n_key_heads)),
+            ("linear_num_value_heads", json!(delta_net.n_value_heads)),
+        ]);
+    }
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Writes bits and groups as mlx-lm does: the most frequent ones as a default, the others by module, and

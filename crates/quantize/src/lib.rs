@@ -25,6 +25,7 @@
 
 mod affine;
 mod allocate;
+mod arrange;
 mod calibrate;
 mod check;
 mod config;

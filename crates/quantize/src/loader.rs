@@ -3,9 +3,10 @@
 use checkpoint::{
     Format, MatrixLocation, VectorTransform, decode_vector, dequantize_row, encode_floats,
 };
-use engine::{Inventory, TrunkLocation};
+use engine::Inventory;
 
 use crate::affine::Codes;
+use crate::arrange::in_order;
 use crate::calibrate::Calibration;
 use crate::error::Error;
 use crate::expert::{Expert, Method};
@@ -35,21 +36,22 @@ impl Loader<'_> {
                 let parts = extents.iter().map(|&extent| self.source.read(extent));
                 Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
             }
-            Work::Vector(index) => {
-                let tensor = &self.inventory.trunk[*index];
-                let TrunkLocation::Vector(vector) = &tensor.location else {
-                    panic!("{} was planned as a vector", tensor.name);
-                };
+            Work::Vector(vector, order) => {
                 let stored = self.source.read(vector.extent)?;
-                if vector.transform == VectorTransform::Identity {
+                if vector.transform == VectorTransform::Identity && order.is_empty() {
                     return Ok(stored);
                 }
+                let mut values = decode_vector(vector, &stored);
+                if !order.is_empty() {
+                    values = in_order(&values, order);
+                }
                 let mut bytes = Vec::with_capacity(stored.len());
-                encode_floats(vector.dtype, &decode_vector(vector, &stored), &mut bytes);
+                encode_floats(vector.dtype, &values, &mut bytes);
                 Ok(bytes)
             }
             Work::Rows(matrix, rows, stored) => {
-                let values = self.source.rows(matrix, rows.clone())?;
+                let values = self.source.arranged(matrix, rows.clone())?;
+                let cols = matrix.stored().cols;
                 let mut bytes = Vec::new();
                 match *stored {
                     Stored::Float(float) => encode_floats(float, &values, &mut bytes),
@@ -58,10 +60,8 @@ impl Loader<'_> {
                             return Err(Error::NotFinite { tensor: name.to_owned() });
                         }
                         let codes = match method {
-                            Method::Round => Codes::round(affine, matrix.cols, &values),
-                            _ => {
-                                Codes::search(affine, matrix.cols, &values, &vec![1.0; matrix.cols])
-                            }
+                            Method::Round => Codes::round(affine, cols, &values),
+                            _ => Codes::search(affine, cols, &values, &vec![1.0; cols]),
                         };
                         bytes = store(name, &codes)?;
                     }
@@ -86,7 +86,7 @@ impl Loader<'_> {
             }
             Work::ExpertRows(matrices) => {
                 let mut bytes = Vec::new();
-                for matrix in matrices {
+                for matrix in matrices.iter() {
                     let values = self.source.rows(matrix, 0..matrix.rows)?;
                     let Stored::Float(float) = Stored::of_kept(matrix.format) else {
                         panic!("blocks are kept as floats, and floats are");

@@ -1,12 +1,14 @@
 //! What is to be made, tensor by tensor: units of work, each with its places in the shards.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use checkpoint::{
     Affine, ExpertLocation, Extent, Family, FloatType, Format, MatrixLocation, StoredTensor,
+    VectorLocation,
 };
-use engine::{TrunkLocation, TrunkTensor};
 
+use crate::arrange::{Arranged, Order};
 use crate::layout::{Layout, Piece, Stored, float_name};
 use crate::recipe::{Recipe, Width};
 use crate::source::{part, row_bytes};
@@ -46,13 +48,13 @@ pub(crate) enum Work {
     /// The bytes of the source.
     Copy(Vec<Extent>),
     /// A vector of the trunk, with the values that MLX stores.
-    Vector(usize),
+    Vector(VectorLocation, Order),
     /// Rows of a matrix of the trunk.
-    Rows(MatrixLocation, Range<usize>, Stored),
+    Rows(Arc<Arranged>, Range<usize>, Stored),
     /// A routed expert of a layer.
     Expert { layer: usize, expert: usize, affine: Affine },
     /// A routed expert as floats.
-    ExpertRows([MatrixLocation; 3]),
+    ExpertRows(Box<[MatrixLocation; 3]>),
 }
 
 /// A module that is in codes.
@@ -175,7 +177,7 @@ impl Plan {
                 ExpertForm::Kept
                     if location.matrices().iter().any(|m| matches!(m.format, Format::Block(_))) =>
                 {
-                    Work::ExpertRows(location.matrices().map(|matrix| *matrix))
+                    Work::ExpertRows(Box::new(location.matrices().map(|matrix| *matrix)))
                 }
                 ExpertForm::Kept => Work::Copy(
                     location.matrices().into_iter().flat_map(MatrixLocation::extents).collect(),
@@ -186,67 +188,67 @@ impl Plan {
         }
     }
 
-    /// Adds a tensor of the trunk under the name that MLX gives it.
-    pub(crate) fn trunk(
+    /// Adds a vector of the trunk under the name that MLX gives it. A convolution has so many taps.
+    pub(crate) fn vector(
         &mut self,
-        index: usize,
-        tensor: &TrunkTensor,
-        family: Family,
-        (width, group): (Width, u16),
+        name: String,
+        vector: VectorLocation,
+        order: Order,
         taps: usize,
     ) {
-        let name = mlx_name(family, &tensor.name);
-        match &tensor.location {
-            TrunkLocation::Vector(vector) => {
-                let is_conv = tensor.name.ends_with("conv1d.weight");
-                let shape =
-                    if is_conv { vec![vector.len / taps, taps, 1] } else { vec![vector.len] };
-                let bytes = (vector.len * vector.dtype.size()) as u64;
-                self.layout.keep_together(bytes);
-                let pieces =
-                    vec![self.layout.tensor(name.clone(), float_name(vector.dtype), &shape, bytes)];
-                self.units.push(Unit { name, work: Work::Vector(index), pieces });
-            }
-            TrunkLocation::Matrix(matrix) => {
-                let fits = matrix.cols.is_multiple_of(usize::from(group));
-                let stored = match width {
-                    // As in MLX, a matrix that is not a whole number of groups wide stays in floats.
-                    Width::Bits(bits) if fits => {
-                        let scales = scales_of(matrix.format);
-                        Stored::Affine(Affine { bits, group, scales })
-                    }
-                    _ => Stored::of_kept(matrix.format),
-                };
-                let module = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
-                self.matrix(&module, matrix, stored);
-            }
-        }
+        let is_conv = name.ends_with("conv1d.weight");
+        let shape = if is_conv { vec![vector.len / taps, taps, 1] } else { vec![vector.len] };
+        let bytes = (vector.len * vector.dtype.size()) as u64;
+        self.layout.keep_together(bytes);
+        let dtype = float_name(vector.dtype);
+        let pieces = vec![self.layout.tensor(name.clone(), dtype, &shape, bytes)];
+        self.units.push(Unit { name, work: Work::Vector(vector, order), pieces });
     }
 
-    fn matrix(&mut self, module: &str, matrix: &MatrixLocation, stored: Stored) {
+    /// Adds a matrix of the trunk under the name that MLX gives it.
+    pub(crate) fn trunk_matrix(
+        &mut self,
+        name: &str,
+        matrix: &Arc<Arranged>,
+        (width, group): (Width, u16),
+    ) {
+        let MatrixLocation { format, cols, .. } = *matrix.stored();
+        let stored = match width {
+            // As in MLX, a matrix that is not a whole number of groups wide stays in floats.
+            Width::Bits(bits) if cols.is_multiple_of(usize::from(group)) => {
+                Stored::Affine(Affine { bits, group, scales: scales_of(format) })
+            }
+            _ => Stored::of_kept(format),
+        };
+        self.matrix(name.strip_suffix(".weight").unwrap_or(name), matrix, stored);
+    }
+
+    fn matrix(&mut self, module: &str, matrix: &Arc<Arranged>, stored: Stored) {
+        let (n_rows, cols) = (matrix.n_rows(), matrix.stored().cols);
         self.module(module, stored);
-        self.layout.keep_together(stored.bytes(matrix.rows, matrix.cols));
-        let places = self.layout.module(module, stored, &[matrix.rows], matrix.cols);
-        let step = (CHUNK_VALUES / matrix.cols).max(1);
-        let [data_bytes, scale_bytes] = row_bytes(matrix);
-        for begin in (0..matrix.rows).step_by(step) {
-            let rows = begin..matrix.rows.min(begin + step);
+        self.layout.keep_together(stored.bytes(n_rows, cols));
+        let places = self.layout.module(module, stored, &[n_rows], cols);
+        let is_kept = |theirs: Format| match (stored, theirs) {
+            (Stored::Float(ours), Format::Float(theirs)) => ours == theirs,
+            (Stored::Affine(ours), Format::Affine(theirs)) => ours == theirs,
+            _ => false,
+        };
+        let kept = matrix.whole().filter(|whole| is_kept(whole.format));
+        let step = (CHUNK_VALUES / cols).max(1);
+        for begin in (0..n_rows).step_by(step) {
+            let rows = begin..n_rows.min(begin + step);
             let pieces = places.iter().map(|place| {
-                let row = place.len / matrix.rows as u64;
+                let row = place.len / n_rows as u64;
                 place.part(row * rows.start as u64, row * rows.len() as u64)
             });
             let pieces = pieces.collect();
-            let is_kept = match (stored, matrix.format) {
-                (Stored::Float(ours), Format::Float(theirs)) => ours == theirs,
-                (Stored::Affine(ours), Format::Affine(theirs)) => ours == theirs,
-                _ => false,
-            };
-            let work = if is_kept {
-                let sizes = [data_bytes, scale_bytes, scale_bytes];
-                let parts = matrix.extents().zip(sizes);
-                Work::Copy(parts.map(|(extent, bytes)| part(extent, bytes, &rows)).collect())
-            } else {
-                Work::Rows(*matrix, rows, stored)
+            let work = match kept {
+                Some(whole) => {
+                    let [data_bytes, scale_bytes] = row_bytes(whole);
+                    let parts = whole.extents().zip([data_bytes, scale_bytes, scale_bytes]);
+                    Work::Copy(parts.map(|(extent, bytes)| part(extent, bytes, &rows)).collect())
+                }
+                None => Work::Rows(Arc::clone(matrix), rows, stored),
             };
             self.units.push(Unit { name: module.to_owned(), work, pieces });
         }

@@ -6,6 +6,7 @@ use checkpoint::{ExpertLocation, ExpertTable, Format};
 use engine::{Inventory, TrunkLocation};
 
 use crate::allocate::choose_widths;
+use crate::arrange::{self, Part, Tensor};
 use crate::calibrate::{Calibration, Recording};
 use crate::check::{check_recipe, check_shards};
 use crate::config::{config_of_gguf, read_config, write_small_files};
@@ -15,7 +16,7 @@ use crate::identity::identity;
 use crate::loader::Loader;
 use crate::options::{Options, Progress, Report, Stage, describe};
 use crate::output::Partial;
-use crate::plan::{ExpertForm, Placement, Plan, Unit, are_alike, expert_form};
+use crate::plan::{ExpertForm, Placement, Plan, Unit, are_alike, expert_form, mlx_name};
 use crate::recipe::Width;
 use crate::source::Source;
 use crate::text::{fingerprint, read_texts};
@@ -32,7 +33,7 @@ pub fn quantize(
     let inventory = read_inventory(model)?;
     check_recipe(&inventory, options)?;
     let config = match inventory.checkpoint.text() {
-        Some(_) => config_of_gguf(model, inventory.checkpoint.config())?,
+        Some(_) => config_of_gguf(inventory.checkpoint.config()),
         None => read_config(inventory.checkpoint.path())?,
     };
     let texts = read_texts(&options.calibration)?;
@@ -74,8 +75,10 @@ pub fn quantize(
     let mut plan = Plan::new(options.shard_bytes);
     let model_config = inventory.checkpoint.config();
     let (family, recipe) = (model_config.family, &options.recipe);
-    let mut report = Report::default();
-    report.calibration_tokens = calibration.as_ref().map_or(0, Calibration::n_rows);
+    let mut report = Report {
+        calibration_tokens: calibration.as_ref().map_or(0, Calibration::n_rows),
+        ..Report::default()
+    };
     for (layer, table) in inventory.experts.iter().enumerate() {
         let forms = (0..table.len()).map(|expert| {
             let location = table.get(expert);
@@ -89,16 +92,16 @@ pub fn quantize(
                 count(&mut report.widths, affine.bits);
             }
         }
-        let prefix = crate::plan::mlx_name(family, &format!("layers.{layer}.mlp"));
+        let prefix = mlx_name(family, &format!("layers.{layer}.mlp"));
         plan.experts(options.placement, &prefix, layer, &forms);
     }
     let taps = model_config.delta_net.map_or(1, |delta_net| delta_net.conv_kernel);
-    let mut seen = std::collections::HashSet::new();
-    for (index, tensor) in inventory.trunk.iter().enumerate() {
-        // A matrix whose parts are used apart is stored as one.
-        if seen.insert(&tensor.name) {
-            let width = recipe.of_trunk(&tensor.name, model_config.tie_word_embeddings);
-            plan.trunk(index, tensor, family, (width, recipe.group), taps);
+    for Tensor { name, part } in arrange::trunk(&inventory) {
+        let width = recipe.of_trunk(&name, model_config.tie_word_embeddings);
+        let name = mlx_name(family, &name);
+        match part {
+            Part::Vector(vector, order) => plan.vector(name, vector, order, taps),
+            Part::Matrix(matrix) => plan.trunk_matrix(&name, &matrix, (width, recipe.group)),
         }
     }
     report.left_out = inventory.leftover.vision.len() + inventory.leftover.mtp.len();

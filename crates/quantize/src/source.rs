@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use checkpoint::{Checkpoint, Extent, MatrixLocation, dequantize_row};
 
+use crate::arrange::{Arranged, in_order};
 use crate::error::{Error, io_at};
 
 /// The data files of a checkpoint, open.
@@ -58,6 +59,30 @@ impl Source {
             dequantize_row(matrix.format, data, scales, biases, out);
         }
         Ok(values)
+    }
+
+    /// Some rows of a matrix of the copy, decoded.
+    pub(crate) fn arranged(
+        &self,
+        arranged: &Arranged,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, Error> {
+        let mut values = Vec::new();
+        let mut begin = 0;
+        for (matrix, run) in &arranged.rows {
+            let end = begin + run.len();
+            let (from, to) = (rows.start.max(begin), rows.end.min(end));
+            if from < to {
+                let first = run.start + from - begin;
+                values.extend(self.rows(matrix, first..first + to - from)?);
+            }
+            begin = end;
+        }
+        if arranged.columns.is_empty() {
+            return Ok(values);
+        }
+        let stored = values.chunks_exact(arranged.stored().cols);
+        Ok(stored.flat_map(|row| in_order(row, &arranged.columns)).collect())
     }
 }
 

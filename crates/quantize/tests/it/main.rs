@@ -86,6 +86,49 @@ fn said(model: &Path) -> Vec<u32> {
     best
 }
 
+/// llama.cpp's converter lays delta nets in another order; the copy has that of Hugging Face again. What is
+/// expected was made by mlx-lm from the checkpoint that the GGUF file was made from.
+#[test]
+fn rounding_a_gguf_file_writes_what_mlx_writes_of_its_source() {
+    let temp = TempDir::new();
+    let out = temp.join("out");
+    let options = Options { placement: Placement::Stacked, ..Options::new(recipe("8bit")) };
+    let source = fixture("gguf/qwen35moe-mini-bf16.gguf");
+    quantize(&source, &out, &options, &mut |_| {}).expect("it can be quantised");
+    let theirs = fixture("qwen35moe-mini-mlx-8bit");
+    let (ours, wanted) = (tensors(&out), tensors(&theirs));
+    assert_eq!(ours.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    for (name, (shape, bytes)) in &wanted {
+        let (our_shape, our_bytes) = &ours[name];
+        let len = |shape: &[usize]| shape.iter().product::<usize>();
+        assert_eq!(len(our_shape), len(shape), "{name}");
+        if our_bytes == bytes {
+            continue;
+        }
+        // The file has vectors in 32 bits, and the decay as -exp of what is expected.
+        let our_values = our_bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let near = our_values
+            .zip(values(bytes, len(shape)))
+            .all(|(ours, wanted)| (ours - wanted).abs() <= wanted.abs() / 256.0);
+        assert!(near && our_bytes.len() == 4 * len(shape), "{name} is the same");
+    }
+    let [ours, wanted] = [&out, &theirs].map(|path| json(&path.join("config.json")));
+    assert_eq!(ours["quantization"], wanted["quantization"]);
+    let fields = wanted["text_config"].as_object().expect("an object");
+    for (field, value) in ours["text_config"].as_object().expect("an object") {
+        let known = fields.get(field).is_none_or(|wanted| wanted == value);
+        assert!(known || field == "rope_parameters", "{field} is {value}");
+    }
+}
+
+/// Values of 16-bit or 32-bit floats.
+fn values(bytes: &[u8], len: usize) -> Vec<f32> {
+    match bytes.len() / len {
+        2 => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
+}
+
 #[test]
 fn rounding_writes_what_mlx_writes() {
     let temp = TempDir::new();
@@ -178,6 +221,8 @@ fn other_families_and_quantised_sources_can_be_quantised() {
     let sources = [
         "qwen3moe-tiny",
         "gguf/qwen3moe-tiny-bf16.gguf",
+        "gguf/qwen3next-tiny-q8_0.gguf",
+        "gguf/qwen35moe-k256-q4_k_m.gguf",
         "qwen3next-tiny",
         "qwen35moe-tiny-mlx-4bit",
     ];
@@ -226,6 +271,14 @@ fn widths_fit_their_budget_and_the_result_runs() {
     assert!(report.expert_bytes * 100 > asked * 95, "the budget is used: {report:?}");
     assert!(report.widths.len() > 1, "experts differ: {report:?}");
     assert_eq!(said(&out).len(), 23, "it runs");
+    let keep = recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
+    let stacked = Options {
+        placement: Placement::Stacked,
+        ..Options::new(keep.expect("it is sound"))
+    };
+    let error = quantize(&out, &temp.join("stacked"), &stacked, &mut |_| {});
+    let message = error.expect_err("stacks have one width").to_string();
+    assert!(message.contains("different widths and cannot be stacked"), "{message}");
     let per_token = all_at_two.expert_bytes_per_token;
     let (_, report) =
         calibrated(&temp, Method::Search, Some(Budget::BytesPerToken(per_token * 3 / 2)));
@@ -257,6 +310,18 @@ fn what_cannot_be_done_is_refused() {
     assert!(refuse(&options, &out).contains("without calibration"));
     let options = Options { budget: Some(Budget::Size(1 << 20)), ..Options::new(recipe("4bit")) };
     assert!(refuse(&options, &out).contains("a budget"));
+    let keep = Changes { experts: Some(Width::Keep), ..wide };
+    let keep = recipe("4bit").changed(&keep).expect("it is sound");
+    let calibration = vec![CalibrationText::Sampled];
+    let options = Options { calibration: calibration.clone(), ..Options::new(keep) };
+    assert!(refuse(&options, &out).contains("those are kept"));
+    let options = Options { budget: Some(Budget::Size(1 << 20)), ..options };
+    assert!(refuse(&options, &out).contains("group is 128"), "a budget quantises, too");
+    let calibration_tokens = usize::MAX;
+    let options = Options { calibration, calibration_tokens, ..Options::new(recipe("4bit")) };
+    assert!(refuse(&options, &out).contains("calibration tokens"));
+    let options = Options { shard_bytes: 1, ..Options::new(recipe("4bit")) };
+    assert!(refuse(&options, &out).contains("more than 500 files"));
     assert!(!out.exists() && !temp.join("out.partial").exists(), "nothing was begun");
     fs::create_dir_all(out.join("something")).expect("it can be made");
     assert!(refuse(&Options::new(recipe("4bit")), &out).contains("exists"));
@@ -372,4 +437,30 @@ fn a_run_with_changed_calibration_text_is_another_run() {
     let error = quantize(&source, &temp.join("no"), &options, &mut |_| {});
     assert!(error.expect_err("there is no text").to_string().contains("absent.txt"));
     assert!(!temp.join("no.partial").exists(), "it is read before anything is begun");
+}
+
+/// Finite weights, but the range of a group is beyond what a float can hold.
+#[test]
+fn weights_too_large_for_their_scales_are_an_error() {
+    let temp = TempDir::new();
+    let source = temp.join("source");
+    fs::create_dir_all(&source).expect("it can be made");
+    for entry in fs::read_dir(fixture("qwen35moe-tiny")).expect("it is there") {
+        let entry = entry.expect("it can be listed");
+        fs::copy(entry.path(), source.join(entry.file_name())).expect("it can be copied");
+    }
+    let checkpoint = Checkpoint::open(&source).expect("it opens");
+    let tensor = checkpoint.tensors().iter().find(|tensor| tensor.name == "lm_head.weight");
+    let begin = tensor.expect("it is there").extent.offset as usize;
+    let path = source.join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("it is there");
+    let largest = [half::bf16::MAX, half::bf16::MIN].map(half::bf16::to_le_bytes);
+    bytes[begin..begin + 4].copy_from_slice(&largest.concat());
+    fs::write(&path, bytes).expect("it can be written");
+    for method in [Method::Round, Method::Search] {
+        let options = Options { method, ..Options::new(recipe("4bit")) };
+        let error = quantize(&source, &temp.join(&format!("{method:?}")), &options, &mut |_| {});
+        let message = error.expect_err("they do not fit").to_string();
+        assert!(message.contains("lm_head has values too large"), "{message}");
+    }
 }
