@@ -110,7 +110,7 @@ fn products(device: &Device, is_all: bool) {
             .into_iter()
             .flat_map(|workgroup| {
                 let cuts =
-                    [1, 2, 4].into_iter().flat_map(|rows| [1, 2, 4].map(|ahead| (rows, ahead)));
+                    [1, 2, 4].into_iter().flat_map(|rows| [1, 4, 8].map(|ahead| (rows, ahead)));
                 cuts.map(move |(rows, ahead)| Tuning { workgroup, rows, fused_rows: rows, ahead })
             })
             .collect()

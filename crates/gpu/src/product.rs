@@ -73,8 +73,8 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
-    /// Most units of weights that a lane reads at once where a single row of activations is multiplied: 1, 2
-    /// or 4.
+    /// Most units of weights, of all of its rows and of gate and up, that a lane reads at once where a single
+    /// row of activations is multiplied.
     pub ahead: u32,
 }
 
@@ -92,9 +92,10 @@ impl Tuning {
         Self { ahead, ..Self::default() }
     }
 
-    /// Units that a lane reads at once: no more than it has.
-    fn ahead_of(self, n_x: usize, units: u32) -> u32 {
-        let most = if n_x == 1 { self.ahead } else { 1 };
+    /// Units of a row that a lane reads at once: no more than it has.
+    fn ahead_of(self, n_x: usize, is_fused: bool, team_rows: u32, units: u32) -> u32 {
+        let at_once = if is_fused { 2 * team_rows } else { team_rows };
+        let most = if n_x == 1 { self.ahead / at_once } else { 1 };
         [4, 2].into_iter().find(|&ahead| ahead <= most && 8 * ahead <= units).unwrap_or(1)
     }
 
@@ -357,7 +358,7 @@ impl Products {
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
         let units = cols.div_ceil(UNIT) as u32;
-        let ahead = tuning.ahead_of(n_x, units);
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
         let form = Form { format, n_x, is_fused, of, team_rows, ahead };
         let kernel = self
             .kernels
@@ -397,7 +398,7 @@ impl Products {
         let (team_rows, groups) = tuning.cut(is_fused, rows, items);
         let of = Of::Each(other_format);
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
-        let ahead = tuning.ahead_of(n_x, units);
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
         let form = Form { format: first.format, n_x, is_fused, of, team_rows, ahead };
         let kernel = self
             .kernels

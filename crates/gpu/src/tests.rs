@@ -135,7 +135,7 @@ fn units_that_are_read_ahead_leave_no_trace() {
         let x = random.numbers(cols);
         for device in devices() {
             let [one, two, four] = [1, 2, 4].map(|ahead| {
-                let tuning = Tuning { ahead, ..Tuning::default() };
+                let tuning = Tuning { ahead, rows: 1, ..Tuning::default() };
                 let mut gpu = Gpu::new(device.clone());
                 gpu.products = Products::new(tuning);
                 let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
