@@ -109,7 +109,8 @@ fn products(device: &Device, is_all: bool) {
         [64, 128, 256]
             .into_iter()
             .flat_map(|workgroup| {
-                let cuts = [1, 2, 4].into_iter().flat_map(|rows| [(rows, 1), (rows, 2)]);
+                let cuts =
+                    [1, 2, 4].into_iter().flat_map(|rows| [1, 4, 8].map(|ahead| (rows, ahead)));
                 cuts.map(move |(rows, ahead)| Tuning { workgroup, rows, fused_rows: rows, ahead })
             })
             .collect()

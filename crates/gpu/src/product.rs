@@ -49,6 +49,8 @@ pub(crate) struct Form {
     pub(crate) of: Of,
     /// Rows of weights of a team of lanes.
     pub(crate) team_rows: u32,
+    /// Units that a lane reads at once.
+    pub(crate) ahead: u32,
 }
 
 /// What rows of activations are multiplied with.
@@ -73,13 +75,14 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
-    /// Units of weights that a lane reads at once where a single row of activations is multiplied: 1 or 2.
+    /// Most units of weights, of all of its rows and of gate and up, that a lane reads at once where a single
+    /// row of activations is multiplied.
     pub ahead: u32,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 2 }
+        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 4 }
     }
 }
 
@@ -89,6 +92,13 @@ impl Tuning {
         // A CPU reads ahead by itself, and takes long to compile what is written out.
         let ahead = if device.is_software() { 1 } else { Self::default().ahead };
         Self { ahead, ..Self::default() }
+    }
+
+    /// Units of a row that a lane reads at once: no more than it has.
+    fn ahead_of(self, n_x: usize, is_fused: bool, team_rows: u32, units: u32) -> u32 {
+        let at_once = if is_fused { 2 * team_rows } else { team_rows };
+        let most = if n_x == 1 { self.ahead / at_once } else { 1 };
+        [4, 2].into_iter().find(|&ahead| ahead <= most && 8 * ahead <= units).unwrap_or(1)
     }
 
     /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
@@ -224,8 +234,7 @@ pub(crate) fn with_source<T>(
     };
     let [a, b, c] = decoder.constants;
     let (n_x, top_k) = (form.n_x as u32, spec.top_k as u32);
-    let ahead = if form.n_x == 1 { tuning.ahead } else { 1 };
-    let (rows, ahead) = (("N_ROWS", form.team_rows), ("AHEAD", ahead));
+    let (rows, ahead) = (("N_ROWS", form.team_rows), ("AHEAD", form.ahead));
     let constants = [a, b, c, ("N_X", n_x), rows, ahead, ("TOP_K", top_k)];
     let writes: &[bool] = match form.of {
         Of::One => &[false, false, false, true],
@@ -353,7 +362,9 @@ impl Products {
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
-        let form = Form { format, n_x, is_fused, of, team_rows };
+        let units = cols.div_ceil(UNIT) as u32;
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
+        let form = Form { format, n_x, is_fused, of, team_rows, ahead };
         let kernel = self
             .kernels
             .entry(form)
@@ -365,7 +376,7 @@ impl Products {
         words[6..12].copy_from_slice(&[
             stride,
             rows as u32,
-            cols.div_ceil(UNIT) as u32,
+            units,
             n_x_or_begin,
             x_div,
             (cols / 4) as u32,
@@ -391,7 +402,9 @@ impl Products {
         let rows = group.products.iter().map(|(operand, _)| operand.rows as u32);
         let (team_rows, groups) = tuning.cut(is_fused, rows, items);
         let of = Of::Each(other_format);
-        let form = Form { format: first.format, n_x, is_fused, of, team_rows };
+        let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
+        let form = Form { format: first.format, n_x, is_fused, of, team_rows, ahead };
         let kernel = self
             .kernels
             .entry(form)
@@ -406,7 +419,6 @@ impl Products {
             buffers[3 + index] = y;
         }
         let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
-        let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
         let n_rows = x.rows() as u32;
         let rest = [up, up_scales, up_biases, pair, units, n_rows, quads, other.unwrap_or(NONE)];
         words[4 * MOST_MATRICES..][..rest.len()].copy_from_slice(&rest);

@@ -120,21 +120,22 @@ fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
     }
 }
 
-/// Two units at once are added as they are one after the other, even where there is no second one.
+/// Units that are read at once are added as they are one after the other, even where not all are there.
 #[test]
 fn units_that_are_read_ahead_leave_no_trace() {
     let formats = [
         Format::Block(BlockType::Q8_0),
         Format::Affine(Affine { bits: 4, group: 32, scales: FloatType::F16 }),
     ];
-    // From a single unit to more than a tile.
-    for (format, cols) in formats.into_iter().flat_map(|f| [32, 384, 2080].map(|cols| (f, cols))) {
+    // As many units as two, and as four; some more than the lanes have; more than a tile.
+    let widths = [512, 1024, 1312, 3104];
+    for (format, cols) in formats.into_iter().flat_map(|f| widths.map(|cols| (f, cols))) {
         let mut random = Random::new(14);
         let stored = [5, 70].map(|rows| matrix(&mut random, format, rows, cols));
         let x = random.numbers(cols);
         for device in devices() {
-            let [one, two] = [1, 2].map(|ahead| {
-                let tuning = Tuning { ahead, ..Tuning::default() };
+            let [one, two, four] = [1, 2, 4].map(|ahead| {
+                let tuning = Tuning { ahead, rows: 1, ..Tuning::default() };
                 let mut gpu = Gpu::new(device.clone());
                 gpu.products = Products::new(tuning);
                 let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
@@ -144,6 +145,7 @@ fn units_that_are_read_ahead_leave_no_trace() {
                 outs.map(|out| download(&device, &out))
             });
             assert_eq!(one, two, "{format} of {cols}, {}", name(&device));
+            assert_eq!(one, four, "{format} of {cols}, {}", name(&device));
         }
     }
 }
@@ -196,15 +198,14 @@ fn kernels_translate_to_every_language() {
                 .into_iter()
                 .flat_map(|of| [(false, of), (true, of)])
             {
-                for team_rows in [1, 2] {
-                    let form = Form { format, n_x, is_fused, of, team_rows };
-                    let tuning = Tuning { ahead: team_rows, ..Tuning::default() };
-                    with_source(form, tuning, translate);
+                for (team_rows, ahead) in [(1, 1), (2, if n_x == 1 { 4 } else { 1 }), (1, 2)] {
+                    let form = Form { format, n_x, is_fused, of, team_rows, ahead };
+                    with_source(form, Tuning::default(), translate);
                 }
             }
             // Every format by its other names.
             let of = Of::Each(Some(format));
-            let form = Form { format: q8, n_x, is_fused: true, of, team_rows: 1 };
+            let form = Form { format: q8, n_x, is_fused: true, of, team_rows: 1, ahead: 1 };
             with_source(form, Tuning::default(), translate);
         }
     }

@@ -53,8 +53,8 @@ fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
     return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
 }
 
-// Units of a row of weights that a lane multiplies at once: `unit` of the tile, and with AHEAD = 2 the one that
-// is its next, if the tile is so wide. Reads take long, and two are as quick as one.
+// Units of a row of weights that a lane multiplies at once: `unit` of the tile, and those of its next ones that
+// AHEAD (1, 2 or 4) says, as far as the tile is so wide. Reads take long, and several are as quick as one.
 struct Units {
     row: u32,
     tile: u32,

@@ -116,14 +116,24 @@ impl<M> Moe<M> {
     ) {
         let MoeScratch { logits, next_logits, routed, routing, predicted, uses, .. } = scratch;
         let MoeScratch { shared, shared_gate, .. } = scratch;
-        backend.project(x, &[&self.router], &mut [logits]);
+        // What the shared expert's gate says is little work beside the router.
+        match &self.shared {
+            Some(SharedExpert { gate, .. }) => {
+                backend.project(x, &[&self.router, gate], &mut [logits, &mut *shared_gate]);
+            }
+            None => backend.project(x, &[&self.router], &mut [logits]),
+        }
         let next = next.map(|(next, x)| {
             backend.project(x, &[&next.router], &mut [&mut *next_logits]);
             (&*next_logits, next.spec)
         });
         backend.set_rows(routed, n_rows * self.spec.top_k);
         let route = RouteAhead { layer, logits: (&*logits, self.spec), next, x, routed };
-        let mut meanwhile = |backend: &mut B| self.apply_shared(backend, x, shared, shared_gate);
+        let mut meanwhile = |backend: &mut B| {
+            if let Some(SharedExpert { weights, .. }) = &self.shared {
+                backend.swiglu(x, weights, shared);
+            }
+        };
         backend.route_ahead(route, &mut meanwhile, [&mut *routing, predicted]);
         uses.group(routing);
     }
@@ -198,19 +208,9 @@ impl<M> Moe<M> {
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
     ) {
-        self.apply_shared(backend, x, &mut scratch.shared, &mut scratch.shared_gate);
-    }
-
-    fn apply_shared<B: Backend<Matrix = M>>(
-        &self,
-        backend: &mut B,
-        x: &B::Buffer,
-        out: &mut B::Buffer,
-        gate_out: &mut B::Buffer,
-    ) {
         if let Some(SharedExpert { weights, gate }) = &self.shared {
-            backend.swiglu(x, weights, out);
-            backend.project(x, &[gate], &mut [gate_out]);
+            backend.swiglu(x, weights, &mut scratch.shared);
+            backend.project(x, &[gate], &mut [&mut scratch.shared_gate]);
         }
     }
 
