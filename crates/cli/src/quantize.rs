@@ -50,7 +50,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE|self")]
     pub calibrate: Vec<String>,
     /// How many tokens of that.
-    #[arg(long, value_name = "N", default_value = "32768", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "32768", value_parser = positive, requires = "calibrate")]
     pub calibration_tokens: usize,
     /// Keep what was recorded of that in this directory, for other runs with the same text.
     #[arg(long, value_name = "DIR", requires = "calibrate")]
@@ -220,6 +220,7 @@ fn tell(
             "expert_bytes": report.expert_bytes,
             "expert_bytes_per_token": report.expert_bytes_per_token,
             "files": report.files,
+            "calibration_tokens": report.calibration_tokens,
             "expert_widths": widths.collect::<serde_json::Map<_, _>>(),
             "resumed_bytes": report.resumed_bytes,
             "left_out_tensors": report.left_out,
@@ -238,6 +239,9 @@ fn tell(
     if report.widths.len() > 1 {
         let widths = report.widths.iter().map(|(bits, n)| format!("{n} at {bits} bits"));
         text += &format!("  experts: {}\n", widths.collect::<Vec<_>>().join(", "));
+    }
+    if report.calibration_tokens > 0 {
+        text += &format!("  calibrated by {} tokens\n", report.calibration_tokens);
     }
     if report.resumed_bytes > 0 {
         text += &format!("  {} were there from a run before\n", format_bytes(report.resumed_bytes));

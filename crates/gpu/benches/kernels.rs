@@ -117,7 +117,9 @@ fn products(device: &Device, is_all: bool) {
         [64, 128, 256]
             .into_iter()
             .flat_map(|workgroup| {
-                [1, 2, 4].map(|rows| Tuning { workgroup, rows, fused_rows: rows })
+                let cuts =
+                    [1, 2, 4].into_iter().flat_map(|rows| [1, 4, 8].map(|ahead| (rows, ahead)));
+                cuts.map(move |(rows, ahead)| Tuning { workgroup, rows, fused_rows: rows, ahead })
             })
             .collect()
     } else {
@@ -128,7 +130,7 @@ fn products(device: &Device, is_all: bool) {
             let rate = product_rate(device, case, *tuning).expect("the device works");
             println!(
                 "{name:34} {:?}: {:8.1} us, {:7.1} GB/s",
-                (tuning.workgroup, tuning.rows.max(tuning.fused_rows)),
+                (tuning.workgroup, tuning.rows.max(tuning.fused_rows), tuning.ahead),
                 1e6 * rate.seconds,
                 rate.bytes as f64 / rate.seconds / 1e9
             );

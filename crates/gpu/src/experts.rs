@@ -206,6 +206,11 @@ impl LayerSlots {
         self.n_held == self.places.len()
     }
 
+    /// Whether every expert is in one buffer, in the slot of its index.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.holds_all() && self.buffers.len() == 1
+    }
+
     /// How many experts are held.
     pub(crate) fn n_held(&self) -> usize {
         self.n_held

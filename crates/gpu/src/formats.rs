@@ -41,6 +41,28 @@ fn scales_number(dtype: FloatType) -> u32 {
     }
 }
 
+impl Decoder {
+    /// The text, one that uses it, and the constants, all by other names: to stand beside another format.
+    pub(crate) fn by_other_names(self, user: &str) -> String {
+        let text = [self.text, user].concat();
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let name_of = |rest: &'_ str| rest.split(|c| !is_part(c)).next().unwrap_or_default().len();
+        let declared = ["fn ", "const "].into_iter().flat_map(|word| text.split(word).skip(1));
+        let declared = declared.map(|rest| &rest[..name_of(rest)]);
+        let names: Vec<&str> =
+            declared.chain(self.constants.iter().map(|(name, _)| *name)).collect();
+        let constants =
+            self.constants.map(|(name, value)| format!("const other_{name}: u32 = {value}u;\n"));
+        let mut out = constants.concat();
+        for word in text.split_inclusive(|c| !is_part(c)) {
+            let name = word.trim_end_matches(|c| !is_part(c));
+            out.push_str(if names.contains(&name) { "other_" } else { "" });
+            out.push_str(word);
+        }
+        out
+    }
+}
+
 /// How kernels decode a format; `None` if none does.
 pub(crate) fn decoder(format: Format) -> Option<Decoder> {
     let (text, bits, group, scales) = match format {

@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use compute::{
     Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
+    SharedExpert,
 };
 
 use crate::attention::AttentionKernels;
+use crate::best::Best;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
@@ -15,8 +17,8 @@ use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, s
 use crate::groups::Groups;
 use crate::host::Host;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products, share};
-use crate::rowwise::{Chosen, Rowwise};
+use crate::product::{Items, Operand, Products, Tuning, share};
+use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
@@ -39,13 +41,16 @@ pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
 pub struct Gpu {
     pub(crate) device: Device,
     slabs: Slabs,
-    products: Products,
+    pub(crate) products: Products,
     pub(crate) rowwise: Rowwise,
+    pub(crate) best: Best,
     gated: Kernel,
     /// Indices of tokens or rows.
     indices: Scratch,
     /// Inner activations of experts.
     inner: [Option<Activations>; 2],
+    /// The same of the shared expert, whose width may be another.
+    shared_inner: [Option<Activations>; 2],
     chosen: Option<(Chosen, usize)>,
     /// The same for a layer to come.
     predicted: Option<(Chosen, usize)>,
@@ -90,11 +95,13 @@ impl Gpu {
         });
         Self {
             rowwise: Rowwise::new(&device),
+            best: Best::new(&device),
             slabs: Slabs::default(),
-            products: Products::default(),
+            products: Products::new(Tuning::of(&device)),
             gated,
             indices: Scratch::default(),
             inner: [None, None],
+            shared_inner: [None, None],
             chosen: None,
             predicted: None,
             routed: Routing::default(),
@@ -139,8 +146,17 @@ impl Gpu {
         self.rowwise.gather(&self.device, x, (indices, rows.len()), out);
     }
 
-    pub(crate) fn multiply(&mut self, x: &Activations, weights: &Weights, out: &mut Activations) {
-        self.products.multiply(&self.device, &Operand::of(weights), x, out);
+    /// Products of one input with several matrices.
+    pub(crate) fn multiply_each(
+        &mut self,
+        x: &Activations,
+        weights: &[&Weights],
+        outs: &mut [&mut Activations],
+    ) {
+        let products = weights.iter().zip(outs);
+        let mut products: Vec<_> =
+            products.map(|(weights, out)| (Operand::of(weights), &mut **out)).collect();
+        self.products.multiply(&self.device, x, &mut products);
     }
 
     /// The shared expert, or a dense block.
@@ -150,22 +166,42 @@ impl Gpu {
         weights: &ExpertWeights<Weights>,
         out: &mut Activations,
     ) {
-        let ExpertWeights { gate, up, down } = weights;
+        self.gated_inner(x, weights, Vec::new());
+        self.gated_down(weights, out);
+    }
+
+    /// The first part of that: the inner activations. Other products of the same input go with it.
+    fn gated_inner(
+        &mut self,
+        x: &Activations,
+        weights: &ExpertWeights<Weights>,
+        others: Vec<(Operand<'_>, &mut Activations)>,
+    ) {
+        let mut products = others;
+        let Self { device, gated, shared_inner: [inner, other], .. } = self;
+        let ExpertWeights { gate, up, .. } = weights;
         let (rows, width) = (x.rows(), gate.rows);
-        let [inner, other] = &mut self.inner;
-        let inner = sized(inner, &self.device, rows, width);
+        let inner = sized(inner, device, rows, width);
         let is_fused = gate.format == up.format && std::sync::Arc::ptr_eq(&gate.buffer, &up.buffer);
-        let mut operand = Operand::of(gate);
         if is_fused {
-            operand.up = Some(up.parts);
-            self.products.multiply(&self.device, &operand, x, inner);
+            let both = Operand { up: Some(up.parts), ..Operand::of(gate) };
+            products.push((both, inner));
+            self.products.multiply(device, x, &mut products);
         } else {
-            let other = sized(other, &self.device, rows, width);
-            self.products.multiply(&self.device, &operand, x, inner);
-            self.products.multiply(&self.device, &Operand::of(up), x, other);
-            gate_with(&self.device, &self.gated, inner, other);
+            let other = sized(other, device, rows, width);
+            products.push((Operand::of(gate), &mut *inner));
+            products.push((Operand::of(up), &mut *other));
+            self.products.multiply(device, x, &mut products);
+            drop(products);
+            gate_with(device, gated, inner, other);
         }
-        self.products.multiply(&self.device, &Operand::of(down), inner, out);
+    }
+
+    /// The second part.
+    fn gated_down(&mut self, weights: &ExpertWeights<Weights>, out: &mut Activations) {
+        let inner = self.shared_inner[0].as_ref().expect("the first part was computed");
+        let mut products = [(Operand::of(&weights.down), out)];
+        self.products.multiply(&self.device, inner, &mut products);
     }
 
     /// Chooses experts; the choices stay on the device, and come to the host in `routing` if it is there.
@@ -238,7 +274,7 @@ impl Gpu {
     }
 
     /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
-    /// says.
+    /// says, and norms it if that is wanted.
     pub(crate) fn combine_outputs(
         &mut self,
         x: &mut Activations,
@@ -246,6 +282,7 @@ impl Gpu {
         top_k: usize,
         routed: &Activations,
         shared: Option<[&Activations; 2]>,
+        norm: Option<Norm<'_>>,
     ) {
         if let Some(routing) = routing
             && *routing != self.routed
@@ -258,22 +295,47 @@ impl Gpu {
             self.routed.clone_from(routing);
         }
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
-        self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
+        let addend = Addend::Experts { choices: &chosen.choices, top_k, routed, shared };
+        self.rowwise.sum(&self.device, x, addend, norm);
     }
 
-    /// Chooses and computes the experts of a layer that is held as a whole. The choices stay on the device; where
-    /// rows are many, it groups them by expert, or the host if the experts are in several buffers.
+    /// Chooses and computes the experts of a layer that is held as a whole, and the shared expert. What does not
+    /// wait for each other is side by side. The choices stay on the device; where rows are many, it groups them by
+    /// expert, or the host if the experts are in several buffers.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
-        (logits, spec): (&Activations, RouterSpec),
+        (router, logits, spec): (&Weights, &mut Activations, RouterSpec),
+        shared: Option<&mut SharedExpert<'_, Self>>,
         x: &Activations,
         out: &Activations,
     ) {
+        let mut down = None;
+        let mut products = vec![(Operand::of(router), &mut *logits)];
+        match shared {
+            Some(SharedExpert { weights, gate, outs: [out, gate_out] }) => {
+                products.push((Operand::of(gate), gate_out));
+                self.gated_inner(x, weights, products);
+                down = Some((weights, out));
+            }
+            None => self.products.multiply(&self.device, x, &mut products),
+        }
         if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
-            self.choose(logits, spec, None);
-            self.chosen_experts(layer, x, spec.top_k, out);
+            let is_begun = self.choose_and_begin(layer, (logits, spec), x);
+            if !is_begun {
+                self.choose(logits, spec, None);
+            }
+            if let Some((weights, out)) = down {
+                self.gated_down(weights, out);
+            }
+            match is_begun {
+                true => self.end_chosen(layer, x.rows() * spec.top_k, out),
+                false => self.chosen_experts(layer, x, spec.top_k, out),
+            }
             return;
+        }
+        if let Some((weights, out)) = down {
+            self.gated_down(weights, out);
         }
         if slots_of(&self.layers, layer).is_some_and(|slots| slots.buffers().len() == 1) {
             self.choose(logits, spec, None);
@@ -292,6 +354,42 @@ impl Gpu {
         self.uses = uses;
     }
 
+    /// Chooses experts and computes their inner activations at once, if all of the layer are in one buffer and
+    /// gate and up can be computed together.
+    fn choose_and_begin(
+        &mut self,
+        layer: usize,
+        (logits, spec): (&Activations, RouterSpec),
+        x: &Activations,
+    ) -> bool {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let Some(slots) = slots_of(layers, layer).filter(|slots| slots.is_plain()) else {
+            return false;
+        };
+        let layout = &slots.layout;
+        if !layout.is_fused() {
+            return false;
+        }
+        let uses = x.rows() * spec.top_k;
+        let inner = sized(inner, device, uses, layout.intermediate());
+        inner.set_rows(uses);
+        let choice = (logits, spec, room_for_choices(device, chosen, uses));
+        let operand = layout.gate_up(&slots.buffers()[0]);
+        products.multiply_chosen(device, &operand, choice, x, inner);
+        self.routed = Routing::default();
+        true
+    }
+
+    /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
+    fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let (Some(slots), Some(inner)) = (slots_of(layers, layer), inner) else { return };
+        let table = &room_for_choices(device, chosen, uses).items;
+        let items = Items { table, begin: 0, len: uses as u32, n_x: 1 };
+        let down = slots.layout.down(&slots.buffers()[0]);
+        products.multiply_experts(device, &down, items, 1, inner, out);
+    }
+
     /// Computes those of the experts that were chosen last that are held; the host need not know them.
     pub(crate) fn chosen_experts(
         &mut self,
@@ -304,9 +402,8 @@ impl Gpu {
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
         let n_uses = x.rows() * top_k;
         let len = n_uses as u32;
-        // All in one buffer and each in the slot of its index: the router's own table is right.
-        let is_plain = slots.holds_all() && slots.buffers().len() == 1;
-        let table = if is_plain {
+        // The router's own table is right.
+        let table = if slots.is_plain() {
             &chosen.items
         } else {
             let n_buffers = slots.buffers().len();
@@ -522,7 +619,16 @@ fn choose(
     (logits, spec): (&Activations, RouterSpec),
     chosen: &mut Option<(Chosen, usize)>,
 ) {
-    let uses = logits.rows() * spec.top_k;
+    let chosen = room_for_choices(device, chosen, logits.rows() * spec.top_k);
+    rowwise.route(device, logits, spec, chosen);
+}
+
+/// Buffers for the choices of so many uses.
+fn room_for_choices<'a>(
+    device: &Device,
+    chosen: &'a mut Option<(Chosen, usize)>,
+    uses: usize,
+) -> &'a Chosen {
     if chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
         let held = uses.next_power_of_two();
         let choices = device.buffer(8 * held as u64);
@@ -530,7 +636,7 @@ fn choose(
         *chosen = Some((Chosen { choices, items }, held));
     }
     let (chosen, _) = chosen.as_ref().expect("it was just made");
-    rowwise.route(device, logits, spec, chosen);
+    chosen
 }
 
 /// Where the experts and the weights of so many uses are.

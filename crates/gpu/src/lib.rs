@@ -13,6 +13,7 @@ mod attention;
 mod backend;
 mod bandwidth;
 pub mod baseline;
+mod best;
 mod buffers;
 mod delta_net;
 mod delta_state;

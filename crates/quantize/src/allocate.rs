@@ -15,7 +15,6 @@ use checkpoint::Affine;
 use serde_json::json;
 
 use crate::error::{Error, io_at};
-use crate::expert::Method;
 use crate::layout::Stored;
 use crate::loader::Loader;
 use crate::options::Options;
@@ -56,16 +55,23 @@ pub(crate) fn choose_widths(
     path: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Vec<u8>>, Error> {
+    let tables = &loader.inventory.experts;
     if path.exists() {
         let text = fs::read_to_string(path).map_err(io_at(path))?;
         let bad = |error: serde_json::Error| Error::Source {
             path: path.to_owned(),
             what: error.to_string(),
         };
-        return serde_json::from_str(&text).map_err(bad);
+        let widths: Vec<Vec<u8>> = serde_json::from_str(&text).map_err(bad)?;
+        let are_all = widths.len() == tables.len()
+            && widths.iter().zip(tables).all(|(widths, table)| widths.len() == table.len())
+            && widths.iter().flatten().all(|width| CANDIDATES.contains(width));
+        return are_all.then_some(widths).ok_or_else(|| Error::Source {
+            path: path.to_owned(),
+            what: "it has no width for each expert".to_owned(),
+        });
     }
     let mut layers = Vec::new();
-    let tables = &loader.inventory.experts;
     let total: usize = tables.iter().map(checkpoint::ExpertTable::len).sum();
     let mut done = 0;
     for layer in 0..tables.len() {
@@ -105,7 +111,9 @@ fn judge_layer(
     // Each expert with the squares of its outputs.
     let judge = |expert: usize| -> Result<(Choice, f64), Error> {
         let weights = loader.expert(layer, expert)?;
-        let (inputs, own) = (rows.inputs(expert, None), rows.own_inputs(expert, JUDGED_ROWS, None));
+        // The same for every width, and most of the work.
+        let importance = weights.importance(&rows.inputs(expert, None));
+        let own = rows.own_inputs(expert, JUDGED_ROWS, None);
         let location = table.get(expert);
         let scales = scales_of(location.gate.format);
         let mut choice = Choice {
@@ -120,7 +128,7 @@ fn judge_layer(
         let outputs = weights.outputs(&own.x);
         for (index, &bits) in CANDIDATES.iter().enumerate() {
             let affine = Affine { bits, group: options.recipe.group, scales };
-            let codes = weights.quantise(affine, Method::Search, Some(&inputs));
+            let codes = weights.search(affine, &importance);
             choice.loss[index] = own.loss(&outputs, &weights.with_codes(&codes).outputs(&own.x));
             let bytes = location.matrices().map(|m| Stored::Affine(affine).bytes(m.rows, m.cols));
             choice.bytes[index] = bytes.iter().sum();
@@ -205,3 +213,6 @@ fn spend(layers: &mut [Vec<Choice>], budget: Budget) -> Result<(), Error> {
         left -= cost;
     }
 }
+
+#[cfg(test)]
+mod tests;

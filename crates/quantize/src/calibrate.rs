@@ -13,29 +13,39 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use checkpoint::ModelConfig;
 use engine::{Engine, EngineOptions, Routing};
-use serde_json::Value;
 
 use crate::error::{Error, io_at};
+use crate::lock::lock;
 use crate::output::write_whole;
-use crate::rows::{LayerRows, narrow};
+use crate::rows::{LayerRows, narrow, row_bytes};
 use crate::sample::sample_documents;
-
-/// Text to calibrate with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CalibrationText {
-    /// What the model itself writes.
-    Sampled,
-    /// A file: plain text, or lines of JSON with `text`, or with `segments` as pairs of text and class.
-    File(PathBuf),
-}
+use crate::text::Text;
 
 /// What the model wrote, for other runs to read: documents a line, as `--calibrate` takes them.
 const SAMPLED: &str = "sampled.jsonl";
 /// The sequences that were read, as lists of tokens.
 const SEQUENCES: &str = "sequences.json";
+/// What was recorded is known by, once that is complete.
+const DONE: &str = "done";
 /// Longest piece of a text that is read as one sequence.
 const MAX_DOCUMENT_TOKENS: usize = 1024;
+
+/// What is to be recorded.
+pub(crate) struct Recording<'a> {
+    /// Where rows are kept.
+    pub(crate) directory: &'a Path,
+    /// What model, texts and number of tokens are known by.
+    pub(crate) identity: String,
+    pub(crate) model: &'a Path,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) texts: &'a [Text],
+    /// How many tokens of the texts, as many of each.
+    pub(crate) n_tokens: usize,
+    /// How the model is run.
+    pub(crate) engine: &'a EngineOptions,
+}
 
 /// Recorded rows of all layers.
 #[derive(Debug)]
@@ -43,86 +53,40 @@ pub(crate) struct Calibration {
     directory: PathBuf,
     top_k: usize,
     hidden: usize,
+    n_rows: usize,
     /// The layer that was asked for last.
     current: Mutex<Option<(usize, Arc<LayerRows>)>>,
 }
 
 impl Calibration {
-    /// Reads the texts with the model, as many tokens of each, and records rows in a new directory, unless
-    /// that was done before. `identity` names model and texts.
-    pub(crate) fn record(
-        directory: &Path,
-        identity: &str,
-        model: &Path,
-        (texts, n_tokens): (&[CalibrationText], usize),
-        options: &EngineOptions,
+    /// What was recorded before, or else is recorded now.
+    pub(crate) fn open(
+        recording: &Recording<'_>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
-        let options = engine_options(options);
-        let done = directory.join("done");
-        let mut engine = Engine::open(model, &options)?;
-        let config = engine.config();
-        let calibration = Self {
+        let Recording { directory, config, .. } = *recording;
+        if !is_recorded(recording)? {
+            fs::create_dir_all(directory).map_err(io_at(directory))?;
+            let _lock = lock(directory)?;
+            // Another run may just have ended.
+            if !is_recorded(recording)? {
+                record(recording, progress)?;
+            }
+        }
+        let mut calibration = Self {
             directory: directory.to_owned(),
             top_k: config.moe.top_k,
             hidden: config.hidden_size,
+            n_rows: 0,
             current: Mutex::new(None),
         };
-        let n_layers = config.mixers.len();
-        match fs::read_to_string(&done) {
-            Ok(found) if found == identity => return Ok(calibration),
-            Ok(_) => return Err(Error::OtherCalibration { path: directory.to_owned() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_at(&done)(error)),
-        }
-        fs::create_dir_all(directory).map_err(io_at(directory))?;
-        // Sampling and reading count alike.
-        let mut advance = |read: usize, of: usize| progress(read as u64, of as u64);
-        let share = n_tokens.div_ceil(texts.len().max(1));
-        let mut sequences: Vec<Vec<u32>> = Vec::new();
-        for text in texts {
-            let of_text = match text {
-                CalibrationText::Sampled => {
-                    let documents = sample_documents(&mut engine, share, &mut |n| {
-                        advance(n.min(n_tokens), 2 * n_tokens);
-                    })?;
-                    let lines = documents.iter().map(|document| {
-                        let text = engine.tokenizer()?.decode(document, false);
-                        Ok(format!("{}\n", serde_json::json!({ "text": text })))
-                    });
-                    let lines = lines.collect::<Result<String, engine::Error>>()?;
-                    write_whole(&directory.join(SAMPLED), lines.as_bytes())?;
-                    documents
-                }
-                CalibrationText::File(path) => read_documents(path, &engine)?,
-            };
-            sequences.extend(pieces(of_text, share));
-        }
-        let files = (0..n_layers).map(|layer| {
-            let path = layer_path(directory, layer);
-            Ok(BufWriter::new(File::create(&path).map_err(io_at(&path))?))
-        });
-        let recorder = Recorder { files: files.collect::<Result<_, Error>>()?, result: Ok(()) };
-        let recorder = Arc::new(Mutex::new(recorder));
-        let observing = Arc::clone(&recorder);
-        engine.observe_experts(Some(Box::new(move |layer, x, routing| {
-            let mut recorder = observing.lock().unwrap_or_else(PoisonError::into_inner);
-            recorder.add(layer, x, routing);
-        })));
-        let mut read = 0;
-        for piece in &sequences {
-            let mut session = engine.session()?;
-            engine.evaluate(&mut session, piece, |_| false, |_, _| {})?;
-            read += piece.len();
-            advance(n_tokens + read.min(n_tokens), 2 * n_tokens);
-        }
-        engine.observe_experts(None);
-        let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        recorder.finish().map_err(io_at(directory))?;
-        let tokens = serde_json::json!(sequences).to_string();
-        write_whole(&directory.join(SEQUENCES), tokens.as_bytes())?;
-        write_whole(&done, identity.as_bytes())?;
+        calibration.n_rows = calibration.sequences()?.iter().map(Vec::len).sum();
         Ok(calibration)
+    }
+
+    /// How many tokens were read.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
     }
 
     /// The sequences that were read; rows come in their order.
@@ -147,10 +111,82 @@ impl Calibration {
         *current = None;
         let path = layer_path(&self.directory, layer);
         let bytes = fs::read(&path).map_err(io_at(&path))?;
+        let wanted = self.n_rows * row_bytes(self.top_k, self.hidden);
+        if bytes.len() != wanted {
+            let what = format!("it has {} bytes instead of {wanted}", bytes.len());
+            return Err(Error::Calibration { path, what });
+        }
         let rows = Arc::new(LayerRows::read(&bytes, self.top_k, self.hidden));
         *current = Some((layer, Arc::clone(&rows)));
         Ok(rows)
     }
+}
+
+/// Whether all that is wanted was recorded. What is there of something else is not written over.
+fn is_recorded(recording: &Recording<'_>) -> Result<bool, Error> {
+    let path = recording.directory.join(DONE);
+    match fs::read_to_string(&path) {
+        Ok(found) if found == recording.identity => Ok(true),
+        Ok(_) => Err(Error::OtherCalibration { path: recording.directory.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_at(&path)(error)),
+    }
+}
+
+/// Reads the texts with the model and records what its experts are given.
+fn record(recording: &Recording<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+    let Recording { directory, texts, n_tokens, .. } = *recording;
+    let mut engine = Engine::open(recording.model, &engine_options(recording.engine))?;
+    let n_layers = recording.config.mixers.len();
+    // Sampling and reading count alike.
+    let mut advance = |read: usize, of: usize| progress(read as u64, of as u64);
+    let share = n_tokens.div_ceil(texts.len().max(1));
+    let mut sequences: Vec<Vec<u32>> = Vec::new();
+    for text in texts {
+        let of_text = match text {
+            Text::Sampled => {
+                let documents = sample_documents(&mut engine, share, &mut |n| {
+                    advance(n.min(n_tokens), 2 * n_tokens);
+                })?;
+                let lines = documents.iter().map(|document| {
+                    let text = engine.tokenizer()?.decode(document, false);
+                    Ok(format!("{}\n", serde_json::json!({ "text": text })))
+                });
+                let lines = lines.collect::<Result<String, engine::Error>>()?;
+                write_whole(&directory.join(SAMPLED), lines.as_bytes())?;
+                documents
+            }
+            Text::Documents { path, documents } => encoded(path, documents, share, &engine)?,
+        };
+        sequences.extend(pieces(of_text, share));
+    }
+    let files = (0..n_layers).map(|layer| {
+        let path = layer_path(directory, layer);
+        Ok(BufWriter::new(File::create(&path).map_err(io_at(&path))?))
+    });
+    let recorder = Recorder { files: files.collect::<Result<_, Error>>()?, failed: None };
+    let recorder = Arc::new(Mutex::new(recorder));
+    let observing = Arc::clone(&recorder);
+    engine.observe_experts(Some(Box::new(move |layer, x, routing| {
+        let mut recorder = observing.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.add(layer, x, routing);
+    })));
+    let mut read = 0;
+    for piece in &sequences {
+        let mut session = engine.session()?;
+        engine.evaluate(&mut session, piece, |_| false, |_, _| {})?;
+        if let Some(error) = recorder.lock().unwrap_or_else(PoisonError::into_inner).failed.take() {
+            return Err(io_at(directory)(error));
+        }
+        read += piece.len();
+        advance(n_tokens + read.min(n_tokens), 2 * n_tokens);
+    }
+    engine.observe_experts(None);
+    let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+    recorder.finish().map_err(io_at(directory))?;
+    let tokens = serde_json::json!(sequences).to_string();
+    write_whole(&directory.join(SEQUENCES), tokens.as_bytes())?;
+    write_whole(&directory.join(DONE), recording.identity.as_bytes())
 }
 
 /// How the model is run.
@@ -183,7 +219,8 @@ fn layer_path(directory: &Path, layer: usize) -> PathBuf {
 /// Writes what the observer sees.
 struct Recorder {
     files: Vec<BufWriter<File>>,
-    result: io::Result<()>,
+    /// Why no more is written.
+    failed: Option<io::Error>,
 }
 
 impl Recorder {
@@ -198,47 +235,37 @@ impl Recorder {
             bytes.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
             bytes.extend(x.iter().flat_map(|&x| narrow(x).to_le_bytes()));
         }
-        if self.result.is_ok() {
-            self.result = self.files[layer].write_all(&bytes);
+        if self.failed.is_none() {
+            self.failed = self.files[layer].write_all(&bytes).err();
         }
     }
 
+    /// Makes sure that all rows are on the drive before anybody is told so.
     fn finish(&mut self) -> io::Result<()> {
-        std::mem::replace(&mut self.result, Ok(()))?;
-        self.files.iter_mut().try_for_each(Write::flush)
+        self.files.iter_mut().try_for_each(|file| {
+            file.flush()?;
+            file.get_ref().sync_data()
+        })
     }
 }
 
-/// The documents of a file as tokens.
-fn read_documents(path: &Path, engine: &Engine) -> Result<Vec<Vec<u32>>, Error> {
-    let bad = |what: String| Error::Calibration { path: path.to_owned(), what };
-    let text = fs::read_to_string(path).map_err(io_at(path))?;
+/// The documents of a file as tokens, until there are so many.
+fn encoded(
+    path: &Path,
+    documents: &[String],
+    n_tokens: usize,
+    engine: &Engine,
+) -> Result<Vec<Vec<u32>>, Error> {
     let tokenizer = engine.tokenizer()?;
-    let encode =
-        |text: &str| tokenizer.encode_trusted(text).map_err(|error| bad(error.to_string()));
-    let is_lines = path.extension().is_some_and(|extension| extension == "jsonl");
-    let mut documents = Vec::new();
-    if is_lines {
-        for (index, line) in text.lines().enumerate() {
-            let bad_line = |what: &str| bad(format!("line {}: {what}", index + 1));
-            let line: Value =
-                serde_json::from_str(line).map_err(|error| bad_line(&error.to_string()))?;
-            let text = match (&line["text"], &line["segments"]) {
-                (Value::String(text), _) => text.clone(),
-                (_, Value::Array(segments)) => {
-                    let texts = segments.iter().map(|segment| segment[0].as_str());
-                    let texts: Option<Vec<&str>> = texts.collect();
-                    texts.ok_or_else(|| bad_line("segments that are not pairs"))?.concat()
-                }
-                _ => return Err(bad_line("neither text nor segments")),
-            };
-            documents.push(encode(&text)?);
+    let bad = |what: String| Error::Calibration { path: path.to_owned(), what };
+    let (mut sequences, mut n) = (Vec::new(), 0);
+    for document in documents {
+        if n >= n_tokens {
+            break;
         }
-    } else {
-        documents.push(encode(&text)?);
+        let tokens = tokenizer.encode_trusted(document).map_err(|error| bad(error.to_string()))?;
+        n += tokens.len();
+        sequences.push(tokens);
     }
-    match documents.iter().map(Vec::len).sum::<usize>() {
-        0 => Err(bad("it has no text".to_owned())),
-        _ => Ok(documents),
-    }
+    Ok(sequences)
 }

@@ -27,6 +27,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// Another run is writing there at this moment.
+    #[error("{} is being written by another run\nhint: wait until that has ended, or give another name", .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A recipe has a value that cannot be used.
     #[error("{field} is {found}, but must be {expected}")]
     Recipe {
@@ -91,8 +97,20 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// Weights span more than their scales can hold.
+    #[error(
+        "{tensor} has values too large for codes of {bits} bits with scales in {scales}\nhint: keep them"
+    )]
+    Range {
+        /// The tensor.
+        tensor: String,
+        /// Width of the codes.
+        bits: u8,
+        /// Type of the scales.
+        scales: &'static str,
+    },
     /// What was written does not read back.
-    #[error("{}: {tensor} does not read back as it was written\nhint: the drive or the memory is faulty; the unfinished directory is kept", .path.display())]
+    #[error("{}: {tensor} does not read back as it was written\nhint: the drive or the memory is faulty; the same command writes it anew", .path.display())]
     Verify {
         /// The file.
         path: PathBuf,

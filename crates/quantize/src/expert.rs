@@ -89,6 +89,19 @@ impl Expert {
         inputs.loss(&self.outputs(&inputs.x), &other.outputs(&inputs.x))
     }
 
+    /// How much the columns of gate and up, and those of down, count: the mean squares of what they are given.
+    pub fn importance(&self, inputs: &Inputs) -> [Vec<f32>; 2] {
+        let of = |width, x: &[f32]| Moments::diagonal_of_rows(width, x, &inputs.weights);
+        [of(self.hidden, &inputs.x), of(self.intermediate, &self.inner(&inputs.x))]
+    }
+
+    /// Codes by search, of columns that count so.
+    pub fn search(&self, affine: Affine, [outer, inner]: &[Vec<f32>; 2]) -> [Codes; 3] {
+        [(&self.gate, outer), (&self.up, outer), (&self.down, inner)].map(
+            |(weights, importance)| Codes::search(affine, importance.len(), weights, importance),
+        )
+    }
+
     /// The codes of gate, up and down. Without inputs all columns count alike, and there is nothing that
     /// feedback could go by.
     pub fn quantise(&self, affine: Affine, method: Method, inputs: Option<&Inputs>) -> [Codes; 3] {
@@ -102,18 +115,16 @@ impl Expert {
             (_, None) => {
                 return each(&|cols, w| Codes::search(affine, cols, w, &vec![1.0; cols]));
             }
-            (_, Some(inputs)) => inputs,
+            (Method::Search, Some(inputs)) => {
+                return self.search(affine, &self.importance(inputs));
+            }
+            (Method::Feedback | Method::Refine | Method::Sequential, Some(inputs)) => inputs,
         };
+        let effort = if method == Method::Feedback { Effort::Feedback } else { Effort::Refine };
         let matrix = |weights: &[f32], moments: &Moments| {
             let importance: Vec<f32> = moments.diagonal().collect();
             let mut codes = Codes::search(affine, moments.n(), weights, &importance);
-            match method {
-                Method::Round | Method::Search => {}
-                Method::Feedback => improve(&mut codes, weights, moments, Effort::Feedback),
-                Method::Refine | Method::Sequential => {
-                    improve(&mut codes, weights, moments, Effort::Refine);
-                }
-            }
+            improve(&mut codes, weights, moments, effort);
             codes
         };
         let (weights, x) = (&inputs.weights, &inputs.x);
@@ -128,7 +139,7 @@ impl Expert {
         drop(moments);
         let width = self.intermediate;
         let unchanged = self.inner(wanted_x);
-        if !matches!(method, Method::Refine | Method::Sequential) {
+        if effort == Effort::Feedback {
             let moments = Moments::of_rows(width, &self.inner(&inputs.x), weights);
             let down = matrix(&self.down, &moments);
             return [gate, up, down];

@@ -10,7 +10,7 @@ use crate::arrange::in_order;
 use crate::calibrate::Calibration;
 use crate::error::Error;
 use crate::expert::{Expert, Method};
-use crate::layout::Stored;
+use crate::layout::{Stored, float_name};
 use crate::plan::Work;
 use crate::rows::LayerRows;
 use crate::source::Source;
@@ -63,7 +63,7 @@ impl Loader<'_> {
                             Method::Round => Codes::round(affine, cols, &values),
                             _ => Codes::search(affine, cols, &values, &vec![1.0; cols]),
                         };
-                        bytes = store(&codes)?;
+                        bytes = store(name, &codes)?;
                     }
                 }
                 Ok(bytes)
@@ -81,15 +81,15 @@ impl Loader<'_> {
                     _ => None,
                 };
                 let codes = weights.quantise(*affine, method, inputs.as_ref());
-                let parts = codes.iter().map(store);
+                let parts = codes.iter().map(|codes| store(name, codes));
                 Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
             }
-            Work::ExpertRows { matrices, stored } => {
+            Work::ExpertRows(matrices) => {
                 let mut bytes = Vec::new();
                 for matrix in matrices.iter() {
                     let values = self.source.rows(matrix, 0..matrix.rows)?;
-                    let Stored::Float(float) = *stored else {
-                        panic!("blocks are kept as floats");
+                    let Stored::Float(float) = Stored::of_kept(matrix.format) else {
+                        panic!("blocks are kept as floats, and floats are");
                     };
                     encode_floats(float, &values, &mut bytes);
                 }
@@ -154,8 +154,8 @@ impl Loader<'_> {
 }
 
 /// The bytes of codes: data, scales, biases. They are decoded once as every reader does, and must be what
-/// was meant.
-fn store(codes: &Codes) -> Result<Vec<u8>, Error> {
+/// was meant. Weights near the end of what floats can hold may have a range that is beyond it.
+fn store(name: &str, codes: &Codes) -> Result<Vec<u8>, Error> {
     let mut parts = [Vec::new(), Vec::new(), Vec::new()];
     codes.store(&mut parts);
     let format = Format::Affine(codes.affine);
@@ -165,6 +165,10 @@ fn store(codes: &Codes) -> Result<Vec<u8>, Error> {
     let rows = rows.zip(parts[2].chunks_exact(scales)).zip(codes.row_values());
     for (((data, scales), biases), meant) in rows {
         dequantize_row(format, data, scales, biases, &mut row);
+        if row.iter().any(|value| !value.is_finite()) {
+            let (bits, scales) = (codes.affine.bits, float_name(codes.affine.scales));
+            return Err(Error::Range { tensor: name.to_owned(), bits, scales });
+        }
         assert!(row == meant, "codes decode to what they stand for");
     }
     Ok(parts.concat())

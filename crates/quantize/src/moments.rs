@@ -30,6 +30,19 @@ impl Moments {
         moments
     }
 
+    /// The diagonal of [`Moments::of_rows`] alone, for a small part of the work.
+    pub fn diagonal_of_rows(n: usize, x: &[f32], weights: &[f32]) -> Vec<f32> {
+        let mut diagonal = vec![0.0; n];
+        for (x, weight) in x.chunks_exact(n).zip(weights) {
+            for (sum, x) in diagonal.iter_mut().zip(x) {
+                *sum += weight * x * x;
+            }
+        }
+        let damping = Self::damping(n, diagonal.iter().sum());
+        diagonal.iter_mut().for_each(|sum| *sum += damping);
+        diagonal
+    }
+
     /// Width.
     pub fn n(&self) -> usize {
         self.n
@@ -217,6 +230,8 @@ mod tests {
     fn the_factors_make_the_matrix() {
         let (x, weights) = rows();
         let moments = Moments::of_rows(3, &x, &weights);
+        let alone = Moments::diagonal_of_rows(3, &x, &weights);
+        assert!(alone.iter().zip(moments.diagonal()).all(|(a, b)| (a - b).abs() < 1e-5));
         let order = [2, 0, 1];
         let feedback = moments.feedback(&order).expect("it is positive definite");
         // M = (U + I) D (U + I)^T: with V = (U + I)^-1 the product V M V^T is diagonal. Going from the last

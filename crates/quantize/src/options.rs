@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use engine::EngineOptions;
 
 use crate::allocate::Budget;
-use crate::calibrate::CalibrationText;
 use crate::expert::Method;
 use crate::plan::Placement;
 use crate::recipe::Recipe;
+use crate::text::{CalibrationText, Text, fingerprint};
 
 /// Choices of [`quantize`](crate::quantize).
 #[derive(Clone, Debug, PartialEq)]
@@ -92,16 +92,18 @@ pub struct Report {
     pub widths: Vec<(u8, usize)>,
     /// Bytes that an earlier, killed run had already written.
     pub resumed_bytes: u64,
+    /// Tokens that the model has read for calibration.
+    pub calibration_tokens: usize,
     /// Tensors of the source that have no place in the result: those of vision and multi-token-prediction.
     pub left_out: usize,
 }
 
 /// All choices that the bytes of the result hang on.
-pub(crate) fn describe(options: &Options) -> String {
-    let Options { recipe, method, placement, calibration, .. } = options;
-    let Options { calibration_tokens, budget, shard_bytes, .. } = options;
+pub(crate) fn describe(options: &Options, texts: &[Text]) -> String {
+    let Options { recipe, method, placement, calibration_tokens, budget, shard_bytes, .. } =
+        options;
+    let texts = fingerprint(texts);
     format!(
-        "{recipe:?} {method:?} {placement:?} {calibration:?} {calibration_tokens} {budget:?} \
-         {shard_bytes}"
+        "{recipe:?} {method:?} {placement:?} {texts} {calibration_tokens} {budget:?} {shard_bytes}"
     )
 }

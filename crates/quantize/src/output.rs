@@ -4,6 +4,7 @@
 //! Everything lies in `NAME.partial` beside `NAME`: shards of their full length, a line that identifies the run, and
 //! the journal, a line for every unit of work that is in the files, with a checksum. A line is written
 //! only after the bytes that it speaks of were flushed, so what the journal has is there, also after a power cut.
+//! A lock keeps a second run out.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,11 +15,14 @@ use blake3::Hash;
 
 use crate::error::{Error, io_at};
 use crate::layout::{Layout, Piece};
+use crate::lock::{LOCK, lock};
 
 /// Bytes that are written between flushes.
 const FLUSH_BYTES: u64 = 64 << 20;
 const IDENTITY: &str = ".identity";
 const JOURNAL: &str = ".journal";
+/// Stands in the journal for the checksum of a unit that did not read back.
+const TAKEN_BACK: &str = "-";
 /// Where recorded rows lie.
 const CALIBRATION: &str = ".calibration";
 /// Where the widths of experts lie once they were chosen.
@@ -31,29 +35,35 @@ const STREAM: &str = ".stream";
 pub(crate) struct Partial {
     out: PathBuf,
     directory: PathBuf,
+    /// Keeps other runs out.
+    lock: File,
 }
 
 impl Partial {
     /// Begins a run, or goes on with one of the same identity.
     pub(crate) fn open(out: &Path, identity: &str) -> Result<Self, Error> {
-        if out.is_file() || fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        let Some(name) = out.file_name() else {
+            return Err(Error::Exists { path: out.to_owned() });
+        };
+        if !is_free(out).map_err(io_at(out))? {
             return Err(Error::Exists { path: out.to_owned() });
         }
-        let mut name = out.file_name().unwrap_or_default().to_owned();
+        let mut name = name.to_owned();
         name.push(".partial");
         let directory = out.with_file_name(name);
+        fs::create_dir_all(&directory).map_err(io_at(&directory))?;
+        let lock = lock(&directory)?;
         let identity_path = directory.join(IDENTITY);
         match fs::read_to_string(&identity_path) {
             Ok(found) if found == identity => {}
             Ok(_) => return Err(Error::OtherRun { path: directory }),
+            // The name comes last: a file that is there is whole.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&directory).map_err(io_at(&directory))?;
-                // The name comes last: a file that is there is whole.
                 write_whole(&identity_path, identity.as_bytes())?;
             }
             Err(error) => return Err(io_at(&identity_path)(error)),
         }
-        Ok(Self { out: out.to_owned(), directory })
+        Ok(Self { out: out.to_owned(), directory, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -79,25 +89,43 @@ impl Partial {
 
     /// Gives the result its name.
     pub(crate) fn finish(self) -> Result<(), Error> {
-        for name in [IDENTITY, JOURNAL, WIDTHS, STREAM] {
-            let path = self.directory.join(name);
-            if path.exists() {
-                fs::remove_file(&path).map_err(io_at(&path))?;
-            }
-        }
-        let rows = self.calibration();
+        let Self { out, directory, lock } = self;
+        let rows = directory.join(CALIBRATION);
         if rows.exists() {
             fs::remove_dir_all(&rows).map_err(io_at(&rows))?;
         }
-        if self.out.exists() {
-            fs::remove_dir(&self.out).map_err(io_at(&self.out))?;
+        if out.exists() {
+            fs::remove_dir(&out).map_err(io_at(&out))?;
         }
-        fs::rename(&self.directory, &self.out).map_err(io_at(&self.out))?;
+        // Windows renames no directory in which a file is open.
+        let lock = (!cfg!(windows)).then_some(lock);
+        fs::rename(&directory, &out).map_err(io_at(&out))?;
+        // What a run goes on with is there as long as there is anything to go on with.
+        for name in [JOURNAL, WIDTHS, STREAM, IDENTITY, LOCK] {
+            let path = out.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_at(&path)(error));
+                }
+                _ => {}
+            }
+        }
+        drop(lock);
         // So that the name is there after a power cut, where directories can be flushed.
-        if let Some(parent) = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             drop(File::open(parent).and_then(|parent| parent.sync_all()));
         }
         Ok(())
+    }
+}
+
+/// Whether a result can get this name: there is nothing, or an empty directory.
+fn is_free(out: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(out) {
+        Ok(metadata) if metadata.is_dir() => Ok(fs::read_dir(out)?.next().is_none()),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -165,11 +193,15 @@ impl Output {
         };
         let (file, text) = open().map_err(io_at(&path))?;
         let text = String::from_utf8_lossy(&text);
-        let entries = text.lines().filter_map(|line| {
-            let (index, hash) = line.split_once(' ')?;
-            Some((index.parse().ok()?, Hash::from_hex(hash).ok()?))
-        });
-        let done = entries.collect();
+        let mut done = HashMap::new();
+        for (unit, hash) in text.lines().filter_map(|line| line.split_once(' ')) {
+            let Ok(unit) = unit.parse() else { continue };
+            // A later line counts; one without a checksum takes those before it back.
+            match Hash::from_hex(hash) {
+                Ok(hash) => done.insert(unit, hash),
+                Err(_) => done.remove(&unit),
+            };
+        }
         let (pending, unflushed) = (String::new(), 0);
         Ok(Self { shards, journal: (path, file), done, pending, unflushed })
     }
@@ -240,7 +272,7 @@ impl Output {
         Ok(bytes)
     }
 
-    /// Reads a unit and compares it with what was written.
+    /// Reads a unit and compares it with what was written. One that differs is made anew by the next run.
     pub(crate) fn verify(
         &mut self,
         unit: usize,
@@ -258,10 +290,13 @@ impl Output {
             hasher.update(&bytes);
             path.clone_from(&shard.path);
         }
-        match self.done.get(&unit) {
-            Some(hash) if *hash == hasher.finalize() => Ok(()),
-            _ => Err(Error::Verify { path, tensor: name.to_owned() }),
+        if self.done.get(&unit) == Some(&hasher.finalize()) {
+            return Ok(());
         }
+        self.done.remove(&unit);
+        self.pending += &format!("{unit} {TAKEN_BACK}\n");
+        self.flush()?;
+        Err(Error::Verify { path, tensor: name.to_owned() })
     }
 }
 
@@ -288,6 +323,9 @@ mod tests {
         file.write_all(b"2 0123").expect("half a line");
         drop(file);
 
+        let second = Partial::open(&base.join("out"), "a run\n");
+        assert!(matches!(second, Err(Error::InUse { .. })), "one run at a time: {second:?}");
+        drop(partial);
         let partial = Partial::open(&base.join("out"), "a run\n").expect("it goes on");
         let mut output = Output::open(&partial, &layout).expect("it opens");
         assert_eq!([0, 1, 2].map(|unit| output.has(unit)), [true, false, false]);
@@ -300,8 +338,14 @@ mod tests {
         shard.file.write_all(b"F").expect("it is written");
         let error = output.verify(0, "t0", &pieces[..1]).expect_err("a byte was changed");
         assert!(error.to_string().contains("t0 does not read back"), "{error}");
+        drop(output);
+        let output = Output::open(&partial, &layout).expect("it opens");
+        assert_eq!([0, 2].map(|unit| output.has(unit)), [false, true], "it is to be made anew");
+        drop((output, partial));
         let other = Partial::open(&base.join("out"), "another run\n");
         assert!(matches!(other, Err(Error::OtherRun { .. })));
+        let nameless = Partial::open(&base.join(".."), "a run\n");
+        assert!(matches!(nameless, Err(Error::Exists { .. })));
         fs::remove_dir_all(&base).expect("it can be removed");
     }
 }

@@ -54,7 +54,7 @@ pub(crate) enum Work {
     /// A routed expert of a layer.
     Expert { layer: usize, expert: usize, affine: Affine },
     /// A routed expert as floats.
-    ExpertRows { matrices: Box<[MatrixLocation; 3]>, stored: Stored },
+    ExpertRows(Box<[MatrixLocation; 3]>),
 }
 
 /// A module that is in codes.
@@ -86,6 +86,24 @@ pub(crate) enum ExpertForm {
     Kept,
 }
 
+impl ExpertForm {
+    /// How a matrix of the expert is stored.
+    pub(crate) fn stored(self, matrix: &MatrixLocation) -> Stored {
+        match self {
+            Self::Codes(affine) => Stored::Affine(affine),
+            Self::Kept => Stored::of_kept(matrix.format),
+        }
+    }
+}
+
+/// Whether experts have one form, as a stack of them must.
+pub(crate) fn are_alike(experts: &[(ExpertLocation, ExpertForm)]) -> bool {
+    let stored = |(location, form): &(ExpertLocation, ExpertForm)| {
+        location.matrices().map(|matrix| form.stored(matrix))
+    };
+    experts.windows(2).all(|pair| stored(&pair[0]) == stored(&pair[1]))
+}
+
 /// Types of scales: that of the source, or bf16.
 pub(crate) fn scales_of(format: Format) -> FloatType {
     match format {
@@ -110,13 +128,9 @@ impl Plan {
         layer: usize,
         experts: &[(ExpertLocation, ExpertForm)],
     ) {
-        let stored = |matrix: &MatrixLocation, form: ExpertForm| match form {
-            ExpertForm::Codes(affine) => Stored::Affine(affine),
-            ExpertForm::Kept => Stored::of_kept(matrix.format),
-        };
         let bytes_of = |(location, form): &(ExpertLocation, ExpertForm)| -> u64 {
             let matrices = location.matrices().into_iter();
-            matrices.map(|m| stored(m, *form).bytes(m.rows, m.cols)).sum()
+            matrices.map(|m| form.stored(m).bytes(m.rows, m.cols)).sum()
         };
         self.expert_bytes += experts.iter().map(bytes_of).sum::<u64>();
         let mut stacks = Vec::new();
@@ -126,7 +140,7 @@ impl Plan {
             self.layout.keep_together(experts.iter().map(bytes_of).sum());
             for (name, matrix) in PARTS.iter().zip(first.matrices()) {
                 let module = format!("{prefix}.switch_mlp.{name}");
-                let stored = stored(matrix, *form);
+                let stored = form.stored(matrix);
                 self.module(&module, stored);
                 let lead = [experts.len(), matrix.rows];
                 stacks.push(self.layout.module(&module, stored, &lead, matrix.cols));
@@ -139,7 +153,7 @@ impl Plan {
                 self.layout.align();
             }
             for (index, matrix) in location.matrices().into_iter().enumerate() {
-                let stored = stored(matrix, *form);
+                let stored = form.stored(matrix);
                 match placement {
                     Placement::Apart => {
                         let module = format!("{prefix}.experts.{expert}.{}", PARTS[index]);
@@ -159,9 +173,11 @@ impl Plan {
             }
             let work = match *form {
                 ExpertForm::Codes(affine) => Work::Expert { layer, expert, affine },
-                ExpertForm::Kept if matches!(location.gate.format, Format::Block(_)) => {
-                    let matrices = Box::new(location.matrices().map(|matrix| *matrix));
-                    Work::ExpertRows { matrices, stored: Stored::of_kept(location.gate.format) }
+                // GGUF files mix blocks and floats within an expert.
+                ExpertForm::Kept
+                    if location.matrices().iter().any(|m| matches!(m.format, Format::Block(_))) =>
+                {
+                    Work::ExpertRows(Box::new(location.matrices().map(|matrix| *matrix)))
                 }
                 ExpertForm::Kept => Work::Copy(
                     location.matrices().into_iter().flat_map(MatrixLocation::extents).collect(),

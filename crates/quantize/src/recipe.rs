@@ -36,12 +36,14 @@ impl<'de> Deserialize<'de> for Width {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Raw {
-            Bits(u8),
+            Bits(i64),
             Name(String),
+            Other(serde::de::IgnoredAny),
         }
         let text = match Raw::deserialize(deserializer)? {
             Raw::Bits(bits) => bits.to_string(),
             Raw::Name(name) => name,
+            Raw::Other(_) => String::new(),
         };
         text.parse().map_err(serde::de::Error::custom)
     }
@@ -196,9 +198,11 @@ mod tests {
         assert!(message(recipe.changed(&group)).contains("32, 64 or 128"));
         let parse = |text: &str| toml::from_str::<Changes>(text).map_err(|error| error.to_string());
         assert!(parse("expert = 2").expect_err("no such field").contains("expert"));
-        assert!(
-            parse("experts = 7").expect_err("no such width").contains("2, 3, 4, 5, 6, 8 or keep")
-        );
+        for width in ["7", "-2", "300", "2.5", "[2]", "\"all\""] {
+            let message = parse(&format!("experts = {width}")).expect_err("no such width");
+            assert!(message.contains("2, 3, 4, 5, 6, 8 or keep"), "{message}");
+        }
+        assert!(parse("group = 70000").expect_err("no such group").contains("group"));
         let changes = parse("experts = 2\ntrunk = \"keep\"").expect("it is sound");
         assert_eq!(changes.trunk, Some(Width::Keep));
     }

@@ -31,7 +31,7 @@ impl LayerRows {
     /// Rows from the file of a layer.
     pub(crate) fn read(bytes: &[u8], top_k: usize, hidden: usize) -> Self {
         let mut rows = Self::new(top_k, hidden);
-        for row in bytes.chunks_exact(8 * top_k + 2 * hidden) {
+        for row in bytes.chunks_exact(row_bytes(top_k, hidden)) {
             let (experts, rest) = row.split_at(4 * top_k);
             let (weights, x) = rest.split_at(4 * top_k);
             rows.experts.extend(experts.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)));
@@ -142,6 +142,11 @@ impl LayerRows {
         let x = &self.x[row * self.hidden..][..self.hidden];
         out.extend(x.iter().map(|x| x.to_f32()));
     }
+}
+
+/// Bytes of a row in a file.
+pub(crate) const fn row_bytes(top_k: usize, hidden: usize) -> usize {
+    8 * top_k + 2 * hidden
 }
 
 /// A value as it is recorded.

@@ -2,22 +2,24 @@
 
 use std::path::Path;
 
-use checkpoint::{ExpertTable, Format};
+use checkpoint::{ExpertLocation, ExpertTable, Format};
 use engine::{Inventory, TrunkLocation};
 
 use crate::allocate::choose_widths;
 use crate::arrange::{self, Part, Tensor};
-use crate::calibrate::Calibration;
-use crate::check::check_recipe;
+use crate::calibrate::{Calibration, Recording};
+use crate::check::{check_recipe, check_shards};
 use crate::config::{config_of_gguf, read_config, write_small_files};
 use crate::error::Error;
 use crate::expert::Method;
+use crate::identity::identity;
 use crate::loader::Loader;
 use crate::options::{Options, Progress, Report, Stage, describe};
 use crate::output::Partial;
-use crate::plan::{ExpertForm, Placement, Plan, Unit, expert_form, mlx_name};
+use crate::plan::{ExpertForm, Placement, Plan, Unit, are_alike, expert_form, mlx_name};
 use crate::recipe::Width;
 use crate::source::Source;
+use crate::text::{fingerprint, read_texts};
 use crate::walk::Walk;
 use crate::write::Writer;
 
@@ -34,20 +36,28 @@ pub fn quantize(
         Some(_) => config_of_gguf(inventory.checkpoint.config()),
         None => read_config(inventory.checkpoint.path())?,
     };
-    let partial = Partial::open(out, &identity(&inventory, &describe(options)))?;
+    let texts = read_texts(&options.calibration)?;
+    let partial = Partial::open(out, &identity(&inventory, &describe(options, &texts))?)?;
     let source = Source::open(&inventory.checkpoint)?;
-    let calibration = match options.calibration.as_slice() {
+    let calibration = match texts.as_slice() {
         [] => None,
         texts => {
             let n_tokens = options.calibration_tokens;
-            Some(Calibration::record(
-                &options.calibration_directory.clone().unwrap_or_else(|| partial.calibration()),
-                &identity(&inventory, &format!("{texts:?} {n_tokens}")),
+            let own = partial.calibration();
+            let what = format!("{} {n_tokens}", fingerprint(texts));
+            let recording = Recording {
+                directory: options.calibration_directory.as_ref().unwrap_or(&own),
+                identity: identity(&inventory, &what)?,
                 model,
-                (texts, n_tokens),
-                &options.engine,
-                &mut |done, total| progress(Progress { stage: Stage::Calibrate, done, total }),
-            )?)
+                config: inventory.checkpoint.config(),
+                texts,
+                n_tokens,
+                engine: &options.engine,
+            };
+            let mut advance = |done, total| {
+                progress(Progress { stage: Stage::Calibrate, done, total });
+            };
+            Some(Calibration::open(&recording, &mut advance)?)
         }
     };
     let loader =
@@ -65,7 +75,10 @@ pub fn quantize(
     let mut plan = Plan::new(options.shard_bytes);
     let model_config = inventory.checkpoint.config();
     let (family, recipe) = (model_config.family, &options.recipe);
-    let mut report = Report::default();
+    let mut report = Report {
+        calibration_tokens: calibration.as_ref().map_or(0, Calibration::n_rows),
+        ..Report::default()
+    };
     for (layer, table) in inventory.experts.iter().enumerate() {
         let forms = (0..table.len()).map(|expert| {
             let location = table.get(expert);
@@ -73,6 +86,7 @@ pub fn quantize(
             (location, expert_form(recipe, &location, bits))
         });
         let forms: Vec<_> = forms.collect();
+        check_stackable(&inventory, options.placement, layer, &forms)?;
         for (_, form) in &forms {
             if let ExpertForm::Codes(affine) = form {
                 count(&mut report.widths, affine.bits);
@@ -123,9 +137,10 @@ pub fn pack(
             "blocks of GGUF files have no form in safetensors\nhint: use quantize".to_owned();
         return Err(Error::Source { path: model.to_owned(), what });
     }
+    check_shards(&inventory, shard_bytes)?;
     let config = read_config(inventory.checkpoint.path())?;
     let what = format!("pack {placement:?} {shard_bytes}");
-    let partial = Partial::open(out, &identity(&inventory, &what))?;
+    let partial = Partial::open(out, &identity(&inventory, &what)?)?;
     let source = Source::open(&inventory.checkpoint)?;
     let loader = Loader { source: &source, inventory: &inventory, calibration: None };
 
@@ -144,7 +159,7 @@ pub fn pack(
         let forms: Vec<_> =
             (0..table.len()).map(|expert| (table.get(expert), ExpertForm::Kept)).collect();
         let Some(prefix) = &prefixes[layer] else { continue };
-        check_stackable(&inventory, placement, layer, table)?;
+        check_stackable(&inventory, placement, layer, &forms)?;
         for (location, _) in &forms {
             if let Format::Affine(affine) = location.gate.format {
                 count(&mut report.widths, affine.bits);
@@ -236,34 +251,19 @@ fn read_inventory(model: &Path) -> Result<Inventory, Error> {
     Ok(inventory)
 }
 
-/// Stacks hold experts of one format.
+/// Stacks hold experts of one form.
 fn check_stackable(
     inventory: &Inventory,
     placement: Placement,
     layer: usize,
-    table: &ExpertTable,
+    experts: &[(ExpertLocation, ExpertForm)],
 ) -> Result<(), Error> {
-    let formats = |expert: usize| table.get(expert).matrices().map(|matrix| matrix.format);
-    let differ = (1..table.len()).any(|expert| formats(expert) != formats(0));
-    if placement == Placement::Stacked && differ {
+    if placement == Placement::Stacked && !are_alike(experts) {
         let path = inventory.checkpoint.path().to_owned();
         let what = format!("experts of layer {layer} have different widths and cannot be stacked");
         return Err(Error::Source { path, what });
     }
     Ok(())
-}
-
-/// What a run is known by: it goes on only with the same source and the same choices.
-fn identity(inventory: &Inventory, what: &str) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for file in inventory.checkpoint.files() {
-        let modified = std::fs::metadata(&file.path).and_then(|metadata| metadata.modified());
-        let modified =
-            modified.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        hasher.update(format!("{} {} {modified:?}\n", file.path.display(), file.len).as_bytes());
-    }
-    hasher.update(what.as_bytes());
-    format!("flash-moe {} {}\n", env!("CARGO_PKG_VERSION"), hasher.finalize())
 }
 
 /// The bytes of the experts that a token uses.

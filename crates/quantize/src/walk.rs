@@ -48,13 +48,15 @@ impl Walk {
         let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
         let rows: usize = lengths.iter().sum();
         let kept = fs::read(&path).ok().filter(|kept| kept.len() == 8 + 4 * rows * hidden);
+        let kept = kept.and_then(|kept| {
+            let (layer, values) =
+                kept.split_first_chunk().map(|(l, v)| (u64::from_le_bytes(*l), v))?;
+            let values = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+            let n_layers = engine.config().mixers.len();
+            (layer <= n_layers as u64).then(|| (layer as usize, values.collect()))
+        });
         let (layer, residual) = match kept {
-            Some(kept) => {
-                let (layer, values) = kept.split_at(8);
-                let layer = u64::from_le_bytes(layer.try_into().expect("eight bytes"));
-                let values = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-                (layer as usize, values.collect())
-            }
+            Some(kept) => kept,
             None => {
                 let mut residual = Vec::with_capacity(rows * hidden);
                 for tokens in &sequences {
@@ -149,9 +151,10 @@ mod tests {
     use engine::Inventory;
 
     use super::*;
-    use crate::calibrate::CalibrationText;
+    use crate::calibrate::Recording;
     use crate::loader::Loader;
     use crate::source::Source;
+    use crate::text::Text;
 
     /// With the experts as they are, every layer is given what it is given when the model runs.
     #[test]
@@ -167,12 +170,19 @@ mod tests {
                 direct_io: false,
                 ..EngineOptions::default()
             };
-            let texts = (&[CalibrationText::Sampled][..], 100);
             let directory = base.join(name);
-            let calibration =
-                Calibration::record(&directory, "a", &model, texts, &options, &mut |_, _| {});
-            let calibration = calibration.expect("it can be recorded");
             let inventory = Inventory::read(&model).expect("it can be read");
+            let recording = Recording {
+                directory: &directory,
+                identity: "a".to_owned(),
+                model: &model,
+                config: inventory.checkpoint.config(),
+                texts: &[Text::Sampled],
+                n_tokens: 100,
+                engine: &options,
+            };
+            let calibration = Calibration::open(&recording, &mut |_, _| {});
+            let calibration = calibration.expect("it can be recorded");
             let source = Source::open(&inventory.checkpoint).expect("it can be opened");
             let loader = Loader { source: &source, inventory: &inventory, calibration: None };
             let begin = || {

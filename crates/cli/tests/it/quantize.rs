@@ -68,6 +68,10 @@ fn recipes_that_make_no_sense_are_refused() {
     assert!(refuse(&["--router", "4"]).contains("router is 4 bits"));
     assert!(refuse(&["--size", "1M"]).contains("without calibration"));
     assert!(refuse(&["--method", "gptq"]).contains("without calibration"));
+    let lines = parent.path().join("lines.jsonl");
+    fs::write(&lines, "{\"text\": \"a\"}\n{\"words\": 1}\n").expect("it can be written");
+    let message = refuse(&["--calibrate", text(&lines)]);
+    assert!(message.contains("lines.jsonl: line 2: neither text nor segments"), "{message}");
     let toml = parent.path().join("recipe.toml");
     fs::write(&toml, "experts = 2\nheads = 4\n").expect("it can be written");
     assert!(refuse(&["--recipe", text(&toml)]).contains("heads"));

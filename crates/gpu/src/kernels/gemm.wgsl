@@ -39,7 +39,8 @@ var<immediate> params: Params;
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.
 const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
-// Quads of a unit of x: a ninth holds the sums of both halves, and keeps the lanes' reads out of each other's way.
+// Quads of a unit of x, scaled by the places of codes: a ninth holds the unscaled sums of both halves, and keeps the
+// lanes' reads out of each other's way.
 const UNIT_QUADS: u32 = 9u;
 const ROW_QUADS: u32 = 8u * UNIT_QUADS;
 
@@ -63,6 +64,7 @@ fn multiply(w: Half, x: array<vec4<f32>, 4>, x_sum: f32, sum: f32) -> f32 {
     products = fma(w.q[1], x[1], products);
     products = fma(w.q[2], x[2], products);
     products = fma(w.q[3], x[3], products);
+    // What is left out where all biases are zero would add zero.
     var biased = sum;
     if (BIASED) {
         biased = fma(w.bias, x_sum, sum);
@@ -98,7 +100,7 @@ fn main(entry: Entry) {
             let quad = tile * 8u + i % 64u;
             var value = vec4<f32>();
             if (row < n && quad < params.x_quads) {
-                value = x[x_row_of(item, row) * params.x_quads + quad];
+                value = x[x_row_of(item, row) * params.x_quads + quad] * PLACES;
             }
             held[i / 8u * UNIT_QUADS + i % 8u] = value;
         }
@@ -108,7 +110,7 @@ fn main(entry: Entry) {
                 let first = i * UNIT_QUADS;
                 let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
                 let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
-                held[first + 8u] = vec4<f32>(total(low), total(high), 0.0, 0.0);
+                held[first + 8u] = vec4<f32>(total(low / PLACES), total(high / PLACES), 0.0, 0.0);
             }
             workgroupBarrier();
         }

@@ -271,6 +271,14 @@ fn widths_fit_their_budget_and_the_result_runs() {
     assert!(report.expert_bytes * 100 > asked * 95, "the budget is used: {report:?}");
     assert!(report.widths.len() > 1, "experts differ: {report:?}");
     assert_eq!(said(&out).len(), 23, "it runs");
+    let keep = recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
+    let stacked = Options {
+        placement: Placement::Stacked,
+        ..Options::new(keep.expect("it is sound"))
+    };
+    let error = quantize(&out, &temp.join("stacked"), &stacked, &mut |_| {});
+    let message = error.expect_err("stacks have one width").to_string();
+    assert!(message.contains("different widths and cannot be stacked"), "{message}");
     let per_token = all_at_two.expert_bytes_per_token;
     let (_, report) =
         calibrated(&temp, Method::Search, Some(Budget::BytesPerToken(per_token * 3 / 2)));
@@ -302,6 +310,18 @@ fn what_cannot_be_done_is_refused() {
     assert!(refuse(&options, &out).contains("without calibration"));
     let options = Options { budget: Some(Budget::Size(1 << 20)), ..Options::new(recipe("4bit")) };
     assert!(refuse(&options, &out).contains("a budget"));
+    let keep = Changes { experts: Some(Width::Keep), ..wide };
+    let keep = recipe("4bit").changed(&keep).expect("it is sound");
+    let calibration = vec![CalibrationText::Sampled];
+    let options = Options { calibration: calibration.clone(), ..Options::new(keep) };
+    assert!(refuse(&options, &out).contains("those are kept"));
+    let options = Options { budget: Some(Budget::Size(1 << 20)), ..options };
+    assert!(refuse(&options, &out).contains("group is 128"), "a budget quantises, too");
+    let calibration_tokens = usize::MAX;
+    let options = Options { calibration, calibration_tokens, ..Options::new(recipe("4bit")) };
+    assert!(refuse(&options, &out).contains("calibration tokens"));
+    let options = Options { shard_bytes: 1, ..Options::new(recipe("4bit")) };
+    assert!(refuse(&options, &out).contains("more than 500 files"));
     assert!(!out.exists() && !temp.join("out.partial").exists(), "nothing was begun");
     fs::create_dir_all(out.join("something")).expect("it can be made");
     assert!(refuse(&Options::new(recipe("4bit")), &out).contains("exists"));
@@ -372,4 +392,75 @@ fn a_walk_that_ends_in_the_middle_goes_on_to_the_same_result() {
     assert!(tensors(&out) == tensors(&whole), "the result is that of one run");
     assert!(!out.join(".stream").exists(), "nothing of the walk is left");
     assert_eq!(said(&out).len(), 23, "it runs");
+}
+
+/// Calibration text is part of what a run is: a file that was changed meanwhile makes another run of it.
+#[test]
+fn a_run_with_changed_calibration_text_is_another_run() {
+    let temp = TempDir::new();
+    let (source, out, text) = (fixture("qwen35moe-tiny"), temp.join("out"), temp.join("text.txt"));
+    let options = Options {
+        method: Method::Search,
+        calibration: vec![CalibrationText::File(text.clone())],
+        calibration_tokens: 50,
+        engine: EngineOptions {
+            memory: Some(1 << 30),
+            direct_io: false,
+            ..EngineOptions::default()
+        },
+        ..Options::new(recipe("experts-3bit"))
+    };
+    let run = |options: &Options| quantize(&source, &out, options, &mut |_| {});
+    fs::write(&text, "One text, which is read by the model first.").expect("it can be written");
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        quantize(&source, &out, &options, &mut |progress| {
+            if progress.stage == Stage::Write {
+                // While it runs, nobody else writes there.
+                assert!(matches!(run(&options), Err(Error::InUse { .. })));
+                panic!("the run ends here");
+            }
+        })
+    }));
+    assert!(ended.is_err() && temp.join("out.partial").exists(), "it ended in the middle");
+    fs::write(&text, "Another text, of the same name.").expect("it can be written");
+    assert!(matches!(run(&options), Err(Error::OtherRun { .. })));
+    // What was recorded is the text's, not the name's.
+    let renamed = temp.join("renamed.txt");
+    fs::write(&renamed, "One text, which is read by the model first.").expect("it can be written");
+    let options = Options { calibration: vec![CalibrationText::File(renamed)], ..options };
+    let report = run(&options).expect("it is the same run");
+    assert!(report.calibration_tokens > 5, "{report:?}");
+    assert!(!out.join(".lock").exists(), "nothing of the run is left");
+
+    let absent = vec![CalibrationText::File(temp.join("absent.txt"))];
+    let options = Options { calibration: absent, ..options };
+    let error = quantize(&source, &temp.join("no"), &options, &mut |_| {});
+    assert!(error.expect_err("there is no text").to_string().contains("absent.txt"));
+    assert!(!temp.join("no.partial").exists(), "it is read before anything is begun");
+}
+
+/// Finite weights, but the range of a group is beyond what a float can hold.
+#[test]
+fn weights_too_large_for_their_scales_are_an_error() {
+    let temp = TempDir::new();
+    let source = temp.join("source");
+    fs::create_dir_all(&source).expect("it can be made");
+    for entry in fs::read_dir(fixture("qwen35moe-tiny")).expect("it is there") {
+        let entry = entry.expect("it can be listed");
+        fs::copy(entry.path(), source.join(entry.file_name())).expect("it can be copied");
+    }
+    let checkpoint = Checkpoint::open(&source).expect("it opens");
+    let tensor = checkpoint.tensors().iter().find(|tensor| tensor.name == "lm_head.weight");
+    let begin = tensor.expect("it is there").extent.offset as usize;
+    let path = source.join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("it is there");
+    let largest = [half::bf16::MAX, half::bf16::MIN].map(half::bf16::to_le_bytes);
+    bytes[begin..begin + 4].copy_from_slice(&largest.concat());
+    fs::write(&path, bytes).expect("it can be written");
+    for method in [Method::Round, Method::Search] {
+        let options = Options { method, ..Options::new(recipe("4bit")) };
+        let error = quantize(&source, &temp.join(&format!("{method:?}")), &options, &mut |_| {});
+        let message = error.expect_err("they do not fit").to_string();
+        assert!(message.contains("lm_head has values too large"), "{message}");
+    }
 }

@@ -1,5 +1,7 @@
 // Plain values: bf16, f16 or f32 (SCALES = 0, 1, 2). Rows are filled up to whole units with zeros.
 
+const PLACES = vec4<f32>(1.0);
+
 fn pair(word: u32) -> vec2<f32> {
     if (SCALES == 1u) {
         return unpack2x16float(word);

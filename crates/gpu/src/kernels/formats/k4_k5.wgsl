@@ -1,12 +1,14 @@
 // Q4_K (BITS = 4) and Q5_K (BITS = 5) as they lie in a GGUF file: blocks of 256 values, whose eight units
 // have six-bit scales and minima; `w = d * scale * q - dmin * min`.
 
+const PLACES = PLACES_OF_BYTES;
+
 fn bytes_of(codes: u32, high: u32, unit: u32) -> vec4<f32> {
     var q = (codes >> (4u * (unit % 2u))) & 0x0f0f0f0fu;
     if (BITS == 5u) {
         q |= ((high >> unit) & 0x01010101u) << 4u;
     }
-    return vec4<f32>(unpack4xU8(q));
+    return bytes_as_floats(q);
 }
 
 // The scale and the bias of a unit, of the first quad of its block.

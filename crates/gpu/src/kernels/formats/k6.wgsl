@@ -1,10 +1,12 @@
 // Q6_K: blocks of 256 values with a signed scale for each 16, `w = d * scale * (q - 32)`. A block's codes
 // and scales lie as in a GGUF file, 208 bytes; the half-precision factors lie apart.
 
+const PLACES = PLACES_OF_BYTES;
+
 fn bytes_of(low: u32, high: u32, quarter: u32) -> vec4<f32> {
     let nibble = (low >> (4u * (quarter / 2u))) & 0x0f0f0f0fu;
     let top = ((high >> (2u * quarter)) & 0x03030303u) << 4u;
-    return vec4<f32>(unpack4xU8(nibble | top));
+    return bytes_as_floats(nibble | top);
 }
 
 fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {

@@ -1,6 +1,8 @@
 // MXFP4: 32 floats of four bits (E2M1) with a power of two; the exponents lie apart, a byte each. The low
 // nibbles are the first sixteen values.
 
+const PLACES = vec4<f32>(1.0);
+
 fn values(codes: u32) -> vec4<f32> {
     let code = unpack4xU8(codes);
     let size = code & vec4<u32>(7u);

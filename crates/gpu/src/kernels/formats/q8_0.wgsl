@@ -1,5 +1,7 @@
 // Q8_0: 32 signed bytes with a half-precision scale; scales lie apart from the codes.
 
+const PLACES = vec4<f32>(1.0);
+
 fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     let index = row * params.units + unit;
     let scale = unpack2x16float(words[base.scales + index / 2u] >> (16u * (index % 2u))).x;
