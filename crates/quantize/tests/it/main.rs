@@ -271,11 +271,10 @@ fn widths_fit_their_budget_and_the_result_runs() {
     assert!(report.expert_bytes * 100 > asked * 95, "the budget is used: {report:?}");
     assert!(report.widths.len() > 1, "experts differ: {report:?}");
     assert_eq!(said(&out).len(), 23, "it runs");
-    let keep = recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
-    let stacked = Options {
-        placement: Placement::Stacked,
-        ..Options::new(keep.expect("it is sound"))
-    };
+    let keep =
+        recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
+    let stacked =
+        Options { placement: Placement::Stacked, ..Options::new(keep.expect("it is sound")) };
     let error = quantize(&out, &temp.join("stacked"), &stacked, &mut |_| {});
     let message = error.expect_err("stacks have one width").to_string();
     assert!(message.contains("different widths and cannot be stacked"), "{message}");
