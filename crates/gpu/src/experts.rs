@@ -365,14 +365,30 @@ pub(crate) struct Range {
     n_x: usize,
 }
 
-/// Appends the items of experts in slots to the words of a table; `None` when there are none.
+/// Appends the items of experts in slots to the words of a table, up to `most_shared` uses an item: first of
+/// experts with few uses, then of those with many.
 pub(crate) fn append(
     uses: &ExpertUses,
     experts: impl Iterator<Item = (u32, u32)> + Clone,
+    most_shared: usize,
+    words: &mut Vec<u32>,
+) -> Vec<Range> {
+    let n_x_of = |expert| share(uses.of(expert).len(), most_shared);
+    let is_many = |expert| n_x_of(expert) == most_shared;
+    let parts = [false, true]
+        .map(|many| experts.clone().filter(move |&(expert, _)| is_many(expert) == many));
+    parts.into_iter().filter_map(|part| append_alike(uses, part, most_shared, words)).collect()
+}
+
+/// The same for experts whose items have room for as many uses as the one with the most needs.
+fn append_alike(
+    uses: &ExpertUses,
+    experts: impl Iterator<Item = (u32, u32)> + Clone,
+    most_shared: usize,
     words: &mut Vec<u32>,
 ) -> Option<Range> {
     let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
-    let (begin, n_x) = (words.len() as u32, share(most));
+    let (begin, n_x) = (words.len() as u32, share(most, most_shared));
     let mut len = 0;
     for (expert, slot) in experts {
         for uses_here in uses.of(expert).chunks(n_x) {

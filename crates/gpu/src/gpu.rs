@@ -14,9 +14,10 @@ use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::groups::Groups;
 use crate::host::Host;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products, Tuning};
+use crate::product::{Items, Operand, Products, Tuning, share};
 use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
@@ -77,6 +78,8 @@ pub struct Gpu {
     pub(crate) delta_net: DeltaNetKernels,
     /// Uses of a prompt's rows in a layer that is held.
     uses: ExpertUses,
+    /// The same on the device.
+    groups: Groups,
 }
 
 impl Gpu {
@@ -117,6 +120,7 @@ impl Gpu {
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
             uses: ExpertUses::new(0),
+            groups: Groups::default(),
             device,
         }
     }
@@ -296,8 +300,8 @@ impl Gpu {
     }
 
     /// Chooses and computes the experts of a layer that is held as a whole, and the shared expert. What does not
-    /// wait for each other is side by side. Few rows leave their choices on the device; many are grouped by
-    /// expert, on the host.
+    /// wait for each other is side by side. The choices stay on the device; where rows are many, it groups them by
+    /// expert, or the host if the experts are in several buffers.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
@@ -332,6 +336,11 @@ impl Gpu {
         }
         if let Some((weights, out)) = down {
             self.gated_down(weights, out);
+        }
+        if slots_of(&self.layers, layer).is_some_and(|slots| slots.buffers().len() == 1) {
+            self.choose(logits, spec, None);
+            self.grouped_experts(layer, x, spec.top_k, out);
+            return;
         }
         let mut routing = Routing::default();
         self.choose(logits, spec, Some(&mut routing));
@@ -410,6 +419,19 @@ impl Gpu {
         compute(&self.device, kernels, &slots.layout, &parts, top_k, x, out);
     }
 
+    /// Computes the experts that were chosen last, all of which are held in one buffer, grouped on the device.
+    fn grouped_experts(&mut self, layer: usize, x: &Activations, top_k: usize, out: &Activations) {
+        let Self { device, products, groups, gated, inner, .. } = self;
+        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        let (n_uses, n_experts) = (x.rows() * top_k, slots.n_experts());
+        // Twice as many as the average expert has: most have no more.
+        let n_x = share((2 * n_uses).div_ceil(n_experts), products.most_shared(device));
+        let items = groups.group(device, &chosen.choices, [n_uses, n_experts], n_x);
+        let parts = [(&slots.buffers()[0], items)];
+        compute(device, (products, gated, inner), &slots.layout, &parts, top_k, x, out);
+    }
+
     /// The same where only some experts of the layer may be held; [`Gpu::take_held_experts`] will know that it
     /// was done.
     pub(crate) fn chosen_held_experts(
@@ -477,6 +499,7 @@ impl Gpu {
     ) {
         let Self { device, layers, products, gated, inner, words, table, .. } = self;
         let Some(slots) = slots_of(layers, layer) else { return };
+        let most_shared = products.most_shared(device);
         words.clear();
         let mut ranges = Vec::with_capacity(slots.buffers().len());
         for (index, buffer) in slots.buffers().iter().enumerate() {
@@ -484,7 +507,8 @@ impl Gpu {
                 let (buffer, slot) = slots.place(expert)?;
                 (buffer == index).then_some((expert, slot))
             });
-            ranges.extend(append(uses, here, words).map(|range| (buffer, range)));
+            let of_buffer = append(uses, here, most_shared, words);
+            ranges.extend(of_buffer.into_iter().map(|range| (buffer, range)));
         }
         if ranges.is_empty() {
             return;
@@ -545,10 +569,13 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+            let most_shared = products.most_shared(device);
+            let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
+            if ranges.is_empty() {
                 continue;
-            };
-            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
+            }
+            let table = write_words(device, &mut self.table, words);
+            let parts: Vec<_> = ranges.into_iter().map(|range| (buffer, range.of(table))).collect();
             let kernels = (&mut *products, &*gated, &mut *inner);
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
             transit.read(&slots, device.moment());

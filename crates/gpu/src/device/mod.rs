@@ -211,6 +211,11 @@ impl Device {
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256
     }
 
+    /// Bytes of memory that a workgroup can have.
+    pub(crate) fn workgroup_bytes(&self) -> u32 {
+        self.shared.limits.max_compute_workgroup_storage_size
+    }
+
     /// Most bindings that a kernel can have here.
     pub(crate) fn max_bindings(&self) -> usize {
         MAX_BINDINGS.min(self.shared.limits.max_storage_buffers_per_shader_stage as usize)
