@@ -22,6 +22,7 @@ mod experts;
 mod formats;
 mod gpu;
 mod host;
+mod in_place;
 mod kernel;
 mod kv_cache;
 pub mod measure;
