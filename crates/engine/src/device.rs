@@ -257,6 +257,7 @@ mod gpus {
             device.keep_kernels(directory);
         }
         let gpu = gpu::Gpu::new(device);
+        let gpu = if options.copy_experts { gpu.copying() } else { gpu };
         match options.lossy.device_split {
             true => task.run(gpu.beside(super::cpu(options, None)?)),
             false => task.run(gpu),

@@ -139,6 +139,12 @@ impl Gpu {
         Self { host: Some(Host::new(cpu)), ..self }
     }
 
+    /// Copies experts that are in the host's memory even if that is the device's, too.
+    #[must_use]
+    pub fn copying(self) -> Self {
+        Self { in_place: None, ..self }
+    }
+
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
         self.slabs.put(&self.device, matrix)
     }
@@ -597,15 +603,14 @@ impl Gpu {
         if !self.device.shares_memory() {
             return None;
         }
-        let refusal = self
-            .in_place
-            .as_ref()
-            .map_or_else(|| self.device.imports().err(), |in_place| in_place.refusal.clone());
+        let refusal = match &self.in_place {
+            Some(in_place) => in_place.refusal.clone(),
+            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
+        };
+        let shares = "the device shares the host's memory";
         Some(match refusal {
-            Some(why) => {
-                format!("the device shares the host's memory; experts are copied in it: {why}")
-            }
-            None => "the device shares the host's memory and can read experts there".to_owned(),
+            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
+            None => format!("{shares} and can read experts there"),
         })
     }
 
