@@ -572,20 +572,23 @@ impl Gpu {
             slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
         };
         let mut passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let most_shared = products.most_shared(device);
         if let Some(in_place) = &mut self.in_place {
             let begin = Instant::now();
             let groups = in_place.find(device, &mut passing, self.slot_buffer_bytes);
             self.moved.expert_time += begin.elapsed();
             for group in groups {
                 words.clear();
-                let ranges = group.parts.iter().filter_map(|(window, experts)| {
-                    Some((window, append(uses, experts.iter().copied(), words)?))
-                });
-                let ranges: Vec<_> = ranges.collect();
+                let mut ranges = Vec::with_capacity(group.parts.len());
+                for (window, experts) in &group.parts {
+                    let of_window = append(uses, experts.iter().copied(), most_shared, words);
+                    ranges.extend(
+                        of_window.into_iter().map(|range| (in_place.window(*window), range)),
+                    );
+                }
                 let table = write_words(device, &mut self.table, words);
-                let parts = ranges.into_iter();
                 let parts: Vec<_> =
-                    parts.map(|(&at, r)| (in_place.window(at), r.of(table))).collect();
+                    ranges.into_iter().map(|(window, range)| (window, range.of(table))).collect();
                 let kernels = (&mut *products, &*gated, &mut *inner);
                 compute(device, kernels, &group.layout, &parts, uses.top_k(), x, out);
                 self.moved.in_place_bytes += group.bytes;
@@ -606,7 +609,6 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let most_shared = products.most_shared(device);
             let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
             if ranges.is_empty() {
                 continue;
