@@ -16,6 +16,7 @@ use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
 use crate::groups::Groups;
 use crate::host::Host;
+use crate::in_place::InPlace;
 use crate::kernel::KernelSource;
 use crate::product::{Items, Operand, Products, Tuning, share};
 use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
@@ -60,6 +61,8 @@ pub struct Gpu {
     words: Vec<u32>,
     bytes: Vec<u8>,
     transit: Transit,
+    /// Experts that are read in the host's memory, where that is the device's, too.
+    pub(crate) in_place: Option<InPlace>,
     pub(crate) layers: Vec<Option<LayerSlots>>,
     /// Most bytes of a buffer of slots.
     pub(crate) slot_buffer_bytes: u64,
@@ -68,6 +71,8 @@ pub struct Gpu {
     placed: Scratch,
     /// Most experts whose memory is kept after they were handed over, while they are copied from there.
     pub(crate) most_kept: usize,
+    /// The same while they are read there.
+    pub(crate) most_read: usize,
     /// The CPU, if it computes experts, too.
     pub(crate) host: Option<Host>,
     /// What was moved to the device in the course of requests.
@@ -109,11 +114,17 @@ impl Gpu {
             words: Vec::new(),
             bytes: Vec::new(),
             transit: Transit::default(),
+            in_place: device
+                .imports()
+                .ok()
+                .filter(|()| device.shares_memory())
+                .map(|()| InPlace::default()),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
             most_kept: 0,
+            most_read: 0,
             host: None,
             moved: Handoffs::default(),
             computed: None,
@@ -130,6 +141,12 @@ impl Gpu {
     #[must_use]
     pub fn beside(self, cpu: Cpu) -> Self {
         Self { host: Some(Host::new(cpu)), ..self }
+    }
+
+    /// Copies experts that are in the host's memory even if that is the device's, too.
+    #[must_use]
+    pub fn copying(self) -> Self {
+        Self { in_place: None, ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -554,7 +571,30 @@ impl Gpu {
         let is_passing = |expert: &&LoadedExpert| {
             slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
         };
-        let passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let mut passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let most_shared = products.most_shared(device);
+        if let Some(in_place) = &mut self.in_place {
+            let begin = Instant::now();
+            let groups = in_place.find(device, &mut passing, self.slot_buffer_bytes);
+            self.moved.expert_time += begin.elapsed();
+            for group in groups {
+                words.clear();
+                let mut ranges = Vec::with_capacity(group.parts.len());
+                for (window, experts) in &group.parts {
+                    let of_window = append(uses, experts.iter().copied(), most_shared, words);
+                    ranges.extend(
+                        of_window.into_iter().map(|range| (in_place.window(*window), range)),
+                    );
+                }
+                let table = write_words(device, &mut self.table, words);
+                let parts: Vec<_> =
+                    ranges.into_iter().map(|(window, range)| (window, range.of(table))).collect();
+                let kernels = (&mut *products, &*gated, &mut *inner);
+                compute(device, kernels, &group.layout, &parts, uses.top_k(), x, out);
+                self.moved.in_place_bytes += group.bytes;
+            }
+            in_place.read(device.moment());
+        }
         // Experts of a layer that has no slots may be stored each in its own way.
         let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
         for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS / 2)) {
@@ -569,7 +609,6 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let most_shared = products.most_shared(device);
             let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
             if ranges.is_empty() {
                 continue;
@@ -585,7 +624,31 @@ impl Gpu {
         if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
+        self.let_go();
+    }
+
+    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
+    pub(crate) fn in_place_report(&self) -> Option<String> {
+        if !self.device.shares_memory() {
+            return None;
+        }
+        let refusal = match &self.in_place {
+            Some(in_place) => in_place.refusal.clone(),
+            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
+        };
+        let shares = "the device shares the host's memory";
+        Some(match refusal {
+            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
+            None => format!("{shares} and can read experts there"),
+        })
+    }
+
+    /// Lets go of experts in the host's memory that were copied or read, and waits until few are kept.
+    pub(crate) fn let_go(&mut self) {
         self.device.let_go(self.most_kept);
+        if let Some(in_place) = &mut self.in_place {
+            in_place.let_go(&self.device, self.most_read);
+        }
     }
 
     /// Splits experts in the host's memory into those that are moved to the device and those that the CPU

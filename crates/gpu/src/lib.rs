@@ -24,6 +24,7 @@ mod gemm;
 mod gpu;
 mod groups;
 mod host;
+mod in_place;
 mod kernel;
 mod kv_cache;
 pub mod measure;

@@ -249,7 +249,7 @@ fn kernels_translate_to_every_language() {
 }
 
 /// Experts with these formats of gate, up and down.
-fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
+pub(crate) fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
     let [gate, up, down] = formats;
     let one = |index| LoadedExpert {
         index,
