@@ -11,7 +11,7 @@
 //! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
 //! positions.
 
-use crate::device::{DeviceError, ExpertShape, Handoffs, Memory};
+use crate::device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 
@@ -125,7 +125,7 @@ pub struct DeltaNetInputs<'a, B: Backend + ?Sized> {
 }
 
 /// How experts are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouterSpec {
     /// Experts of a row.
     pub top_k: usize,
@@ -168,6 +168,27 @@ pub struct MoeOutputs<'a, B: Backend + ?Sized> {
     pub shared: Option<[&'a B::Buffer; 2]>,
 }
 
+/// The norm that follows a sum: the weight, the epsilon, and where its rows go.
+#[derive(Debug)]
+pub struct NextNorm<'a, B: Backend + ?Sized> {
+    /// (width).
+    pub weight: &'a B::Vector,
+    /// As in [`Backend::rms_norm`].
+    pub eps: f32,
+    /// (rows, width).
+    pub out: &'a mut B::Buffer,
+}
+
+/// The shared expert of a layer: what it is made of, and where its results go.
+pub struct SharedExpert<'a, B: Backend + ?Sized> {
+    /// The expert.
+    pub weights: &'a ExpertWeights<B::Matrix>,
+    /// (1, hidden): how much it is used.
+    pub gate: &'a B::Matrix,
+    /// For its output, (rows, hidden), and for its gate before the sigmoid, (rows, 1).
+    pub outs: [&'a mut B::Buffer; 2],
+}
+
 /// What [`Backend::route_ahead`] works with.
 #[derive(Debug)]
 pub struct RouteAhead<'a, B: Backend + ?Sized> {
@@ -184,19 +205,19 @@ pub struct RouteAhead<'a, B: Backend + ?Sized> {
 }
 
 /// What [`Backend::held_moe`] works with.
-#[derive(Debug)]
 pub struct HeldMoe<'a, B: Backend + ?Sized> {
     /// How experts are chosen.
     pub spec: RouterSpec,
-    /// (rows, n_experts): the router's logits.
-    pub logits: &'a B::Buffer,
-    /// (rows, hidden): the input of the experts.
-    pub x: &'a B::Buffer,
-    /// If there is a shared expert: its output, (rows, hidden), and its gate before the sigmoid,
-    /// (rows, 1).
-    pub shared: Option<[&'a B::Buffer; 2]>,
+    /// (n_experts, hidden).
+    pub router: &'a B::Matrix,
+    /// Room for the router's logits, (rows, n_experts).
+    pub logits: &'a mut B::Buffer,
+    /// The shared expert, if there is one.
+    pub shared: Option<SharedExpert<'a, B>>,
     /// Room for (rows * top_k, hidden), for the outputs of the routed experts.
     pub routed: &'a mut B::Buffer,
+    /// The norm that follows. `out` holds the input of the experts before.
+    pub norm: NextNorm<'a, B>,
 }
 
 /// The recurrent state of one gated-delta-net layer of one sequence, as plain values.
@@ -300,6 +321,12 @@ pub trait Backend {
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer);
 
+    /// `x += y`, and the norm of that.
+    fn add_norm(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, norm: NextNorm<'_, Self>) {
+        self.add(x, y);
+        self.rms_norm(x, norm.weight, norm.eps, norm.out);
+    }
+
     /// Causal attention: norms and turns query and key heads, appends keys and values to the
     /// caches, and writes `softmax(q k^T / sqrt(head_dim)) v`, times `sigmoid(gate)` if there are gates, (rows, n_heads *
     /// head_dim). `caches[i]` belongs to `spans[i]` and holds exactly `spans[i].position` positions.
@@ -371,6 +398,17 @@ pub trait Backend {
     /// `x += sum over rank of weight * routed + sigmoid(gate) * shared`, in order of rank.
     fn combine(&mut self, x: &mut Self::Buffer, outputs: MoeOutputs<'_, Self>);
 
+    /// [`Backend::combine`], and the norm of that.
+    fn combine_norm(
+        &mut self,
+        x: &mut Self::Buffer,
+        outputs: MoeOutputs<'_, Self>,
+        norm: NextNorm<'_, Self>,
+    ) {
+        self.combine(x, outputs);
+        self.rms_norm(x, norm.weight, norm.eps, norm.out);
+    }
+
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Buffer, rows: &[u32], out: &mut Self::Buffer);
 
@@ -379,6 +417,28 @@ pub trait Backend {
 
     /// Copies a buffer's rows to the host, replacing what `out` held. Waits for the device.
     fn download(&mut self, buffer: &Self::Buffer, out: &mut Vec<f32>);
+
+    /// The column of the largest of the first `n` values of each of so many rows, of equals the first; `None`
+    /// for a row whose values, all of them, are not finite. Waits for the device. `scratch` is memory to use.
+    fn best(
+        &mut self,
+        x: &Self::Buffer,
+        (rows, n): (usize, usize),
+        scratch: &mut Vec<f32>,
+        out: &mut Vec<Option<u32>>,
+    ) {
+        self.download(x, scratch);
+        out.clear();
+        out.extend(scratch.chunks_exact((scratch.len() / rows.max(1)).max(1)).map(|row| {
+            let mut best = 0;
+            for (column, value) in row[..n].iter().enumerate() {
+                if *value > row[best] {
+                    best = column;
+                }
+            }
+            row.iter().all(|value| value.is_finite()).then_some(best as u32)
+        }));
+    }
 
     /// Whether all that was computed so far is sound. Operations do not fail by themselves: after a
     /// failure of the device what they give is worthless, and this tells why. It is asked whenever results
@@ -410,6 +470,13 @@ pub trait Backend {
         Ok(vec![0; layers.len()])
     }
 
+    /// Whether the device reads matrices of experts in the host's memory, where their codes, scales and biases
+    /// begin at such bytes of a page.
+    fn reads_in_place(&self, matrix: MatrixShape, places: [u64; 3]) -> bool {
+        let _ = (matrix, places);
+        false
+    }
+
     /// Tells for how many experts the host has memory. A device that copies them from there after an operation
     /// returned keeps a fourth of them at most, so that others can be read meanwhile.
     fn set_host_slots(&mut self, n_slots: usize) {
@@ -434,9 +501,9 @@ pub trait Backend {
         false
     }
 
-    /// Chooses the experts of each row, applies them, and adds their weighted outputs and the shared
-    /// expert's to the residual stream `x`: [`Backend::route`], [`Backend::experts`] and
-    /// [`Backend::combine`] without the host. Only for layers of which [`Backend::holds_all`] is true.
+    /// Chooses the experts of each row, applies them and the shared expert, adds their weighted outputs to
+    /// the residual stream `x`, and norms it: [`Backend::route`], [`Backend::experts`] and
+    /// [`Backend::combine_norm`] without the host. Only for layers of which [`Backend::holds_all`] is true.
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Self::Buffer) {
         let _ = (moe, x);
         panic!("no expert of layer {layer} is on the device");

@@ -21,7 +21,8 @@ mod uses;
 
 pub use backend::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
-    HeldMoe, KvValues, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
+    HeldMoe, KvValues, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing, ScratchNeeds,
+    SharedExpert, Span,
 };
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache, KvType};

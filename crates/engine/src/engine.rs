@@ -29,6 +29,7 @@ use crate::sampler::Sampling;
 use crate::session::{Permit, Session};
 use crate::trunk::{load_trunk, sample_experts};
 use crate::usage::Usage;
+use crate::writer::Scores;
 
 /// A loaded model on a device.
 pub struct Engine {
@@ -170,7 +171,7 @@ impl Engine {
         let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
         let mut lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
         // A device without memory of its own has nobody to share with.
-        lossy.device_split &= matches!(backend.memory(), Memory::Own(_));
+        lossy.device_split &= backend.memory() != Memory::Host;
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
             let (mut numerics, is_shared) = (backend.numerics(), options.directory.is_some());
             if lossy.is_on() {
@@ -438,8 +439,19 @@ impl Engine {
     /// If there are more rows than [`Engine::prompt_chunk`], or more wanted logits than
     /// [`MemoryPlan::logit_rows`].
     pub fn forward(&mut self, parts: &mut [Part<'_>]) -> Result<Usage, Error> {
+        self.forward_for(parts, None)
+    }
+
+    /// The same where no more than the best token may be wanted of each row of logits, out of the first so
+    /// many: then [`Engine::scores`] has that, and there are no logits.
+    pub(crate) fn forward_for(
+        &mut self,
+        parts: &mut [Part<'_>],
+        best_of: Option<usize>,
+    ) -> Result<Usage, Error> {
         let begin = Instant::now();
         self.batch.clear();
+        self.batch.best_of = best_of;
         for part in parts.iter() {
             self.check_tokens(part.tokens)?;
             let session = &*part.session;
@@ -471,15 +483,18 @@ impl Engine {
             }
         };
         let mut result = result.map_err(|source| Error::Forward { position, source });
-        let mut logits = self.runner.logits().chunks_exact(self.config.vocab_size);
+        let (vocab_size, best) = (self.config.vocab_size, self.runner.best().iter());
+        let logits = self.runner.logits().chunks_exact(vocab_size);
+        let is_finite = logits.map(|row| row.iter().all(|x| x.is_finite()));
+        let mut is_finite = is_finite.chain(best.map(Option::is_some));
         for part in parts.iter_mut() {
             let session = &mut *part.session;
             session.broken = result.is_err();
             session.tokens.extend_from_slice(part.tokens);
             let wanted = (0..part.tokens.len()).filter(|&row| (part.wants_logits)(row));
             // Rows that were not computed are not there.
-            for row in wanted.filter_map(|_| logits.next()) {
-                session.broken |= !row.iter().all(|x| x.is_finite());
+            for is_finite in wanted.filter_map(|_| is_finite.next()) {
+                session.broken |= !is_finite;
             }
         }
         self.take_snapshots(parts);
@@ -510,6 +525,16 @@ impl Engine {
     /// The wanted logits of the last pass.
     pub fn logits(&self) -> &[f32] {
         self.runner.logits()
+    }
+
+    /// What the last pass says of the next token after its row `index` of those that were asked for; `None`
+    /// if it was not computed.
+    pub(crate) fn scores(&self, index: usize) -> Option<Scores<'_>> {
+        if self.batch.best_of.is_some() {
+            return self.runner.best().get(index).copied().flatten().map(Scores::Best);
+        }
+        let mut rows = self.runner.logits().chunks_exact(self.config.vocab_size);
+        rows.nth(index).map(Scores::Logits)
     }
 
     /// Starts or stops recording the routing of every layer of every pass.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::constraint::Constraint;
-use crate::engine::Engine;
+use crate::engine::{Engine, Part};
 use crate::error::Error;
 use crate::sampler::{Sampling, TokenLogprob};
 use crate::session::Session;
@@ -63,8 +63,6 @@ pub struct Generation<'a> {
     engine: &'a mut Engine,
     session: &'a mut Session,
     writer: Writer,
-    /// Logits of the last token; their memory is used again.
-    logits: Vec<f32>,
     /// Whether the prompt is still to be computed.
     is_reading: bool,
     done: bool,
@@ -80,7 +78,7 @@ impl<'a> Generation<'a> {
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<Self, Error> {
         let writer = Writer::new(engine, session.tokens().len(), prompt, options, constraint)?;
-        Ok(Self { engine, session, writer, logits: Vec::new(), is_reading: true, done: false })
+        Ok(Self { engine, session, writer, is_reading: true, done: false })
     }
 
     fn step(&mut self) -> Result<Step, Error> {
@@ -91,28 +89,24 @@ impl<'a> Generation<'a> {
         if let Some(step) = self.writer.free_step() {
             return Ok(step);
         }
-        let Self { engine, session, writer, logits, is_reading, .. } = self;
-        logits.clear();
-        let n_pending = writer.pending().len();
+        let Self { engine, session, writer, is_reading, .. } = self;
+        let (n_pending, best_of) = (writer.pending().len(), writer.best_of());
         let mut n_done = 0;
         for chunk in writer.pending().chunks(engine.prompt_chunk()) {
             if writer.is_cancelled() {
                 return Ok(writer.end(FinishReason::Cancelled, usage));
             }
             n_done += chunk.len();
-            let chunk_usage = engine.evaluate(
-                session,
-                chunk,
-                |row| n_done == n_pending && row + 1 == chunk.len(),
-                |_, row| logits.extend_from_slice(row),
-            )?;
-            usage += &chunk_usage;
+            let wants_logits = |row: usize| n_done == n_pending && row + 1 == chunk.len();
+            let part = Part { session, tokens: chunk, wants_logits: &wants_logits };
+            usage += &engine.forward_for(&mut [part], best_of)?;
         }
         if std::mem::take(is_reading) {
             // What is said may come back otherwise in the next prompt, and this prompt as it is.
             engine.remember_in_memory(session);
         }
-        writer.choose(session.tokens(), logits, usage)
+        let scores = engine.scores(0).expect("the last token's were wanted, and are finite");
+        writer.choose(session.tokens(), scores, usage)
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) trait Runner: Send {
     fn handoffs(&self) -> Handoffs;
     /// The logits of the last pass.
     fn logits(&self) -> &[f32];
+    /// The best tokens of the last pass, if those were wanted.
+    fn best(&self) -> &[Option<u32>];
     /// What the passes tell about themselves.
     fn log(&mut self) -> &mut ForwardLog;
     /// The store of the routed experts.
@@ -121,6 +123,10 @@ where
 
     fn logits(&self) -> &[f32] {
         &self.workspace.logits
+    }
+
+    fn best(&self) -> &[Option<u32>] {
+        &self.workspace.best
     }
 
     fn log(&mut self) -> &mut ForwardLog {

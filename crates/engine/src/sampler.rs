@@ -64,6 +64,12 @@ impl Sampling {
         }
     }
 
+    fn is_penalised(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+
     /// Refuses values that have no meaning.
     pub fn validate(&self) -> Result<(), Error> {
         let check = |field, value: f32, ok: bool, expected| {
@@ -113,6 +119,12 @@ impl Sampler {
         Self { sampling, n_tokens, logits: Vec::new(), candidates: Vec::new() }
     }
 
+    /// How many tokens there are to choose from, if the choice is the best of them and nothing else.
+    pub fn best_of(&self) -> Option<usize> {
+        let is_plain = self.sampling.temperature == 0.0 && !self.sampling.is_penalised();
+        is_plain.then_some(self.n_tokens)
+    }
+
     /// Chooses the token at `position`. `context` holds all tokens before it, of which those from
     /// `generated_from` on were generated.
     pub fn choose(
@@ -123,15 +135,12 @@ impl Sampler {
         position: usize,
     ) -> u32 {
         let logits = &logits[..self.n_tokens.min(logits.len())];
-        let penalised = self.sampling.repetition_penalty != 1.0
-            || self.sampling.presence_penalty != 0.0
-            || self.sampling.frequency_penalty != 0.0;
-        if !penalised && self.sampling.temperature == 0.0 {
+        if self.best_of().is_some() {
             return best(logits);
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
-        if penalised {
+        if self.sampling.is_penalised() {
             self.penalise(context, generated_from);
         }
         if self.sampling.temperature == 0.0 {

@@ -267,6 +267,10 @@ impl Scheduler {
             move |row| Some(row) == last
         });
         let wants_logits: Vec<_> = wants_logits.collect();
+        // The best tokens are enough if that goes for all.
+        let mut choosing = self.slots.iter().filter(|slot| slot.n_rows > 0 && slot.will_choose());
+        let first = choosing.next().and_then(|slot| slot.writer.best_of());
+        let best_of = first.filter(|_| choosing.all(|slot| slot.writer.best_of() == first));
         let in_pass = self.slots.iter_mut().filter(|slot| slot.n_rows > 0);
         let parts = in_pass.zip(&wants_logits).map(|(slot, wants_logits)| {
             let tokens = &slot.writer.pending()[slot.n_done..][..slot.n_rows];
@@ -276,7 +280,7 @@ impl Scheduler {
         let n_rows: usize = parts.iter().map(|part| part.tokens.len()).sum();
         self.stats.passes += 1;
         self.stats.rows += n_rows as u64;
-        let usage = self.engine.forward(&mut parts)?;
+        let usage = self.engine.forward_for(&mut parts, best_of)?;
         self.pace.observe(n_rows, &usage);
         for slot in self.slots.iter_mut().filter(|slot| slot.n_rows > 0) {
             slot.usage += &Usage { tokens: slot.n_rows, ..usage };
@@ -292,10 +296,13 @@ impl Scheduler {
     ) {
         let error = error.map(Arc::new);
         let broke_some = self.slots.iter().any(|slot| slot.session.broken);
-        let mut logits = self.engine.logits().chunks_exact(self.engine.config().vocab_size);
+        let mut n_scores = 0;
         let mut began = Vec::new();
         for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.n_rows > 0) {
-            let logits = slot.will_choose().then(|| logits.next()).flatten();
+            let scores = slot.will_choose().then(|| {
+                n_scores += 1;
+                self.engine.scores(n_scores - 1)
+            });
             // An error that breaks no session refused the whole pass.
             if let Some(error) = error.clone().filter(|_| slot.session.broken || !broke_some) {
                 self.stats.failed += 1;
@@ -310,9 +317,9 @@ impl Scheduler {
                 self.stats.prompt_tokens += slot.n_rows as u64;
                 on(slot.id, Ok(Event::Progress { done, total, cached }));
             }
-            let Some(logits) = logits else { continue };
+            let Some(scores) = scores.flatten() else { continue };
             let usage = std::mem::take(&mut slot.usage);
-            let step = slot.writer.choose(slot.session.tokens(), logits, usage);
+            let step = slot.writer.choose(slot.session.tokens(), scores, usage);
             slot.n_done = 0;
             match &step {
                 Ok(step) => {

@@ -7,7 +7,7 @@ use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, HostBuffer, KvValues,
     LoadedExpert, Matrix, Memory, MoeOutputs, PlainDeltaState, PlainKvCache, Reference, RouteAhead,
-    RouterSpec, Routing, ScratchNeeds, Span,
+    RouterSpec, Routing, ScratchNeeds, SharedExpert, Span,
 };
 
 use crate::engine::Engine;
@@ -220,14 +220,21 @@ impl Backend for Copying {
     }
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut HostBuffer) {
-        let HeldMoe { spec, logits, x: input, shared, routed } = moe;
+        let HeldMoe { spec, router, logits, shared, routed, norm } = moe;
+        let input = &*norm.out;
+        self.project(input, &[router], &mut [&mut *logits]);
         let mut routing = Routing::default();
         self.reference.route(logits, spec, &mut routing);
+        let shared = shared.map(|SharedExpert { weights, gate, outs: [out, gate_out] }| {
+            self.swiglu(input, weights, out);
+            self.project(input, &[gate], &mut [&mut *gate_out]);
+            [&*out, &*gate_out]
+        });
         let mut uses = ExpertUses::new(self.n_experts[layer]);
         uses.group(&routing);
         self.apply(layer, input, &mut uses, routed);
         assert!(uses.distinct().is_empty(), "all are held");
-        self.reference.combine(x, MoeOutputs { routing: &routing, routed, shared });
+        self.combine_norm(x, MoeOutputs { routing: &routing, routed, shared }, norm);
     }
 
     fn take_held(

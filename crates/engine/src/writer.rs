@@ -13,6 +13,15 @@ use crate::sampler::{Sampler, TokenLogprob, logprobs};
 use crate::stop::StopMatcher;
 use crate::usage::Usage;
 
+/// What a forward pass says of the next token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scores<'a> {
+    /// The logits of all tokens.
+    Logits(&'a [f32]),
+    /// The best token, where [`Writer::best_of`] wants no more.
+    Best(u32),
+}
+
 /// Chooses tokens and turns them into text, under the limits of one generation.
 pub(crate) struct Writer {
     options: GenerateOptions,
@@ -105,12 +114,18 @@ impl Writer {
         Some(self.say(token, None, Usage::default()))
     }
 
-    /// The next step, from the logits after all that was pending. `context` is the whole sequence up to
+    /// How many tokens the best is to be chosen from, if the next choice needs no more than that.
+    pub(crate) fn best_of(&self) -> Option<usize> {
+        let wants_all = self.constraint.is_some() || self.options.logprobs.is_some();
+        self.sampler.best_of().filter(|_| !wants_all)
+    }
+
+    /// The next step, from the scores after all that was pending. `context` is the whole sequence up to
     /// there, `usage` what computing it cost.
     pub(crate) fn choose(
         &mut self,
         context: &[u32],
-        logits: &[f32],
+        scores: Scores<'_>,
         usage: Usage,
     ) -> Result<Step, Error> {
         self.pending.clear();
@@ -118,11 +133,14 @@ impl Writer {
             return Ok(self.end(FinishReason::Length, usage));
         }
         let forced = self.next_forced();
-        let token = match forced {
-            Some(token) => token,
-            None => self.sample(context, logits)?,
+        let token = match (forced, scores) {
+            (Some(token), _) | (None, Scores::Best(token)) => token,
+            (None, Scores::Logits(logits)) => self.sample(context, logits)?,
         };
-        let logprobs = self.options.logprobs.map(|n| logprobs(logits, token, n));
+        let logprobs = match (self.options.logprobs, scores) {
+            (Some(n), Scores::Logits(logits)) => Some(logprobs(logits, token, n)),
+            _ => None,
+        };
         if forced.is_none() && !self.options.stop_tokens.contains(&token) {
             if let Some(constraint) = &mut self.constraint {
                 constraint.commit(token)?;

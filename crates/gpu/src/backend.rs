@@ -3,7 +3,8 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
+    Matrix, MatrixShape, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing,
+    ScratchNeeds, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -11,8 +12,11 @@ use crate::buffers::{Activations, Constant};
 use crate::delta_net;
 use crate::delta_state::DeltaState;
 use crate::experts::LayerSlots;
+use crate::formats;
 use crate::gpu::Gpu;
+use crate::host::Host;
 use crate::kv_cache::KvCache;
+use crate::rowwise::{Addend, Norm};
 use crate::weights::Weights;
 
 /// Kept for pipelines, staging, what delta nets mix of 512 rows, and what the driver needs itself.
@@ -23,6 +27,10 @@ const MOST_KEPT: usize = 24;
 
 fn device_error(error: impl std::fmt::Display) -> DeviceError {
     DeviceError(error.to_string())
+}
+
+fn norm_of(norm: NextNorm<'_, Gpu>) -> Norm<'_> {
+    (norm.weight, norm.eps, norm.out)
 }
 
 impl Backend for Gpu {
@@ -37,7 +45,8 @@ impl Backend for Gpu {
     }
 
     fn memory(&self) -> Memory {
-        Memory::Own(self.device.memory_bytes())
+        let bytes = self.device.memory_bytes();
+        if self.device.shares_memory() { Memory::Shared(bytes) } else { Memory::Own(bytes) }
     }
 
     fn buffer(&self, max_rows: usize, width: usize) -> Activations {
@@ -82,17 +91,19 @@ impl Backend for Gpu {
     }
 
     fn rms_norm(&mut self, x: &Activations, weight: &Constant, eps: f32, out: &mut Activations) {
-        self.rowwise.norm(&self.device, x, None, (weight, eps), out);
+        self.rowwise.sum(&self.device, x, Addend::Nothing, Some((weight, eps, out)));
     }
 
     fn project(&mut self, x: &Activations, weights: &[&Weights], outs: &mut [&mut Activations]) {
-        for (weights, out) in weights.iter().zip(outs) {
-            self.multiply(x, weights, out);
-        }
+        self.multiply_each(x, weights, outs);
     }
 
     fn add(&mut self, x: &mut Activations, y: &Activations) {
-        self.rowwise.add(&self.device, x, y);
+        self.rowwise.sum(&self.device, x, Addend::Rows(y), None);
+    }
+
+    fn add_norm(&mut self, x: &mut Activations, y: &Activations, norm: NextNorm<'_, Self>) {
+        self.rowwise.sum(&self.device, x, Addend::Rows(y), Some(norm_of(norm)));
     }
 
     fn attention(
@@ -157,7 +168,18 @@ impl Backend for Gpu {
 
     fn combine(&mut self, x: &mut Activations, outputs: MoeOutputs<'_, Self>) {
         let MoeOutputs { routing, routed, shared } = outputs;
-        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared);
+        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared, None);
+    }
+
+    fn combine_norm(
+        &mut self,
+        x: &mut Activations,
+        outputs: MoeOutputs<'_, Self>,
+        norm: NextNorm<'_, Self>,
+    ) {
+        let MoeOutputs { routing, routed, shared } = outputs;
+        let norm = Some(norm_of(norm));
+        self.combine_outputs(x, Some(routing), routing.top_k, routed, shared, norm);
     }
 
     fn gather(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
@@ -170,6 +192,17 @@ impl Backend for Gpu {
 
     fn download(&mut self, buffer: &Activations, out: &mut Vec<f32>) {
         self.download_values(buffer, out);
+    }
+
+    fn best(
+        &mut self,
+        x: &Activations,
+        (rows, n): (usize, usize),
+        _: &mut Vec<f32>,
+        out: &mut Vec<Option<u32>>,
+    ) {
+        assert_eq!(rows, x.rows(), "shapes agree");
+        self.best.best(&self.device, x, n, out);
     }
 
     fn check(&self) -> Result<(), DeviceError> {
@@ -203,8 +236,13 @@ impl Backend for Gpu {
         Ok(self.layers.iter().map(room).collect())
     }
 
+    fn reads_in_place(&self, matrix: MatrixShape, places: [u64; 3]) -> bool {
+        self.in_place.is_some() && formats::is_read_in_place(matrix, places)
+    }
+
     fn set_host_slots(&mut self, n_slots: usize) {
-        self.most_kept = (n_slots / 4).min(MOST_KEPT);
+        self.most_read = n_slots / 4;
+        self.most_kept = self.most_read.min(MOST_KEPT);
     }
 
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
@@ -212,7 +250,7 @@ impl Backend for Gpu {
             let upload = slots.hold(&self.device, expert.index, &expert.weights);
             self.device.after_upload(upload.unwrap_or_default());
         }
-        self.device.let_go(self.most_kept);
+        self.let_go();
         self.device.check().map_err(device_error)
     }
 
@@ -227,9 +265,11 @@ impl Backend for Gpu {
     }
 
     fn held_moe(&mut self, layer: usize, moe: HeldMoe<'_, Self>, x: &mut Activations) {
-        let HeldMoe { spec, logits, x: input, shared, routed } = moe;
-        self.held_layer(layer, (logits, spec), input, routed);
-        self.combine_outputs(x, None, spec.top_k, routed, shared);
+        let HeldMoe { spec, router, logits, shared, routed, norm } = moe;
+        let mut shared = shared;
+        self.held_layer(layer, (router, logits, spec), shared.as_mut(), norm.out, routed);
+        let shared = shared.map(|shared| shared.outs.map(|out| &*out));
+        self.combine_outputs(x, None, spec.top_k, routed, shared, Some(norm_of(norm)));
     }
 
     fn take_held(
@@ -243,7 +283,9 @@ impl Backend for Gpu {
     }
 
     fn placement(&self) -> Option<String> {
-        self.host.as_ref()?.report()
+        let host = self.host.as_ref().and_then(Host::report);
+        let lines: Vec<_> = host.into_iter().chain(self.in_place_report()).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     fn numerics(&self) -> String {

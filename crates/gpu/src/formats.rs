@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use compute::Matrix;
+use compute::{Matrix, MatrixShape};
 
 /// Columns that a lane decodes at a time.
 pub(crate) const UNIT: usize = 32;
@@ -38,6 +38,28 @@ fn scales_number(dtype: FloatType) -> u32 {
         FloatType::Bf16 => 0,
         FloatType::F16 => 1,
         FloatType::F32 => 2,
+    }
+}
+
+impl Decoder {
+    /// The text, one that uses it, and the constants, all by other names: to stand beside another format.
+    pub(crate) fn by_other_names(self, user: &str) -> String {
+        let text = [self.text, user].concat();
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let name_of = |rest: &'_ str| rest.split(|c| !is_part(c)).next().unwrap_or_default().len();
+        let declared = ["fn ", "const "].into_iter().flat_map(|word| text.split(word).skip(1));
+        let declared = declared.map(|rest| &rest[..name_of(rest)]);
+        let names: Vec<&str> =
+            declared.chain(self.constants.iter().map(|(name, _)| *name)).collect();
+        let constants =
+            self.constants.map(|(name, value)| format!("const other_{name}: u32 = {value}u;\n"));
+        let mut out = constants.concat();
+        for word in text.split_inclusive(|c| !is_part(c)) {
+            let name = word.trim_end_matches(|c| !is_part(c));
+            out.push_str(if names.contains(&name) { "other_" } else { "" });
+            out.push_str(word);
+        }
+        out
     }
 }
 
@@ -84,6 +106,18 @@ fn apart(block: BlockType) -> Option<std::ops::Range<usize>> {
         BlockType::Mxfp4 => Some(0..1),
         _ => None,
     }
+}
+
+/// Whether kernels can read a matrix as it is stored, at such places in memory: MLX affine, Q4_K, Q5_K, and floats
+/// whose rows are whole units.
+pub(crate) fn is_read_in_place(shape: MatrixShape, places: [u64; 3]) -> bool {
+    let is_stored_so = match shape.format {
+        Format::Affine(_) => true,
+        Format::Float(_) => shape.cols.is_multiple_of(UNIT),
+        Format::Block(block) => apart(block).is_none(),
+    };
+    // Codes are read four words at a time.
+    is_stored_so && places.iter().zip([16, 4, 4]).all(|(place, unit)| place.is_multiple_of(unit))
 }
 
 /// The bytes of a matrix in the order of the device.

@@ -5,17 +5,21 @@ use std::time::Instant;
 
 use compute::{
     Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
+    SharedExpert,
 };
 
 use crate::attention::AttentionKernels;
+use crate::best::Best;
 use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::groups::Groups;
 use crate::host::Host;
+use crate::in_place::InPlace;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products};
-use crate::rowwise::{Chosen, Rowwise};
+use crate::product::{Items, Operand, Products, Tuning, share};
+use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
 
@@ -38,13 +42,16 @@ pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
 pub struct Gpu {
     pub(crate) device: Device,
     slabs: Slabs,
-    products: Products,
+    pub(crate) products: Products,
     pub(crate) rowwise: Rowwise,
+    pub(crate) best: Best,
     gated: Kernel,
     /// Indices of tokens or rows.
     indices: Scratch,
     /// Inner activations of experts.
     inner: [Option<Activations>; 2],
+    /// The same of the shared expert, whose width may be another.
+    shared_inner: [Option<Activations>; 2],
     chosen: Option<(Chosen, usize)>,
     /// The same for a layer to come.
     predicted: Option<(Chosen, usize)>,
@@ -54,6 +61,8 @@ pub struct Gpu {
     words: Vec<u32>,
     bytes: Vec<u8>,
     transit: Transit,
+    /// Experts that are read in the host's memory, where that is the device's, too.
+    pub(crate) in_place: Option<InPlace>,
     pub(crate) layers: Vec<Option<LayerSlots>>,
     /// Most bytes of a buffer of slots.
     pub(crate) slot_buffer_bytes: u64,
@@ -62,6 +71,8 @@ pub struct Gpu {
     placed: Scratch,
     /// Most experts whose memory is kept after they were handed over, while they are copied from there.
     pub(crate) most_kept: usize,
+    /// The same while they are read there.
+    pub(crate) most_read: usize,
     /// The CPU, if it computes experts, too.
     pub(crate) host: Option<Host>,
     /// What was moved to the device in the course of requests.
@@ -72,6 +83,8 @@ pub struct Gpu {
     pub(crate) delta_net: DeltaNetKernels,
     /// Uses of a prompt's rows in a layer that is held.
     uses: ExpertUses,
+    /// The same on the device.
+    groups: Groups,
 }
 
 impl Gpu {
@@ -87,11 +100,13 @@ impl Gpu {
         });
         Self {
             rowwise: Rowwise::new(&device),
+            best: Best::new(&device),
             slabs: Slabs::default(),
-            products: Products::default(),
+            products: Products::new(Tuning::of(&device)),
             gated,
             indices: Scratch::default(),
             inner: [None, None],
+            shared_inner: [None, None],
             chosen: None,
             predicted: None,
             routed: Routing::default(),
@@ -99,17 +114,24 @@ impl Gpu {
             words: Vec::new(),
             bytes: Vec::new(),
             transit: Transit::default(),
+            in_place: device
+                .imports()
+                .ok()
+                .filter(|()| device.shares_memory())
+                .map(|()| InPlace::default()),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
             most_kept: 0,
+            most_read: 0,
             host: None,
             moved: Handoffs::default(),
             computed: None,
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
             uses: ExpertUses::new(0),
+            groups: Groups::default(),
             device,
         }
     }
@@ -119,6 +141,12 @@ impl Gpu {
     #[must_use]
     pub fn beside(self, cpu: Cpu) -> Self {
         Self { host: Some(Host::new(cpu)), ..self }
+    }
+
+    /// Copies experts that are in the host's memory even if that is the device's, too.
+    #[must_use]
+    pub fn copying(self) -> Self {
+        Self { in_place: None, ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -135,8 +163,17 @@ impl Gpu {
         self.rowwise.gather(&self.device, x, (indices, rows.len()), out);
     }
 
-    pub(crate) fn multiply(&mut self, x: &Activations, weights: &Weights, out: &mut Activations) {
-        self.products.multiply(&self.device, &Operand::of(weights), x, out);
+    /// Products of one input with several matrices.
+    pub(crate) fn multiply_each(
+        &mut self,
+        x: &Activations,
+        weights: &[&Weights],
+        outs: &mut [&mut Activations],
+    ) {
+        let products = weights.iter().zip(outs);
+        let mut products: Vec<_> =
+            products.map(|(weights, out)| (Operand::of(weights), &mut **out)).collect();
+        self.products.multiply(&self.device, x, &mut products);
     }
 
     /// The shared expert, or a dense block.
@@ -146,22 +183,42 @@ impl Gpu {
         weights: &ExpertWeights<Weights>,
         out: &mut Activations,
     ) {
-        let ExpertWeights { gate, up, down } = weights;
+        self.gated_inner(x, weights, Vec::new());
+        self.gated_down(weights, out);
+    }
+
+    /// The first part of that: the inner activations. Other products of the same input go with it.
+    fn gated_inner(
+        &mut self,
+        x: &Activations,
+        weights: &ExpertWeights<Weights>,
+        others: Vec<(Operand<'_>, &mut Activations)>,
+    ) {
+        let mut products = others;
+        let Self { device, gated, shared_inner: [inner, other], .. } = self;
+        let ExpertWeights { gate, up, .. } = weights;
         let (rows, width) = (x.rows(), gate.rows);
-        let [inner, other] = &mut self.inner;
-        let inner = sized(inner, &self.device, rows, width);
+        let inner = sized(inner, device, rows, width);
         let is_fused = gate.format == up.format && std::sync::Arc::ptr_eq(&gate.buffer, &up.buffer);
-        let mut operand = Operand::of(gate);
         if is_fused {
-            operand.up = Some(up.parts);
-            self.products.multiply(&self.device, &operand, x, inner);
+            let both = Operand { up: Some(up.parts), ..Operand::of(gate) };
+            products.push((both, inner));
+            self.products.multiply(device, x, &mut products);
         } else {
-            let other = sized(other, &self.device, rows, width);
-            self.products.multiply(&self.device, &operand, x, inner);
-            self.products.multiply(&self.device, &Operand::of(up), x, other);
-            gate_with(&self.device, &self.gated, inner, other);
+            let other = sized(other, device, rows, width);
+            products.push((Operand::of(gate), &mut *inner));
+            products.push((Operand::of(up), &mut *other));
+            self.products.multiply(device, x, &mut products);
+            drop(products);
+            gate_with(device, gated, inner, other);
         }
-        self.products.multiply(&self.device, &Operand::of(down), inner, out);
+    }
+
+    /// The second part.
+    fn gated_down(&mut self, weights: &ExpertWeights<Weights>, out: &mut Activations) {
+        let inner = self.shared_inner[0].as_ref().expect("the first part was computed");
+        let mut products = [(Operand::of(&weights.down), out)];
+        self.products.multiply(&self.device, inner, &mut products);
     }
 
     /// Chooses experts; the choices stay on the device, and come to the host in `routing` if it is there.
@@ -234,7 +291,7 @@ impl Gpu {
     }
 
     /// Adds the outputs of experts to the residual stream, weighted as was chosen last or as `routing`
-    /// says.
+    /// says, and norms it if that is wanted.
     pub(crate) fn combine_outputs(
         &mut self,
         x: &mut Activations,
@@ -242,6 +299,7 @@ impl Gpu {
         top_k: usize,
         routed: &Activations,
         shared: Option<[&Activations; 2]>,
+        norm: Option<Norm<'_>>,
     ) {
         if let Some(routing) = routing
             && *routing != self.routed
@@ -254,21 +312,51 @@ impl Gpu {
             self.routed.clone_from(routing);
         }
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
-        self.rowwise.combine(&self.device, x, (&chosen.choices, top_k), routed, shared);
+        let addend = Addend::Experts { choices: &chosen.choices, top_k, routed, shared };
+        self.rowwise.sum(&self.device, x, addend, norm);
     }
 
-    /// Chooses and computes the experts of a layer that is held as a whole. Few rows leave their choices on
-    /// the device; many are grouped by expert, on the host.
+    /// Chooses and computes the experts of a layer that is held as a whole, and the shared expert. What does not
+    /// wait for each other is side by side. The choices stay on the device; where rows are many, it groups them by
+    /// expert, or the host if the experts are in several buffers.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
-        (logits, spec): (&Activations, RouterSpec),
+        (router, logits, spec): (&Weights, &mut Activations, RouterSpec),
+        shared: Option<&mut SharedExpert<'_, Self>>,
         x: &Activations,
         out: &Activations,
     ) {
+        let mut down = None;
+        let mut products = vec![(Operand::of(router), &mut *logits)];
+        match shared {
+            Some(SharedExpert { weights, gate, outs: [out, gate_out] }) => {
+                products.push((Operand::of(gate), gate_out));
+                self.gated_inner(x, weights, products);
+                down = Some((weights, out));
+            }
+            None => self.products.multiply(&self.device, x, &mut products),
+        }
         if x.rows() <= MOST_DEVICE_ROUTED_ROWS {
+            let is_begun = self.choose_and_begin(layer, (logits, spec), x);
+            if !is_begun {
+                self.choose(logits, spec, None);
+            }
+            if let Some((weights, out)) = down {
+                self.gated_down(weights, out);
+            }
+            match is_begun {
+                true => self.end_chosen(layer, x.rows() * spec.top_k, out),
+                false => self.chosen_experts(layer, x, spec.top_k, out),
+            }
+            return;
+        }
+        if let Some((weights, out)) = down {
+            self.gated_down(weights, out);
+        }
+        if slots_of(&self.layers, layer).is_some_and(|slots| slots.buffers().len() == 1) {
             self.choose(logits, spec, None);
-            self.chosen_experts(layer, x, spec.top_k, out);
+            self.grouped_experts(layer, x, spec.top_k, out);
             return;
         }
         let mut routing = Routing::default();
@@ -283,6 +371,42 @@ impl Gpu {
         self.uses = uses;
     }
 
+    /// Chooses experts and computes their inner activations at once, if all of the layer are in one buffer and
+    /// gate and up can be computed together.
+    fn choose_and_begin(
+        &mut self,
+        layer: usize,
+        (logits, spec): (&Activations, RouterSpec),
+        x: &Activations,
+    ) -> bool {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let Some(slots) = slots_of(layers, layer).filter(|slots| slots.is_plain()) else {
+            return false;
+        };
+        let layout = &slots.layout;
+        if !layout.is_fused() {
+            return false;
+        }
+        let uses = x.rows() * spec.top_k;
+        let inner = sized(inner, device, uses, layout.intermediate());
+        inner.set_rows(uses);
+        let choice = (logits, spec, room_for_choices(device, chosen, uses));
+        let operand = layout.gate_up(&slots.buffers()[0]);
+        products.multiply_chosen(device, &operand, choice, x, inner);
+        self.routed = Routing::default();
+        true
+    }
+
+    /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
+    fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
+        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let (Some(slots), Some(inner)) = (slots_of(layers, layer), inner) else { return };
+        let table = &room_for_choices(device, chosen, uses).items;
+        let items = Items { table, begin: 0, len: uses as u32, n_x: 1 };
+        let down = slots.layout.down(&slots.buffers()[0]);
+        products.multiply_experts(device, &down, items, 1, inner, out);
+    }
+
     /// Computes those of the experts that were chosen last that are held; the host need not know them.
     pub(crate) fn chosen_experts(
         &mut self,
@@ -295,9 +419,8 @@ impl Gpu {
         let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
         let n_uses = x.rows() * top_k;
         let len = n_uses as u32;
-        // All in one buffer and each in the slot of its index: the router's own table is right.
-        let is_plain = slots.holds_all() && slots.buffers().len() == 1;
-        let table = if is_plain {
+        // The router's own table is right.
+        let table = if slots.is_plain() {
             &chosen.items
         } else {
             let n_buffers = slots.buffers().len();
@@ -311,6 +434,19 @@ impl Gpu {
         let parts: Vec<_> = slots.buffers().iter().zip(items).collect();
         let kernels = (&mut self.products, &self.gated, &mut self.inner);
         compute(&self.device, kernels, &slots.layout, &parts, top_k, x, out);
+    }
+
+    /// Computes the experts that were chosen last, all of which are held in one buffer, grouped on the device.
+    fn grouped_experts(&mut self, layer: usize, x: &Activations, top_k: usize, out: &Activations) {
+        let Self { device, products, groups, gated, inner, .. } = self;
+        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        let (n_uses, n_experts) = (x.rows() * top_k, slots.n_experts());
+        // Twice as many as the average expert has: most have no more.
+        let n_x = share((2 * n_uses).div_ceil(n_experts), products.most_shared(device));
+        let items = groups.group(device, &chosen.choices, [n_uses, n_experts], n_x);
+        let parts = [(&slots.buffers()[0], items)];
+        compute(device, (products, gated, inner), &slots.layout, &parts, top_k, x, out);
     }
 
     /// The same where only some experts of the layer may be held; [`Gpu::take_held_experts`] will know that it
@@ -380,6 +516,7 @@ impl Gpu {
     ) {
         let Self { device, layers, products, gated, inner, words, table, .. } = self;
         let Some(slots) = slots_of(layers, layer) else { return };
+        let most_shared = products.most_shared(device);
         words.clear();
         let mut ranges = Vec::with_capacity(slots.buffers().len());
         for (index, buffer) in slots.buffers().iter().enumerate() {
@@ -387,7 +524,8 @@ impl Gpu {
                 let (buffer, slot) = slots.place(expert)?;
                 (buffer == index).then_some((expert, slot))
             });
-            ranges.extend(append(uses, here, words).map(|range| (buffer, range)));
+            let of_buffer = append(uses, here, most_shared, words);
+            ranges.extend(of_buffer.into_iter().map(|range| (buffer, range)));
         }
         if ranges.is_empty() {
             return;
@@ -433,7 +571,30 @@ impl Gpu {
         let is_passing = |expert: &&LoadedExpert| {
             slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
         };
-        let passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let mut passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let most_shared = products.most_shared(device);
+        if let Some(in_place) = &mut self.in_place {
+            let begin = Instant::now();
+            let groups = in_place.find(device, &mut passing, self.slot_buffer_bytes);
+            self.moved.expert_time += begin.elapsed();
+            for group in groups {
+                words.clear();
+                let mut ranges = Vec::with_capacity(group.parts.len());
+                for (window, experts) in &group.parts {
+                    let of_window = append(uses, experts.iter().copied(), most_shared, words);
+                    ranges.extend(
+                        of_window.into_iter().map(|range| (in_place.window(*window), range)),
+                    );
+                }
+                let table = write_words(device, &mut self.table, words);
+                let parts: Vec<_> =
+                    ranges.into_iter().map(|(window, range)| (window, range.of(table))).collect();
+                let kernels = (&mut *products, &*gated, &mut *inner);
+                compute(device, kernels, &group.layout, &parts, uses.top_k(), x, out);
+                self.moved.in_place_bytes += group.bytes;
+            }
+            in_place.read(device.moment());
+        }
         // Experts of a layer that has no slots may be stored each in its own way.
         let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
         for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS / 2)) {
@@ -448,10 +609,12 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+            let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
+            if ranges.is_empty() {
                 continue;
-            };
-            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
+            }
+            let table = write_words(device, &mut self.table, words);
+            let parts: Vec<_> = ranges.into_iter().map(|range| (buffer, range.of(table))).collect();
             let kernels = (&mut *products, &*gated, &mut *inner);
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
             transit.read(&slots, device.moment());
@@ -461,7 +624,31 @@ impl Gpu {
         if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
+        self.let_go();
+    }
+
+    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
+    pub(crate) fn in_place_report(&self) -> Option<String> {
+        if !self.device.shares_memory() {
+            return None;
+        }
+        let refusal = match &self.in_place {
+            Some(in_place) => in_place.refusal.clone(),
+            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
+        };
+        let shares = "the device shares the host's memory";
+        Some(match refusal {
+            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
+            None => format!("{shares} and can read experts there"),
+        })
+    }
+
+    /// Lets go of experts in the host's memory that were copied or read, and waits until few are kept.
+    pub(crate) fn let_go(&mut self) {
         self.device.let_go(self.most_kept);
+        if let Some(in_place) = &mut self.in_place {
+            in_place.let_go(&self.device, self.most_read);
+        }
     }
 
     /// Splits experts in the host's memory into those that are moved to the device and those that the CPU
@@ -495,7 +682,16 @@ fn choose(
     (logits, spec): (&Activations, RouterSpec),
     chosen: &mut Option<(Chosen, usize)>,
 ) {
-    let uses = logits.rows() * spec.top_k;
+    let chosen = room_for_choices(device, chosen, logits.rows() * spec.top_k);
+    rowwise.route(device, logits, spec, chosen);
+}
+
+/// Buffers for the choices of so many uses.
+fn room_for_choices<'a>(
+    device: &Device,
+    chosen: &'a mut Option<(Chosen, usize)>,
+    uses: usize,
+) -> &'a Chosen {
     if chosen.as_ref().is_none_or(|(_, held)| *held < uses) {
         let held = uses.next_power_of_two();
         let choices = device.buffer(8 * held as u64);
@@ -503,7 +699,7 @@ fn choose(
         *chosen = Some((Chosen { choices, items }, held));
     }
     let (chosen, _) = chosen.as_ref().expect("it was just made");
-    rowwise.route(device, logits, spec, chosen);
+    chosen
 }
 
 /// Where the experts and the weights of so many uses are.

@@ -3,23 +3,43 @@
 use std::collections::HashMap;
 
 use checkpoint::Format;
+use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{UNIT, decoder};
+use crate::formats::{Decoder, UNIT, decoder};
+use crate::gemm::{Gemm, Tile};
 use crate::kernel::KernelSource;
+use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
 
-const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
-const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
-const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+pub(crate) const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
+const ONE: &str = include_str!("kernels/matrix_one.wgsl");
+const EACH: &str = include_str!("kernels/matrix_each.wgsl");
+const UNITS: &str = include_str!("kernels/units.wgsl");
+const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
+const PLACES_OTHER: &str = include_str!("kernels/places_other.wgsl");
+const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
+const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
+pub(crate) const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
+pub(crate) const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+const ROWS_OF_CHOICE: &str = include_str!("kernels/rows_of_choice.wgsl");
 const PRODUCT: &str = include_str!("kernels/product.wgsl");
 const EMBED: &str = include_str!("kernels/embed.wgsl");
 
 /// Most workgroups in one dimension of a dispatch, in every API.
-const MOST_WORKGROUPS: u32 = 65_535;
-/// Rows of activations that can share the decoding of weights.
+pub(crate) const MOST_WORKGROUPS: u32 = 65_535;
+/// Rows of activations that can share the decoding of weights. More of them are [`crate::gemm`]'s.
 const SHARES: [usize; 3] = [1, 4, 8];
+/// Most rows of activations whose products with several matrices are one dispatch: with more of them it is
+/// what is computed that counts.
+const MOST_ROWS_OF_EACH: usize = 4;
+/// Most matrices of such a dispatch.
+const MOST_MATRICES: usize = 4;
+/// Workgroups that leave a part of a large device without work. Fewer where this crate tests itself.
+const FEW_WORKGROUPS: u32 = if cfg!(test) { 2 } else { 264 };
+/// In the place of the number of a matrix.
+const NONE: u32 = u32::MAX;
 
 /// A form of the product kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +47,24 @@ pub(crate) struct Form {
     pub(crate) format: Format,
     pub(crate) n_x: usize,
     pub(crate) is_fused: bool,
-    pub(crate) is_grouped: bool,
+    pub(crate) of: Of,
+    /// Rows of weights of a team of lanes.
+    pub(crate) team_rows: u32,
+    /// Units that a lane reads at once.
+    pub(crate) ahead: u32,
+}
+
+/// What rows of activations are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Of {
+    /// All with one matrix.
+    One,
+    /// All with each of several, the last of which may be of another format.
+    Each(Option<Format>),
+    /// Some with those of some experts.
+    Experts,
+    /// Each with those of the experts that the router chooses for it.
+    Choice(RouterSpec),
 }
 
 /// How the products are cut; results are the same bits whatever it is.
@@ -39,17 +76,47 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
+    /// Most units of weights, of all of its rows and of gate and up, that a lane reads at once where a single
+    /// row of activations is multiplied.
+    pub ahead: u32,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { workgroup: 128, rows: 2, fused_rows: 1 }
+        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 4 }
     }
 }
 
 impl Tuning {
-    fn rows_of(self, form: Form) -> u32 {
-        if form.is_fused { self.fused_rows } else { self.rows }
+    /// What is best on a device.
+    pub(crate) fn of(device: &Device) -> Self {
+        // A CPU reads ahead by itself, and takes long to compile what is written out.
+        let ahead = if device.is_software() { 1 } else { Self::default().ahead };
+        Self { ahead, ..Self::default() }
+    }
+
+    /// Units of a row that a lane reads at once: no more than it has.
+    fn ahead_of(self, n_x: usize, is_fused: bool, team_rows: u32, units: u32) -> u32 {
+        let at_once = if is_fused { 2 * team_rows } else { team_rows };
+        let most = if n_x == 1 { self.ahead / at_once } else { 1 };
+        [4, 2].into_iter().find(|&ahead| ahead <= most && 8 * ahead <= units).unwrap_or(1)
+    }
+
+    /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
+    /// each number of rows. With few workgroups a part of the device would do nothing.
+    fn cut(
+        self,
+        is_fused: bool,
+        rows: impl Iterator<Item = u32> + Clone,
+        times: u32,
+    ) -> (u32, u32) {
+        let groups = |team_rows: u32| -> u32 {
+            let share = self.workgroup / 8 * team_rows;
+            rows.clone().map(|rows| rows.div_ceil(share)).sum()
+        };
+        let most = if is_fused { self.fused_rows } else { self.rows };
+        let team_rows = if groups(most) * times < FEW_WORKGROUPS { 1 } else { most };
+        (team_rows, groups(team_rows))
     }
 }
 
@@ -59,6 +126,7 @@ pub(crate) struct Products {
     tuning: Tuning,
     kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
+    gemm: Gemm,
 }
 
 /// Which rows use which experts, on the device: see `rows_of_experts.wgsl`.
@@ -70,7 +138,7 @@ pub(crate) struct Items<'a> {
     pub(crate) begin: u32,
     /// How many there are.
     pub(crate) len: u32,
-    /// Uses of an item: one of [`SHARES`].
+    /// Uses of an item: as [`Products::share`] says.
     pub(crate) n_x: usize,
 }
 
@@ -103,9 +171,50 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// How many rows share the decoding of weights when there are so many.
-pub(crate) fn share(n_rows: usize) -> usize {
-    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
+/// Matrices in one buffer that share their input, with where their products go: of one format, and after them of
+/// another.
+#[derive(Default)]
+struct Group<'a> {
+    products: Vec<(Operand<'a>, &'a Buffer)>,
+    /// The first of another format, and the format.
+    other: Option<(u32, Format)>,
+    /// The one that has an [`Operand::up`], and where that is.
+    pair: Option<(u32, [u32; 3])>,
+}
+
+impl<'a> Group<'a> {
+    /// Takes a matrix if it can stand after the others.
+    fn take(&mut self, operand: &Operand<'a>, y: &'a Activations) -> bool {
+        let place = self.products.len();
+        let is_second_pair = operand.up.is_some() && self.pair.is_some();
+        if place == MOST_MATRICES || is_second_pair {
+            return false;
+        }
+        if let [(first, _), ..] = &self.products[..] {
+            let last = self.other.map_or(first.format, |(_, format)| format);
+            if !std::ptr::eq(first.buffer, operand.buffer) {
+                return false;
+            }
+            if operand.format != last {
+                if self.other.is_some() {
+                    return false;
+                }
+                self.other = Some((place as u32, operand.format));
+            }
+        }
+        self.pair = operand.up.map(|up| (place as u32, up)).or(self.pair);
+        self.products.push((*operand, &y.buffer));
+        true
+    }
+}
+
+/// How many rows share the decoding of weights when there are so many, `most` of which can.
+pub(crate) fn share(n_rows: usize, most: usize) -> usize {
+    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(most)
+}
+
+fn decoder_of(format: Format) -> Decoder {
+    decoder(format).expect("formats were checked when weights were loaded")
 }
 
 /// Calls `use_source` with the source of a form.
@@ -114,21 +223,40 @@ pub(crate) fn with_source<T>(
     tuning: Tuning,
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
 ) -> T {
-    let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
-    let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
-    let [a, b, c] = decoder.constants;
-    let constants = [a, b, c, ("N_X", form.n_x as u32), ("N_ROWS", tuning.rows_of(form))];
-    let writes: &[bool] = if form.is_grouped {
-        &[false, false, false, true, false]
-    } else {
-        &[false, false, false, true]
+    let decoder = decoder_of(form.format);
+    let (items, matrix) = match form.of {
+        Of::One => (ALL_ROWS, ONE),
+        Of::Each(_) => (ALL_ROWS, EACH),
+        Of::Experts => (ROWS_OF_EXPERTS, ONE),
+        Of::Choice(_) => (ROWS_OF_CHOICE, ONE),
     };
-    let parts = [WEIGHTS, decoder.text, rows, PRODUCT];
+    let (choice, spec) = match form.of {
+        Of::Choice(spec) => (CHOICE, spec),
+        _ => ("", RouterSpec { top_k: 0, normalise: false }),
+    };
+    let [a, b, c] = decoder.constants;
+    let (n_x, top_k) = (form.n_x as u32, spec.top_k as u32);
+    let (rows, ahead) = (("N_ROWS", form.team_rows), ("AHEAD", form.ahead));
+    let constants = [a, b, c, ("N_X", n_x), rows, ahead, ("TOP_K", top_k)];
+    let writes: &[bool] = match form.of {
+        Of::One => &[false, false, false, true],
+        Of::Each(_) => &[false, false, false, true, true, true, true],
+        Of::Experts => &[false, false, false, true, false],
+        Of::Choice(_) => &[false, false, false, true, false, true, true],
+    };
+    let (other, formats) = match form.of {
+        Of::Each(Some(other)) => {
+            (decoder_of(other).by_other_names(&[PLACES_OTHER, UNITS].concat()), FORMAT_TWO)
+        }
+        _ => (String::new(), FORMAT_ONE),
+    };
+    let units = [PLACES_SAME, UNITS].concat();
+    let parts = [WEIGHTS, decoder.text, &units, &other, formats, choice, items, matrix, PRODUCT];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
         constants: &constants,
-        flags: &[("FUSED", form.is_fused)],
+        flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
         writes,
         teams: Some(tuning.workgroup),
     })
@@ -136,7 +264,7 @@ pub(crate) fn with_source<T>(
 
 /// Applies a function to the kernel that reads rows of an embedding.
 pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
-    let decoder = decoder(format).expect("formats were checked when weights were loaded");
+    let decoder = decoder_of(format);
     apply(&KernelSource {
         name: "embed",
         parts: &[WEIGHTS, decoder.text, EMBED],
@@ -153,19 +281,50 @@ impl Products {
         Self { tuning, ..Self::default() }
     }
 
-    /// `y = x W^T` for all rows of `x`, or what [`Operand::up`] says.
+    /// The same for products of many rows.
+    pub(crate) fn with_tile(self, tile: Tile) -> Self {
+        Self { gemm: Gemm::new(Some(tile)), ..self }
+    }
+
+    /// Most rows that can share the decoding of weights.
+    pub(crate) fn most_shared(&self, device: &Device) -> usize {
+        self.gemm.tile(device).map_or(SHARES[SHARES.len() - 1], |tile| tile.columns as usize)
+    }
+
+    /// `y = x W^T` for all rows of `x` and for each of some matrices, or what [`Operand::up`] says, of as many
+    /// matrices a dispatch as can be. It is the same bits however they are cut.
     pub(crate) fn multiply(
         &mut self,
         device: &Device,
-        operand: &Operand<'_>,
         x: &Activations,
-        y: &mut Activations,
+        products: &mut [(Operand<'_>, &mut Activations)],
     ) {
-        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
-        y.set_rows(x.rows());
-        let n_x = share(x.rows());
-        let items = x.rows().div_ceil(n_x) as u32;
-        self.start(device, operand, n_x, None, [x.rows() as u32, 1, items], x, y);
+        let rows = x.rows();
+        for (operand, y) in &mut *products {
+            assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+            y.set_rows(rows);
+        }
+        let n_x = share(rows, self.most_shared(device));
+        let items = rows.div_ceil(n_x) as u32;
+        if rows > MOST_ROWS_OF_EACH {
+            for (operand, y) in products {
+                self.start(device, operand, (n_x, Of::One), &[], [rows as u32, 1, items], x, y);
+            }
+            return;
+        }
+        // Those of a format stand together.
+        let mut order: Vec<_> = products.iter().map(|(operand, y)| (operand, &**y)).collect();
+        let formats: Vec<Format> = order.iter().map(|(operand, _)| operand.format).collect();
+        order.sort_by_key(|(operand, _)| formats.iter().position(|f| *f == operand.format));
+        let mut group = Group::default();
+        for (operand, y) in order {
+            if !group.take(operand, y) {
+                self.start_each(device, &group, n_x, items, x);
+                group = Group::default();
+                group.take(operand, y);
+            }
+        }
+        self.start_each(device, &group, n_x, items, x);
     }
 
     /// The same for the experts that `items` tells; `top_k` uses of a row of `x` each, or one.
@@ -180,7 +339,25 @@ impl Products {
     ) {
         assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
         let numbers = [items.begin, top_k as u32, items.len];
-        self.start(device, operand, items.n_x, Some(items.table), numbers, x, y);
+        let tables = [items.table];
+        self.start(device, operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
+    }
+
+    /// The same for the experts that the router chooses by its logits, each in the slot of its index; `chosen`
+    /// tells which those are.
+    pub(crate) fn multiply_chosen(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        (logits, spec, chosen): (&Activations, RouterSpec, &Chosen),
+        x: &Activations,
+        y: &Activations,
+    ) {
+        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+        let uses = (x.rows() * spec.top_k) as u32;
+        let numbers = [logits.width() as u32, uses, uses];
+        let tables = [&logits.buffer, &chosen.choices, &chosen.items];
+        self.start(device, operand, (1, Of::Choice(spec)), &tables, numbers, x, y);
     }
 
     #[expect(clippy::too_many_arguments, reason = "both products have all of them")]
@@ -188,41 +365,81 @@ impl Products {
         &mut self,
         device: &Device,
         operand: &Operand<'_>,
-        n_x: usize,
-        table: Option<&Buffer>,
+        (n_x, of): (usize, Of),
+        tables: &[&Buffer],
         [n_x_or_begin, x_div, items]: [u32; 3],
         x: &Activations,
         y: &Activations,
     ) {
+        if n_x > SHARES[SHARES.len() - 1] {
+            let table = tables.first().copied();
+            return self.gemm.start(device, operand, table, [n_x_or_begin, x_div, items], [x, y]);
+        }
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
-        let form = Form { format, n_x, is_fused: up.is_some(), is_grouped: table.is_some() };
-        let tuning = self.tuning;
+        let (is_fused, tuning) = (up.is_some(), self.tuning);
+        let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
+        let units = cols.div_ceil(UNIT) as u32;
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
+        let form = Form { format, n_x, is_fused, of, team_rows, ahead };
         let kernel = self
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
         let up_parts = up.unwrap_or_default();
-        let mut words = [0; 12];
+        let mut words = [0; 13];
         words[..3].copy_from_slice(&parts);
         words[3..6].copy_from_slice(&up_parts);
-        words[6..].copy_from_slice(&[
+        words[6..12].copy_from_slice(&[
             stride,
             rows as u32,
-            cols.div_ceil(UNIT) as u32,
+            units,
             n_x_or_begin,
             x_div,
             (cols / 4) as u32,
         ]);
-        let groups = (rows as u32).div_ceil(tuning.workgroup / 8 * tuning.rows_of(form));
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
-        let buffers = [buffer, buffer, &x.buffer, &y.buffer];
-        match table {
-            Some(table) => {
-                let buffers = [buffer, buffer, &x.buffer, &y.buffer, table];
-                device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
-            }
-            None => device.dispatch(kernel, &buffers, &words, [groups, items, 1]),
+        let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
+        buffers[4..4 + tables.len()].copy_from_slice(tables);
+        device.dispatch(kernel, &buffers[..4 + tables.len()], &words, [groups, items, 1]);
+    }
+
+    /// Starts the products of all rows with a group of matrices.
+    fn start_each(
+        &mut self,
+        device: &Device,
+        group: &Group<'_>,
+        n_x: usize,
+        items: u32,
+        x: &Activations,
+    ) {
+        let [(first, first_y), ..] = group.products[..] else { return };
+        let (other, other_format) = group.other.unzip();
+        let (is_fused, tuning) = (group.pair.is_some(), self.tuning);
+        let rows = group.products.iter().map(|(operand, _)| operand.rows as u32);
+        let (team_rows, groups) = tuning.cut(is_fused, rows, items);
+        let of = Of::Each(other_format);
+        let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
+        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
+        let form = Form { format: first.format, n_x, is_fused, of, team_rows, ahead };
+        let kernel = self
+            .kernels
+            .entry(form)
+            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
+        let mut words = [0; 4 * MOST_MATRICES + 9];
+        // Nothing goes to outputs without a matrix.
+        let mut buffers =
+            [first.buffer, first.buffer, &x.buffer, first_y, first_y, first_y, first_y];
+        for (index, (operand, y)) in group.products.iter().enumerate() {
+            words[4 * index..4 * index + 3].copy_from_slice(&operand.parts);
+            words[4 * index + 3] = operand.rows as u32;
+            buffers[3 + index] = y;
         }
+        let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
+        let n_rows = x.rows() as u32;
+        let rest = [up, up_scales, up_biases, pair, units, n_rows, quads, other.unwrap_or(NONE)];
+        words[4 * MOST_MATRICES..][..rest.len()].copy_from_slice(&rest);
+        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
+        device.dispatch(kernel, &buffers, &words, [groups, items, 1]);
     }
 
     /// `out[i] = table[tokens[i]]`.

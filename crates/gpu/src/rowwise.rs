@@ -13,15 +13,52 @@ const MOST_WORKGROUPS: u32 = 4096;
 /// Most experts of a layer that the router kernel can order.
 pub(crate) const MOST_EXPERTS: usize = 1024;
 
-/// Compiled kernels of this topic.
+/// How experts are chosen.
+pub(crate) const CHOICE: &str = include_str!("kernels/choice.wgsl");
+
+/// Compiled kernels of this topic, made when they are first needed.
 #[derive(Debug)]
 pub(crate) struct Rowwise {
-    norm: [Kernel; 2],
-    rows: [Kernel; 2],
-    combine: [Kernel; 2],
+    sums: HashMap<Form, Kernel>,
+    gather: Kernel,
     routers: HashMap<(usize, bool), Kernel>,
     /// Bound where a kernel has no use for a binding.
     nothing: Buffer,
+}
+
+/// What is added to rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Addend<'a> {
+    /// Nothing.
+    Nothing,
+    /// As many rows.
+    Rows(&'a Activations),
+    /// Outputs of experts.
+    Experts {
+        /// (rows, top_k) experts and as many weights.
+        choices: &'a Buffer,
+        top_k: usize,
+        routed: &'a Activations,
+        /// The shared expert's output and its gate.
+        shared: Option<[&'a Activations; 2]>,
+    },
+}
+
+/// The norm of a sum: its weight, its epsilon, where it goes.
+pub(crate) type Norm<'a> = (&'a Constant, f32, &'a mut Activations);
+
+/// What the text of the kernel of sums depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    sum: Sum,
+    norm: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Sum {
+    Nothing,
+    Rows,
+    Experts { shared: bool },
 }
 
 /// The router's choices on the device.
@@ -33,41 +70,41 @@ pub(crate) struct Chosen {
     pub(crate) items: Buffer,
 }
 
-/// Applies a function to both forms of a kernel: without and with what the flag says.
-fn both_forms<T>(
-    (name, text, flag, writes): (&str, &str, &str, &[bool]),
-    apply: &mut dyn FnMut(&KernelSource<'_>) -> T,
-) -> [T; 2] {
-    [false, true].map(|value| {
-        apply(&KernelSource {
-            name,
-            parts: &[text],
-            constants: &[],
-            flags: &[(flag, value)],
-            writes,
-            teams: None,
-        })
+/// Applies a function to the kernel of sums and norms.
+fn with_sum<T>(Form { sum, norm }: Form, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+    apply(&KernelSource {
+        name: "norm",
+        parts: &[include_str!("kernels/norm.wgsl")],
+        constants: &[],
+        flags: &[
+            ("ADD", sum == Sum::Rows),
+            ("COMBINE", matches!(sum, Sum::Experts { .. })),
+            ("SHARED", sum == Sum::Experts { shared: true }),
+            ("NORM", norm),
+        ],
+        writes: &[false, false, false, false, false, true, true],
+        teams: None,
     })
 }
 
-/// Applies a function to all kernels of this topic but the router: norms, rows, combinations.
-fn with_sources<T>(apply: &mut dyn FnMut(&KernelSource<'_>) -> T) -> [[T; 2]; 3] {
-    let norm = include_str!("kernels/norm.wgsl");
-    let rows = include_str!("kernels/rows.wgsl");
-    let combine = include_str!("kernels/combine.wgsl");
-    [
-        both_forms(("norm", norm, "ADD", &[false, false, true, true]), apply),
-        both_forms(("rows", rows, "ADD", &[false, false, true]), apply),
-        both_forms(("combine", combine, "SHARED", &[false, false, false, false, true]), apply),
-    ]
+/// Applies a function to the kernel that gathers rows.
+fn with_gather<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+    apply(&KernelSource {
+        name: "rows",
+        parts: &[include_str!("kernels/rows.wgsl")],
+        constants: &[],
+        flags: &[],
+        writes: &[false, false, true],
+        teams: None,
+    })
 }
 
 /// Applies a function to the router.
 fn with_router<T>(spec: RouterSpec, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
     apply(&KernelSource {
         name: "router",
-        parts: &[include_str!("kernels/router.wgsl")],
-        constants: &[("TOP_K", spec.top_k as u32)],
+        parts: &[CHOICE, include_str!("kernels/router.wgsl")],
+        constants: &[("TOP_K", spec.top_k as u32), ("WORKGROUP", 128)],
         flags: &[("NORMALISE", spec.normalise)],
         writes: &[false, true, true],
         teams: None,
@@ -76,33 +113,49 @@ fn with_router<T>(spec: RouterSpec, apply: impl FnOnce(&KernelSource<'_>) -> T) 
 
 impl Rowwise {
     pub(crate) fn new(device: &Device) -> Self {
-        let [norm, rows, combine] = with_sources(&mut |source| device.kernel(source));
-        Self { norm, rows, combine, routers: HashMap::new(), nothing: device.buffer(16) }
+        let gather = with_gather(|source| device.kernel(source));
+        let nothing = device.buffer(16);
+        Self { sums: HashMap::new(), gather, routers: HashMap::new(), nothing }
     }
 
-    /// `out = x / sqrt(mean(x^2) + eps) * weight`; with `y`, `x += y` before.
-    pub(crate) fn norm(
-        &self,
+    /// Adds to the rows of `x`, and norms the sums if that is wanted.
+    pub(crate) fn sum(
+        &mut self,
         device: &Device,
         x: &Activations,
-        y: Option<&Activations>,
-        (weight, eps): (&Constant, f32),
-        out: &mut Activations,
+        addend: Addend<'_>,
+        norm: Option<Norm<'_>>,
     ) {
-        out.set_rows(x.rows());
-        let kernel = &self.norm[usize::from(y.is_some())];
-        let y = y.map_or(&self.nothing, |y| &y.buffer);
-        let words = [x.width() as u32, eps.to_bits()];
-        let buffers = [y, &weight.buffer, &x.buffer, &out.buffer];
-        device.dispatch(kernel, &buffers, &words, [x.rows() as u32, 1, 1]);
-    }
-
-    /// `x += y`.
-    pub(crate) fn add(&self, device: &Device, x: &mut Activations, y: &Activations) {
-        let len = (x.rows() * x.width()) as u32;
-        let groups = len.div_ceil(256).min(MOST_WORKGROUPS);
-        let buffers = [&y.buffer, &self.nothing, &x.buffer];
-        device.dispatch(&self.rows[1], &buffers, &[x.width() as u32, len], [groups, 1, 1]);
+        let rows = x.rows();
+        let nothing = &self.nothing;
+        let mut words = [(x.width() / 4) as u32, 0, 0, 0, 0];
+        let mut buffers = [nothing; 7];
+        // Without a norm nothing goes to the last one.
+        (buffers[5], buffers[6]) = (&x.buffer, &x.buffer);
+        let sum = match addend {
+            Addend::Nothing => Sum::Nothing,
+            Addend::Rows(y) => {
+                buffers[0] = &y.buffer;
+                Sum::Rows
+            }
+            Addend::Experts { choices, top_k, routed, shared } => {
+                (buffers[0], buffers[1]) = (&routed.buffer, choices);
+                (words[2], words[3]) = ((rows * top_k) as u32, top_k as u32);
+                if let Some([out, gate]) = shared {
+                    (buffers[2], buffers[3]) = (&out.buffer, &gate.buffer);
+                }
+                Sum::Experts { shared: shared.is_some() }
+            }
+        };
+        let form = Form { sum, norm: norm.is_some() };
+        if let Some((weight, eps, out)) = norm {
+            out.set_rows(rows);
+            words[1] = eps.to_bits();
+            (buffers[4], buffers[6]) = (&weight.buffer, &out.buffer);
+        }
+        let kernel =
+            self.sums.entry(form).or_insert_with(|| with_sum(form, |source| device.kernel(source)));
+        device.dispatch(kernel, &buffers, &words, [rows as u32, 1, 1]);
     }
 
     /// `out[i] = x[rows[i]]`.
@@ -117,7 +170,7 @@ impl Rowwise {
         let len = (n_rows * x.width()) as u32;
         let groups = len.div_ceil(256).min(MOST_WORKGROUPS);
         let buffers = [&x.buffer, rows, &out.buffer];
-        device.dispatch(&self.rows[0], &buffers, &[x.width() as u32, len], [groups, 1, 1]);
+        device.dispatch(&self.gather, &buffers, &[x.width() as u32, len], [groups, 1, 1]);
     }
 
     /// The choices of all rows, on the device.
@@ -137,31 +190,11 @@ impl Rowwise {
         let buffers = [&logits.buffer, &chosen.choices, &chosen.items];
         device.dispatch(kernel, &buffers, &[logits.width() as u32], [logits.rows() as u32, 1, 1]);
     }
-
-    /// Adds weighted outputs of experts to `x`. `choices` is (rows, top_k) experts and as many weights.
-    pub(crate) fn combine(
-        &self,
-        device: &Device,
-        x: &mut Activations,
-        (choices, top_k): (&Buffer, usize),
-        routed: &Activations,
-        shared: Option<[&Activations; 2]>,
-    ) {
-        let (rows, width) = (x.rows(), x.width() as u32);
-        let kernel = &self.combine[usize::from(shared.is_some())];
-        let [out, gate] = match shared {
-            Some([out, gate]) => [&out.buffer, &gate.buffer],
-            None => [&self.nothing; 2],
-        };
-        let words = [width, rows as u32, (rows * top_k) as u32, top_k as u32];
-        let buffers = [&routed.buffer, choices, out, gate, &x.buffer];
-        device.dispatch(kernel, &buffers, &words, [width.div_ceil(256), rows as u32, 1]);
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use compute::{Backend, MoeOutputs, Reference, Routing};
+    use compute::{Backend, MoeOutputs, NextNorm, Reference, Routing};
 
     use super::*;
     use crate::gpu::Gpu;
@@ -169,7 +202,15 @@ mod tests {
 
     #[test]
     fn kernels_translate_to_every_language() {
-        with_sources(&mut |source| translate(source));
+        with_gather(translate);
+        for sum in [Sum::Nothing, Sum::Rows, Sum::Experts { shared: false }]
+            .into_iter()
+            .chain([Sum::Experts { shared: true }])
+        {
+            for norm in [false, true] {
+                with_sum(Form { sum, norm }, translate);
+            }
+        }
         for normalise in [false, true] {
             with_router(RouterSpec { top_k: 10, normalise }, translate);
         }
@@ -177,7 +218,8 @@ mod tests {
 
     #[test]
     fn norms_and_sums_of_rows_agree() {
-        let (rows, width) = (3, 300);
+        // More than the lanes of a workgroup take at once.
+        let (rows, width) = (3, 1540);
         let mut random = Random::new(1);
         let [x, y] = [0; 2].map(|_| random.numbers(rows * width));
         let weight = random.numbers(width);
@@ -197,8 +239,17 @@ mod tests {
             reference.download(&normed, &mut values);
             assert_close(&alone, &values, 1e-5, &name(&device));
 
-            // A norm of a sum is that of the sum's rows.
+            // A norm of a sum is that of the sum's rows, computed together or not.
+            let mut sum = upload(&device, &download(&device, &x), width);
             gpu.add(&mut x, &y);
+            gpu.rms_norm(&x, &on_device, 1e-6, &mut out);
+            let mut together = gpu.buffer(rows, width);
+            let norm = NextNorm { weight: &on_device, eps: 1e-6, out: &mut together };
+            gpu.add_norm(&mut sum, &y, norm);
+            for (together, apart) in [(&sum, &x), (&together, &out)] {
+                let what = name(&device);
+                assert_eq!(download(&device, together), download(&device, apart), "{what}");
+            }
             reference.add(&mut fresh, &other);
             reference.download(&fresh, &mut values);
             assert_eq!(download(&device, &x), values, "sums of {}", name(&device));
@@ -232,7 +283,7 @@ mod tests {
                 let width = 40;
                 let [x, shared] = [0; 2].map(|_| random.numbers(5 * width));
                 let (gate, routed) = (random.numbers(5), random.numbers(5 * top_k * width));
-                let mut sum = upload(&device, &x, width);
+                let [mut sum, mut again] = [0; 2].map(|_| upload(&device, &x, width));
                 let parts = [(&shared, width), (&gate, 1)].map(|(v, w)| upload(&device, v, w));
                 let outputs = upload(&device, &routed, width);
                 let [shared_out, shared_gate] = &parts;
@@ -244,6 +295,18 @@ mod tests {
                         shared: Some([shared_out, shared_gate]),
                     },
                 );
+                // With the norm of the sum at once: the same bits.
+                let weight = gpu.vector(&x[..width]);
+                let [mut apart, mut together] = [0; 2].map(|_| gpu.buffer(5, width));
+                gpu.rms_norm(&sum, &weight, 1e-6, &mut apart);
+                let norm = NextNorm { weight: &weight, eps: 1e-6, out: &mut together };
+                let both = Some([shared_out, shared_gate]);
+                let outputs = MoeOutputs { routing: &routing, routed: &outputs, shared: both };
+                gpu.combine_norm(&mut again, outputs, norm);
+                for (together, apart) in [(&again, &sum), (&together, &apart)] {
+                    assert_eq!(download(&device, together), download(&device, apart));
+                }
+
                 let mut expected = host(&mut reference, &x, width);
                 let parts = [(&shared, width), (&gate, 1)].map(|(v, w)| host(&mut reference, v, w));
                 let outputs = host(&mut reference, &routed, width);

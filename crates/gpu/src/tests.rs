@@ -2,14 +2,15 @@
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::{
-    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix,
-    Reference, RouteAhead, RouterSpec, Routing,
+    Backend, Cpu, CpuOptions, ExpertShape, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert,
+    Matrix, MoeOutputs, NextNorm, Reference, RouteAhead, RouterSpec, Routing, SharedExpert,
 };
 
 use crate::buffers::Activations;
+use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
 use crate::host::Costs;
-use crate::product::{Form, Tuning, with_embed, with_source};
+use crate::product::{Form, Of, Operand, Products, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
 };
@@ -57,22 +58,125 @@ fn products_of_every_format_are_those_of_their_values() {
             for format in formats(cols) {
                 let mut random = Random::new(7);
                 let weights = matrix(&mut random, format, rows, cols);
-                let x = random.numbers(11 * cols);
+                let x = random.numbers(27 * cols);
                 let on_device = gpu.put(&weights).expect("the format is known");
                 let buffer = upload(&device, &x, cols);
-                let mut out = Activations::new(&device, 11, rows);
-                gpu.multiply(&buffer, &on_device, &mut out);
+                let mut out = Activations::new(&device, 27, rows);
+                gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                 let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
                 let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
                 assert_close(&together, &expected(&x, &weights), 2e-6 * scale, &what);
-                // Fewer rows at a time give the same bits.
-                for (begin, len) in [(0, 1), (3, 3), (10, 1)] {
+                // Fewer rows at a time give the same bits, by other kernels.
+                for (begin, len) in [(0, 1), (3, 3), (5, 8), (26, 1)] {
                     let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
-                    gpu.multiply(&buffer, &on_device, &mut out);
+                    gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                     let apart = download(&device, &out);
                     assert_eq!(apart, together[begin * rows..(begin + len) * rows], "{what}");
                 }
+            }
+        }
+    }
+}
+
+/// Few rows are multiplied with several matrices a dispatch, many with one.
+#[test]
+fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
+    let q8 = Format::Block(BlockType::Q8_0);
+    let f32 = Format::Float(FloatType::F32);
+    // More of a format than a dispatch takes, a row alone, and others between them.
+    let shapes = [(q8, 70), (f32, 33), (q8, 1), (q8, 64), (f32, 1), (q8, 35), (q8, 8)];
+    let cols = 96;
+    let mut random = Random::new(11);
+    let stored = shapes.map(|(format, rows)| matrix(&mut random, format, rows, cols));
+    let [gate, up] = [0; 2].map(|_| matrix(&mut random, q8, 64, cols));
+    let down = matrix(&mut random, q8, cols, 64);
+    let x = random.numbers(11 * cols);
+    for device in devices() {
+        let mut gpu = Gpu::new(device.clone());
+        let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
+        let weights = stored.each_ref().map(put);
+        let shared = ExpertWeights { gate: put(&gate), up: put(&up), down: put(&down) };
+        let all: Vec<_> = weights.iter().collect();
+        let mut of_rows = |n_rows: usize| {
+            let x = upload(&device, &x[..n_rows * cols], cols);
+            let mut outs = shapes.map(|(_, rows)| gpu.buffer(n_rows, rows));
+            let before = gpu.handoffs().dispatches;
+            gpu.project(&x, &all, &mut outs.each_mut());
+            let n_dispatches = gpu.handoffs().dispatches - before;
+            let mut out = gpu.buffer(n_rows, cols);
+            gpu.swiglu(&x, &shared, &mut out);
+            let mut values: Vec<_> = outs.iter().map(|out| download(&device, out)).collect();
+            values.push(download(&device, &out));
+            (values, n_dispatches)
+        };
+        let (apart, n_apart) = of_rows(11);
+        for n_rows in [1, 3, 4] {
+            let (together, n_together) = of_rows(n_rows);
+            assert_eq!((n_together, n_apart), (2, 7), "dispatches");
+            for (together, apart) in together.iter().zip(&apart) {
+                assert_eq!(*together, apart[..together.len()], "{}", name(&device));
+            }
+        }
+    }
+}
+
+/// Units that are read at once are added as they are one after the other, even where not all are there.
+#[test]
+fn units_that_are_read_ahead_leave_no_trace() {
+    let formats = [
+        Format::Block(BlockType::Q8_0),
+        Format::Affine(Affine { bits: 4, group: 32, scales: FloatType::F16 }),
+    ];
+    // As many units as two, and as four; some more than the lanes have; more than a tile.
+    let widths = [512, 1024, 1312, 3104];
+    for (format, cols) in formats.into_iter().flat_map(|f| widths.map(|cols| (f, cols))) {
+        let mut random = Random::new(14);
+        let stored = [5, 70].map(|rows| matrix(&mut random, format, rows, cols));
+        let x = random.numbers(cols);
+        for device in devices() {
+            let [one, two, four] = [1, 2, 4].map(|ahead| {
+                let tuning = Tuning { ahead, rows: 1, ..Tuning::default() };
+                let mut gpu = Gpu::new(device.clone());
+                gpu.products = Products::new(tuning);
+                let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
+                let mut outs = [5, 70].map(|rows| gpu.buffer(1, rows));
+                let x = upload(&device, &x, cols);
+                gpu.project(&x, &weights.each_ref(), &mut outs.each_mut());
+                outs.map(|out| download(&device, &out))
+            });
+            assert_eq!(one, two, "{format} of {cols}, {}", name(&device));
+            assert_eq!(one, four, "{format} of {cols}, {}", name(&device));
+        }
+    }
+}
+
+#[test]
+fn tiles_of_every_size_give_the_bits_of_single_rows() {
+    let tile = |workgroup, rows, columns| Tile { workgroup, rows, columns };
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let (n_x, rows, cols) = (45, 70, 512);
+    for device in devices() {
+        for (format, tile) in [
+            (Format::Block(BlockType::Q4K), tile(128, 4, 16)),
+            (Format::Block(BlockType::Q6K), tile(64, 2, 24)),
+            (affine, tile(256, 4, 16)),
+        ] {
+            let mut random = Random::new(9);
+            let gpu = Gpu::new(device.clone());
+            let weights = matrix(&mut random, format, rows, cols);
+            let weights = gpu.put(&weights).expect("the format is known");
+            let x = random.numbers(n_x * cols);
+            let many = upload(&device, &x, cols);
+            let mut out = Activations::new(&device, n_x, rows);
+            let mut products = Products::new(Tuning::default()).with_tile(tile);
+            products.multiply(&device, &many, &mut [(Operand::of(&weights), &mut out)]);
+            let together = download(&device, &out);
+            for row in [0, 15, 16, 23, 24, 44] {
+                let one = upload(&device, &x[row * cols..][..cols], cols);
+                products.multiply(&device, &one, &mut [(Operand::of(&weights), &mut out)]);
+                let expected = &together[row * rows..][..rows];
+                assert_eq!(download(&device, &out), expected, "{format}, {tile:?}, row {row}");
             }
         }
     }
@@ -117,21 +221,35 @@ fn rows_of_the_embedding_are_the_stored_ones() {
 #[test]
 fn kernels_translate_to_every_language() {
     crate::gpu::with_place(translate);
+    crate::groups::with_source(16, translate);
+    let q8 = Format::Block(BlockType::Q8_0);
     for format in formats(256) {
         with_embed(format, translate);
+        for (is_fused, is_grouped) in [(false, false), (true, false), (true, true)] {
+            let form = gemm::Form { format, is_fused, is_grouped };
+            gemm::with_source(form, Tile { workgroup: 64, rows: 4, columns: 16 }, translate);
+        }
         for n_x in [1, 8] {
-            for (is_fused, is_grouped) in
-                [(false, false), (true, false), (false, true), (true, true)]
+            let choice = Of::Choice(RouterSpec { top_k: 10, normalise: n_x == 1 });
+            for (is_fused, of) in [Of::One, Of::Each(None), Of::Experts, choice]
+                .into_iter()
+                .flat_map(|of| [(false, of), (true, of)])
             {
-                let form = Form { format, n_x, is_fused, is_grouped };
-                with_source(form, Tuning::default(), translate);
+                for (team_rows, ahead) in [(1, 1), (2, if n_x == 1 { 4 } else { 1 }), (1, 2)] {
+                    let form = Form { format, n_x, is_fused, of, team_rows, ahead };
+                    with_source(form, Tuning::default(), translate);
+                }
             }
+            // Every format by its other names.
+            let of = Of::Each(Some(format));
+            let form = Form { format: q8, n_x, is_fused: true, of, team_rows: 1, ahead: 1 };
+            with_source(form, Tuning::default(), translate);
         }
     }
 }
 
 /// Experts with these formats of gate, up and down.
-fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
+pub(crate) fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
     let [gate, up, down] = formats;
     let one = |index| LoadedExpert {
         index,
@@ -263,6 +381,142 @@ fn experts_chosen_on_the_device_are_computed_at_once() {
             all.push(download(&device, &out));
         }
         assert!(all.iter().all(|one| *one == all[0]), "{}: bits", name(&device));
+    }
+}
+
+/// A layer that is held as a whole: router, shared expert, experts, sum and norm without the host.
+#[test]
+fn layers_that_are_held_agree() {
+    let (top_k, n_experts, hidden) = (3, 6, 256);
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let q4k = Format::Block(BlockType::Q4K);
+    let f32 = Format::Float(FloatType::F32);
+    // Gate and up alike or not, in one buffer or in several; the shared expert as wide as the others or not.
+    let cases = [
+        ([affine; 3], 6, 64, true),
+        ([q4k, q4k, affine], 6, 128, false),
+        ([q4k, affine, affine], 4, 64, true),
+    ];
+    for (formats, per_buffer, shared_width, normalise) in cases {
+        let mut random = Random::new(13);
+        let loaded = experts(&mut random, n_experts, formats);
+        let mut small = |rows, cols| matrix(&mut random, f32, rows, cols);
+        let (router, gate) = (small(n_experts as usize, hidden), small(1, hidden));
+        let shared = ExpertWeights {
+            gate: small(shared_width, hidden),
+            up: small(shared_width, hidden),
+            down: small(hidden, shared_width),
+        };
+        let [x, residual] = [0; 2]
+            .map(|_| -> Vec<f32> { random.numbers(11 * hidden).iter().map(|x| 0.1 * x).collect() });
+        let weight = random.numbers(hidden);
+        let spec = RouterSpec { top_k, normalise };
+
+        let mut reference = Reference::new();
+        let input = host(&mut reference, &x, hidden);
+        let mut sum = host(&mut reference, &residual, hidden);
+        let [mut normed, mut routed] = [11, 11 * top_k].map(|rows| reference.buffer(rows, hidden));
+        let mut outs = [n_experts as usize, hidden, 1].map(|width| reference.buffer(11, width));
+        let [logits, shared_out, shared_gate] = &mut outs;
+        reference.project(&input, &[&router, &gate], &mut [&mut *logits, &mut *shared_gate]);
+        reference.swiglu(&input, &shared, shared_out);
+        let mut routing = Routing::default();
+        reference.route(logits, spec, &mut routing);
+        let mut uses = ExpertUses::new(n_experts as usize);
+        uses.group(&routing);
+        reference.set_rows(&mut routed, 11 * top_k);
+        reference.experts(0, &input, &loaded, &uses, &mut routed);
+        let both = Some([&*shared_out, &*shared_gate]);
+        let outputs = MoeOutputs { routing: &routing, routed: &routed, shared: both };
+        let norm = NextNorm { weight: &weight, eps: 1e-6, out: &mut normed };
+        reference.combine_norm(&mut sum, outputs, norm);
+        let mut expected = [Vec::new(), Vec::new()];
+        reference.download(&sum, &mut expected[0]);
+        reference.download(&normed, &mut expected[1]);
+
+        for device in devices() {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], u64::from(n_experts) * slot).expect("memory");
+            for expert in &loaded {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
+            let ExpertWeights { gate: shared_gate, up, down } = &shared;
+            let (router, gate) = (put(&router), put(&gate));
+            let weights = ExpertWeights { gate: put(shared_gate), up: put(up), down: put(down) };
+            let weight = gpu.vector(&weight);
+            let mut of_rows = |n_rows: usize| {
+                let values = [&residual, &x].map(|values| &values[..n_rows * hidden]);
+                let [mut sum, mut out] = values.map(|values| upload(&device, values, hidden));
+                let widths = [n_experts as usize, hidden, 1];
+                let [mut logits, mut shared_out, mut shared_gate] =
+                    widths.map(|width| gpu.buffer(n_rows, width));
+                let mut routed = gpu.buffer(n_rows * top_k, hidden);
+                gpu.set_rows(&mut routed, n_rows * top_k);
+                let outs = [&mut shared_out, &mut shared_gate];
+                let moe = HeldMoe {
+                    spec,
+                    router: &router,
+                    logits: &mut logits,
+                    shared: Some(SharedExpert { weights: &weights, gate: &gate, outs }),
+                    routed: &mut routed,
+                    norm: NextNorm { weight: &weight, eps: 1e-6, out: &mut out },
+                };
+                gpu.held_moe(0, moe, &mut sum);
+                [sum, out].map(|values| download(&device, &values))
+            };
+            let all = of_rows(11);
+            for (values, expected) in all.iter().zip(&expected) {
+                let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
+                assert_close(values, expected, 1e-5 * scale, &name(&device));
+            }
+            for n_rows in [1, 3, 8] {
+                for (values, all) in of_rows(n_rows).iter().zip(&all) {
+                    assert_eq!(values[..], all[..n_rows * hidden], "{n_rows}, {}", name(&device));
+                }
+            }
+        }
+    }
+}
+
+/// Many rows: uses are grouped by expert on the device, or by the host where experts are in several buffers.
+#[test]
+fn experts_of_prompts_are_grouped_on_the_device() {
+    let (top_k, n_experts) = (3, 8);
+    let mut random = Random::new(12);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let router = matrix(&mut random, Format::Float(FloatType::F32), n_experts as usize, 256);
+    let spec = RouterSpec { top_k, normalise: true };
+    for (device, rows) in
+        devices().into_iter().flat_map(|device| [(device.clone(), 9), (device, 40)])
+    {
+        let x = upload(&device, &random.numbers(rows * 256), 256);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for (per_buffer, n_waits) in [(8, 0), (3, 1)] {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], 8 * slot).expect("memory");
+            for expert in &loaded {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let out = upload(&device, &vec![f32::NAN; rows * top_k * 256], 256);
+            let router = gpu.put(&router).expect("the format is known");
+            let mut logits = gpu.buffer(rows, n_experts as usize);
+            let waits = gpu.handoffs().waits;
+            gpu.held_layer(0, (&router, &mut logits, spec), None, &x, &out);
+            assert_eq!(gpu.handoffs().waits - waits, n_waits);
+            all.push(download(&device, &out));
+        }
+        assert!(all[0].iter().all(|value| value.is_finite()), "{}: each use", name(&device));
+        assert!(all[0] == all[1], "{}: bits of {rows} rows", name(&device));
     }
 }
 

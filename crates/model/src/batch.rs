@@ -11,6 +11,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Rows whose logits are wanted, in the order in which they come out.
     pub logit_rows: Vec<u32>,
+    /// Where no more than the best token of those rows is wanted: how many there are to choose from.
+    pub best_of: Option<usize>,
 }
 
 impl Batch {
@@ -19,6 +21,7 @@ impl Batch {
         self.tokens.clear();
         self.spans.clear();
         self.logit_rows.clear();
+        self.best_of = None;
     }
 
     /// Adds the next tokens of a sequence that has seen `position` tokens. `wants_logits` tells for

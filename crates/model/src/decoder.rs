@@ -1,7 +1,9 @@
 //! A decoder-only transformer of pre-norm layers, and its forward pass.
 
 use checkpoint::{FfnKind, MixerKind, ModelConfig, VectorKind};
-use compute::{AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Memory, Routing};
+use compute::{
+    AttentionSpec, Backend, DeltaNetSpec, ExpertWeights, LoadedExpert, Memory, NextNorm, Routing,
+};
 
 use crate::batch::Batch;
 use crate::blocks::{
@@ -66,7 +68,7 @@ impl<M, V> Decoder<M, V> {
         states: &mut [&mut SequenceState<B>],
         experts: &mut dyn ExpertSource,
     ) -> Result<(), SourceError> {
-        let Workspace { backend, scratch, log, logits } = workspace;
+        let Workspace { backend, scratch, log, logits, best } = workspace;
         let Scratch { x, normed, mixed, wanted, head, attention, delta_net, moe, ready } = scratch;
         let ForwardLog { timeline, held_uses, routing: routing_log, routers, observer } = log;
         // Whoever records requests must see them all; whoever logs or changes choices must have them on the
@@ -82,14 +84,15 @@ impl<M, V> Decoder<M, V> {
         let is_ahead = is_apart && !on_host && n_rows <= MOST_ROWS_AHEAD;
         timeline.begin();
         backend.embed(&self.embed_tokens, &batch.tokens, x);
+        backend.rms_norm(x, self.norm_before(0), eps, normed);
         timeline.lap(None, Phase::Embedding);
 
+        // Each sum of the residual stream is normed at once for what reads it next.
         for (index, layer) in self.layers.iter().enumerate() {
             if let Some(routers) = routers {
-                let buffers = [&mut *normed, &mut moe.logits];
+                let buffers = [&mut *mixed, &mut moe.logits];
                 routers.before_mixer(backend, &self.layers, index, eps, x, buffers);
             }
-            backend.rms_norm(x, &layer.mixer_norm, eps, normed);
             match &layer.mixer {
                 Mixer::Attention(block) => {
                     with_all(
@@ -111,22 +114,22 @@ impl<M, V> Decoder<M, V> {
                     );
                 }
             }
-            backend.add(x, mixed);
+            backend.add_norm(x, mixed, NextNorm { weight: &layer.ffn_norm, eps, out: normed });
             timeline.lap(Some(index), layer.mixer.phase());
 
-            backend.rms_norm(x, &layer.ffn_norm, eps, normed);
+            let next_norm = self.norm_before(index + 1);
             let block = match &layer.ffn {
                 Ffn::Moe(block) => block,
                 Ffn::Dense(weights) => {
                     backend.swiglu(normed, weights, mixed);
-                    backend.add(x, mixed);
+                    backend.add_norm(x, mixed, NextNorm { weight: next_norm, eps, out: normed });
                     timeline.lap(Some(index), Phase::SharedExpert);
                     continue;
                 }
             };
             if backend.holds_all(index) && !on_host {
-                let rows = (&*normed, n_rows);
-                *held_uses += block.held(backend, moe, index, rows, x) as u64;
+                let norm = NextNorm { weight: next_norm, eps, out: normed };
+                *held_uses += block.held(backend, moe, (index, n_rows), x, norm) as u64;
                 timeline.lap(Some(index), Phase::Experts);
                 continue;
             }
@@ -179,7 +182,7 @@ impl<M, V> Decoder<M, V> {
                 ready.clear();
                 timeline.lap(Some(index), Phase::Experts);
             }
-            block.combine(backend, moe, x);
+            block.combine(backend, moe, x, NextNorm { weight: next_norm, eps, out: normed });
             timeline.lap(Some(index), Phase::Experts);
             if let Some(routing_log) = routing_log {
                 routing_log.push(moe.routing.clone());
@@ -190,9 +193,9 @@ impl<M, V> Decoder<M, V> {
                 && !backend.holds_all(index + 1)
                 && experts.wants_prediction(index + 1, n_rows)
             {
-                backend.rms_norm(x, norm, eps, normed);
+                backend.rms_norm(x, norm, eps, mixed);
                 let is_resident = |expert| experts.is_resident(index + 1, expert);
-                let predicted = next.predict(backend, moe, normed, is_resident);
+                let predicted = next.predict(backend, moe, mixed, is_resident);
                 let is_held = |expert| backend.holds(index + 1, expert);
                 experts.look_ahead(index + 1, predicted, &is_held);
                 timeline.lap(Some(index), Phase::Router);
@@ -200,12 +203,24 @@ impl<M, V> Decoder<M, V> {
         }
 
         logits.clear();
+        best.clear();
         if !batch.logit_rows.is_empty() {
-            backend.gather(x, &batch.logit_rows, wanted);
-            backend.rms_norm(wanted, &self.norm, eps, normed);
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-            backend.project(normed, &[lm_head], &mut [head]);
-            backend.download(head, logits);
+            // Where they are not all rows, as in decoding.
+            if batch.logit_rows.len() < n_rows {
+                backend.gather(normed, &batch.logit_rows, wanted);
+                backend.project(wanted, &[lm_head], &mut [head]);
+            } else {
+                backend.project(normed, &[lm_head], &mut [head]);
+            }
+            match batch.best_of {
+                None => backend.download(head, logits),
+                Some(n) => {
+                    let shape = (batch.logit_rows.len(), n.min(self.config.vocab_size));
+                    backend.best(head, shape, logits, best);
+                    logits.clear();
+                }
+            }
         }
         backend.check()?;
         for (state, span) in states.iter_mut().zip(spans) {
@@ -248,6 +263,11 @@ impl<M, V> Decoder<M, V> {
             Layer { ffn_norm, ffn: Ffn::Moe(next), .. } => Some((ffn_norm, next)),
             Layer { ffn: Ffn::Dense(_), .. } => None,
         }
+    }
+
+    /// The weight of the norm before a layer's mixer, or before the head.
+    fn norm_before(&self, index: usize) -> &V {
+        self.layers.get(index).map_or(&self.norm, |layer| &layer.mixer_norm)
     }
 
     /// Loads a decoder of the usual names, whose mixers `load_mixer` gives by name and kind.
@@ -372,8 +392,10 @@ pub struct Workspace<B: Backend> {
     pub backend: B,
     /// What the last passes tell about themselves.
     pub log: ForwardLog,
-    /// The wanted logits of the last pass, (logit_rows, vocab_size).
+    /// The wanted logits of the last pass, (logit_rows, vocab_size); empty if the best tokens were wanted.
     pub logits: Vec<f32>,
+    /// The best tokens, if they were wanted; `None` where logits are not finite.
+    pub best: Vec<Option<u32>>,
     pub(crate) scratch: Scratch<B>,
 }
 
@@ -383,7 +405,7 @@ impl<B: Backend> Workspace<B> {
         let hidden = config.hidden_size;
         let scratch = Scratch {
             x: backend.buffer(max_rows, hidden),
-            normed: backend.buffer(max_rows.max(max_logit_rows), hidden),
+            normed: backend.buffer(max_rows, hidden),
             mixed: backend.buffer(max_rows, hidden),
             wanted: backend.buffer(max_logit_rows, hidden),
             head: backend.buffer(max_logit_rows, config.vocab_size),
@@ -394,7 +416,8 @@ impl<B: Backend> Workspace<B> {
             moe: MoeScratch::new(&backend, hidden, &config.moe, max_rows),
             ready: Vec::new(),
         };
-        Self { backend, log: ForwardLog::new(config), logits: Vec::new(), scratch }
+        let (logits, best) = (Vec::new(), Vec::new());
+        Self { backend, log: ForwardLog::new(config), logits, best, scratch }
     }
 
     /// Changes what passes compute from now on.
@@ -422,7 +445,7 @@ pub(crate) struct Scratch<B: Backend> {
     pub(crate) x: B::Buffer,
     pub(crate) normed: B::Buffer,
     pub(crate) mixed: B::Buffer,
-    /// Rows of the residual stream whose logits are wanted.
+    /// Normed rows of the residual stream whose logits are wanted.
     pub(crate) wanted: B::Buffer,
     pub(crate) head: B::Buffer,
     pub(crate) attention: AttentionScratch<B>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use checkpoint::{FloatType, Format, encode_floats};
 use compute::memory::Arena;
-use compute::{Backend, Matrix, Routing, Span};
+use compute::{Backend, Matrix, NextNorm, Routing, Span};
 
 use crate::decoder::{Decoder, Ffn, LayerState, Mixer, Workspace};
 use crate::source::SourceError;
@@ -85,8 +85,7 @@ impl<M, V> Decoder<M, V> {
                 block.forward(backend, delta_net, spans, deltas, normed, mixed);
             }
         }
-        backend.add(x, mixed);
-        backend.rms_norm(x, &layer.ffn_norm, eps, normed);
+        backend.add_norm(x, mixed, NextNorm { weight: &layer.ffn_norm, eps, out: normed });
         let mut downloaded = Vec::new();
         match &layer.ffn {
             Ffn::Dense(weights) => {

@@ -25,7 +25,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < 32u; i++) {
         let column = 32u * unit + i;
         if (column < params.width) {
-            out[group.y * params.width + column] = fma(w.scale[i / 16u], w.q[i / 4u][i % 4u], w.bias[i / 16u]);
+            out[group.y * params.width + column] = fma(w.scale[i / 16u], (w.q[i / 4u] * PLACES)[i % 4u], w.bias[i / 16u]);
         }
     }
 }

@@ -1,34 +1,84 @@
-// `out = x / sqrt(mean(x^2) + eps) * weight`, a workgroup a row. With ADD, `x += y` before that.
+// A workgroup a row. With ADD, `x += y`. With COMBINE, `x += sum over rank of weight * routed`, in order of
+// rank, and with SHARED `+ sigmoid(gate) * shared`. Then, with NORM, `out = x / sqrt(mean(x^2) + eps) * weight`.
+//
+// A lane takes every 256th quad of a row, whatever the flags say: a norm has the same bits with a sum as
+// behind it.
 
 struct Params {
+    // Quads of a row.
     width: u32,
     eps: f32,
+    // Where the weights of experts begin in `chosen`.
+    weights: u32,
+    top_k: u32,
+    // Zero, which a compiler does not know: see `delta_net.rs`.
+    zero: f32,
 }
 
 var<immediate> params: Params;
 
-@group(0) @binding(0) var<storage, read> y: array<f32>;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(0) var<storage, read> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> chosen: array<u32>;
+@group(0) @binding(2) var<storage, read> shared_out: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> shared_gate: array<f32>;
+@group(0) @binding(4) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> x: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
 
 const LANES: u32 = 256u;
+const LEFT_OUT: u32 = 0xffffffffu;
+// Outputs that are read before they are used: reads take long, and several are as quick as one.
+const AHEAD: u32 = 8u;
 
 var<workgroup> partial: array<f32, LANES>;
 
+fn combined(row: u32, quad: u32) -> vec4<f32> {
+    let at = row * params.width + quad;
+    var sum = x[at];
+    for (var first = 0u; first < params.top_k; first += AHEAD) {
+        var ahead: array<vec4<f32>, AHEAD>;
+        for (var i = 0u; i < AHEAD; i++) {
+            let rank = min(first + i, params.top_k - 1u);
+            ahead[i] = y[(row * params.top_k + rank) * params.width + quad];
+        }
+        for (var i = 0u; i < AHEAD; i++) {
+            let use_index = row * params.top_k + first + i;
+            // An expert that was left out has no output.
+            if (first + i < params.top_k && chosen[use_index] != LEFT_OUT) {
+                let weight = bitcast<f32>(chosen[params.weights + use_index]);
+                sum = fma(vec4<f32>(weight), ahead[i], sum);
+            }
+        }
+    }
+    if (SHARED) {
+        sum = fma(vec4<f32>(sigmoid(shared_gate[row])), shared_out[at], sum);
+    }
+    return sum;
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let begin = group.x * params.width;
-    var sum = 0.0;
-    for (var i = local; i < params.width; i += LANES) {
-        var value = x[begin + i];
-        if (ADD) {
-            value += y[begin + i];
-            x[begin + i] = value;
+    let row = group.x;
+    let begin = row * params.width;
+    var squares = vec4<f32>(params.zero);
+    for (var quad = local; quad < params.width; quad += LANES) {
+        var value: vec4<f32>;
+        if (COMBINE) {
+            value = combined(row, quad);
+        } else if (ADD) {
+            value = x[begin + quad] + y[begin + quad];
+        } else {
+            value = x[begin + quad];
         }
-        sum = fma(value, value, sum);
+        if (ADD || COMBINE) {
+            x[begin + quad] = value;
+        }
+        squares = fma(value, value, squares);
     }
-    partial[local] = sum;
+    if (!NORM) {
+        return;
+    }
+    partial[local] = (squares.x + squares.y) + (squares.z + squares.w);
     for (var step = LANES / 2u; step > 0u; step /= 2u) {
         workgroupBarrier();
         if (local < step) {
@@ -36,8 +86,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    let scale = 1.0 / sqrt(partial[0] / f32(params.width) + params.eps);
-    for (var i = local; i < params.width; i += LANES) {
-        out[begin + i] = x[begin + i] * scale * weight[i];
+    let scale = 1.0 / sqrt(partial[0] / f32(4u * params.width) + params.eps);
+    for (var quad = local; quad < params.width; quad += LANES) {
+        out[begin + quad] = x[begin + quad] * scale * weight[quad];
     }
 }

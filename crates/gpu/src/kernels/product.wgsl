@@ -1,39 +1,32 @@
 // `y = x W^T` for up to N_X rows of x at a time, which share the decoding of weights. With FUSED, there are
-// two matrices, and `y = silu(x gate^T) * (x up^T)`. Which rows and which matrix a workgroup has is said by
-// `rows_all.wgsl`, or for routed experts by `rows_of_experts.wgsl`.
+// two matrices, and `y = silu(x gate^T) * (x up^T)`. Which rows a workgroup has is said by `rows_all.wgsl`, or
+// for routed experts by `rows_of_experts.wgsl` or `rows_of_choice.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
+// several matrices share their input.
 //
 // A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, and the team
 // adds its lanes: one order, whatever N_X and N_ROWS are. Within a unit, by the group sums of MLX's
 // identity: sum((s q + b) x) = s sum(q x) + b sum(x).
 
-struct Params {
-    codes: u32,
-    scales: u32,
-    biases: u32,
-    up_codes: u32,
-    up_scales: u32,
-    up_biases: u32,
-    // Words from an expert to the next.
-    stride: u32,
-    // Rows of W, units of a row.
+// What a workgroup multiplies with.
+struct Matrix {
+    base: Base,
+    // The matrix that is computed together with it, if it is one of a pair.
+    up: Base,
+    is_pair: bool,
     rows: u32,
-    units: u32,
-    // Rows of x, or where the table of items begins.
-    n_x: u32,
-    // Row of x of an expert's use: use / x_div.
-    x_div: u32,
-    // Quads of a row of x.
-    x_quads: u32,
+    // The first workgroup of the matrix.
+    group: u32,
+    // Which of several matrices it is.
+    index: u32,
 }
 
-var<immediate> params: Params;
-
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
+// What x is scaled by: the places of the first format's codes.
+const HELD_PLACES = PLACES;
 const TEAMS: u32 = WORKGROUP / 8u;
-// Units of x in memory of the workgroup, of all of its rows; eight quads each, and a ninth that holds the sums
-// of both halves and keeps the lanes' reads out of each other's way.
+// Units of x in memory of the workgroup, of all of its rows; eight quads each, scaled by the places of codes,
+// and a ninth that holds the unscaled sums of both halves and keeps the lanes' reads out of each other's way.
 const HELD: u32 = 64u;
 const TILE: u32 = HELD / N_X;
 const SUMS: u32 = N_ROWS * N_X;
@@ -44,19 +37,38 @@ fn total(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// A unit of weights times the unit of x at `at`, added to `sum`.
+// A unit of weights times the unit of x at `at`, added to `sum`. Sums begin with a zero that a compiler does not
+// know, so that it has no choice of which product to round: see `delta_net.rs`.
 fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
-    var low = w.q[0] * held[at];
+    var low = fma(w.q[0], held[at], vec4<f32>(params.zero));
     low = fma(w.q[1], held[at + 1u], low);
     low = fma(w.q[2], held[at + 2u], low);
     low = fma(w.q[3], held[at + 3u], low);
-    var high = w.q[4] * held[at + 4u];
+    var high = fma(w.q[4], held[at + 4u], vec4<f32>(params.zero));
     high = fma(w.q[5], held[at + 5u], high);
     high = fma(w.q[6], held[at + 6u], high);
     high = fma(w.q[7], held[at + 7u], high);
     let sums = held[at + 8u];
-    let biased = fma(w.bias.x, sums.x, fma(w.bias.y, sums.y, sum));
-    return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
+    // Half after half, as `gemm.wgsl` does.
+    let lower = fma(w.scale.x, total(low), fma(w.bias.x, sums.x, sum));
+    return fma(w.scale.y, total(high), fma(w.bias.y, sums.y, lower));
+}
+
+// Units of a row of weights that a lane multiplies at once: `unit` of the tile, and those of its next ones that
+// AHEAD (1, 2 or 4) says, as far as the tile is so wide. Reads take long, and several are as quick as one.
+struct Units {
+    row: u32,
+    tile: u32,
+    unit: u32,
+    width: u32,
+}
+
+// Units times those of each row of x, added to sums from `first` on.
+fn add_products(w: Unit, unit: u32, exists: bool, first: u32, sums: ptr<function, array<f32, SUMS>>) {
+    for (var j = 0u; j < N_X; j++) {
+        let sum = (*sums)[first + j];
+        (*sums)[first + j] = select(sum, multiply(w, (j * TILE + unit) * 9u, sum), exists);
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -67,10 +79,9 @@ fn main(entry: Entry) {
     if (n == 0u) {
         return;
     }
-    let offset = slot_of(item) * params.stride;
-    let base = Base(params.codes + offset, params.scales + offset, params.biases + offset);
-    let up = Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);
-    let first = (entry.group.x * TEAMS + at.team) * N_ROWS;
+    begin(entry, item);
+    let matrix = matrix_of(entry.group.x, item);
+    let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * N_ROWS;
     var sums: array<f32, SUMS>;
     var up_sums: array<f32, SUMS>;
 
@@ -84,7 +95,7 @@ fn main(entry: Entry) {
             if (row < n && unit < width) {
                 var value = vec4<f32>(0.0);
                 if (quad < params.x_quads) {
-                    value = x[x_row_of(item, row) * params.x_quads + quad];
+                    value = x[x_row_of(item, row) * params.x_quads + quad] * HELD_PLACES;
                 }
                 held[i / 8u * 9u + i % 8u] = value;
             }
@@ -94,23 +105,16 @@ fn main(entry: Entry) {
             let first = i * 9u;
             let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
             let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
-            held[first + 8u] = vec4<f32>(total(low), total(high), 0.0, 0.0);
+            held[first + 8u] = vec4<f32>(total(low / HELD_PLACES), total(high / HELD_PLACES), 0.0, 0.0);
         }
         workgroupBarrier();
-        for (var unit = at.lane; unit < width; unit += 8u) {
+        for (var unit = at.lane; unit < width; unit += 8u * AHEAD) {
             for (var r = 0u; r < N_ROWS; r++) {
-                let row = min(first + r, params.rows - 1u);
-                let w = unit_of(base, row, tile + unit);
-                for (var j = 0u; j < N_X; j++) {
-                    let sum = r * N_X + j;
-                    sums[sum] = multiply(w, (j * TILE + unit) * 9u, sums[sum]);
-                }
-                if (FUSED) {
-                    let w = unit_of(up, row, tile + unit);
-                    for (var j = 0u; j < N_X; j++) {
-                        let sum = r * N_X + j;
-                        up_sums[sum] = multiply(w, (j * TILE + unit) * 9u, up_sums[sum]);
-                    }
+                let row = min(first + r, matrix.rows - 1u);
+                let units = Units(row, tile, unit, width);
+                add_units(matrix, matrix.base, units, r * N_X, &sums);
+                if (FUSED && matrix.is_pair) {
+                    add_units(matrix, matrix.up, units, r * N_X, &up_sums);
                 }
             }
         }
@@ -119,11 +123,11 @@ fn main(entry: Entry) {
     for (var r = 0u; r < N_ROWS; r++) {
         for (var j = 0u; j < N_X; j++) {
             var value = team_sum(entry, sums[r * N_X + j]);
-            if (FUSED) {
+            if (FUSED && matrix.is_pair) {
                 value = silu(value) * team_sum(entry, up_sums[r * N_X + j]);
             }
-            if (at.lane == 0u && j < n && first + r < params.rows) {
-                y[y_row_of(item, j) * params.rows + first + r] = value;
+            if (at.lane == 0u && j < n && first + r < matrix.rows) {
+                keep(matrix, y_row_of(item, j) * matrix.rows + first + r, value);
             }
         }
     }

@@ -1,5 +1,7 @@
 // An item is N_X neighbouring rows of x, and its matrix is the only one.
 
+fn begin(entry: Entry, item: u32) {}
+
 fn slot_of(item: u32) -> u32 {
     return 0u;
 }

@@ -10,9 +10,32 @@ struct Base {
     biases: u32,
 }
 
-// 32 neighbouring weights of a row: `scale * q + bias`, one scale and bias for each half.
+// 32 neighbouring weights of a row: `scale * q * PLACES + bias`, one scale and bias for each half. PLACES, which
+// each format says, are powers of two: codes become floats where they stand in their word, and whoever
+// multiplies them scales the other factor once instead of moving each code.
 struct Unit {
     q: array<vec4<f32>, 8>,
     scale: vec2<f32>,
     bias: vec2<f32>,
+}
+
+// The lower or the upper sixteen of them; BIASED tells whether a format has biases.
+struct Half {
+    q: array<vec4<f32>, 4>,
+    scale: f32,
+    bias: f32,
+}
+
+// Bits below the 23rd, as the mantissa of 2^23 + bits: two operations of full rate for a code, where extracting and
+// converting it takes four or more.
+fn as_floats(bits: vec4<u32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bits | vec4<u32>(0x4b000000u)) - vec4<f32>(8388608.0);
+}
+
+// Four codes in the low bits of bytes.
+const PLACES_OF_BYTES = vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625);
+
+fn bytes_as_floats(bytes: u32) -> vec4<f32> {
+    let high = bytes >> 16u;
+    return as_floats(vec4<u32>(bytes & 0xffu, bytes & 0xff00u, high & 0xffu, high & 0xff00u));
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffers::Activations;
 use crate::device::{Device, GpuError};
-use crate::rowwise::Rowwise;
+use crate::rowwise::{Addend, Rowwise};
 
 /// Small kernels of a measurement.
 const DISPATCHES: usize = 1000;
@@ -12,12 +12,12 @@ const DISPATCHES: usize = 1000;
 /// Median seconds of a meeting: a small kernel is handed over, and its result comes to the host. A thread
 /// waits without sleeping for as long as `spin`.
 pub fn meeting_seconds(device: &Device, spin: Duration) -> Result<f64, GpuError> {
-    let rowwise = Rowwise::new(device);
-    let (mut x, y) = (small(device), small(device));
+    let mut rowwise = Rowwise::new(device);
+    let (x, y) = (small(device), small(device));
     let mut out = Vec::new();
     let mut meet = || {
         let begin = Instant::now();
-        rowwise.add(device, &mut x, &y);
+        rowwise.sum(device, &x, Addend::Rows(&y), None);
         device.read(&x.buffer, 0, 64, &mut out);
         begin.elapsed().as_secs_f64()
     };
@@ -43,14 +43,14 @@ pub struct DispatchCost {
 /// Measures dispatches of a kernel that does little: each on the result of the one before, or on memory of
 /// its own.
 pub fn dispatch_cost(device: &Device, is_chain: bool) -> Result<DispatchCost, GpuError> {
-    let rowwise = Rowwise::new(device);
-    let mut xs: Vec<_> = (0..if is_chain { 1 } else { 64 }).map(|_| small(device)).collect();
+    let mut rowwise = Rowwise::new(device);
+    let xs: Vec<_> = (0..if is_chain { 1 } else { 64 }).map(|_| small(device)).collect();
     let y = small(device);
     let n_xs = xs.len();
     let mut run = || {
         let begin = Instant::now();
         for index in 0..DISPATCHES {
-            rowwise.add(device, &mut xs[index % n_xs], &y);
+            rowwise.sum(device, &xs[index % n_xs], Addend::Rows(&y), None);
         }
         device.submit();
         let recording = begin.elapsed().as_secs_f64();

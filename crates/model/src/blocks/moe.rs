@@ -2,8 +2,8 @@
 
 use checkpoint::MoeConfig;
 use compute::{
-    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, RouteAhead, RouterSpec,
-    Routing,
+    Backend, ExpertUses, ExpertWeights, HeldMoe, LoadedExpert, MoeOutputs, NextNorm, RouteAhead,
+    RouterSpec, Routing,
 };
 
 use crate::lossy::{Lossy, PlacedTwins};
@@ -116,35 +116,45 @@ impl<M> Moe<M> {
     ) {
         let MoeScratch { logits, next_logits, routed, routing, predicted, uses, .. } = scratch;
         let MoeScratch { shared, shared_gate, .. } = scratch;
-        backend.project(x, &[&self.router], &mut [logits]);
+        // What the shared expert's gate says is little work beside the router.
+        match &self.shared {
+            Some(SharedExpert { gate, .. }) => {
+                backend.project(x, &[&self.router, gate], &mut [logits, &mut *shared_gate]);
+            }
+            None => backend.project(x, &[&self.router], &mut [logits]),
+        }
         let next = next.map(|(next, x)| {
             backend.project(x, &[&next.router], &mut [&mut *next_logits]);
             (&*next_logits, next.spec)
         });
         backend.set_rows(routed, n_rows * self.spec.top_k);
         let route = RouteAhead { layer, logits: (&*logits, self.spec), next, x, routed };
-        let mut meanwhile = |backend: &mut B| self.apply_shared(backend, x, shared, shared_gate);
+        let mut meanwhile = |backend: &mut B| {
+            if let Some(SharedExpert { weights, .. }) = &self.shared {
+                backend.swiglu(x, weights, shared);
+            }
+        };
         backend.route_ahead(route, &mut meanwhile, [&mut *routing, predicted]);
         uses.group(routing);
     }
 
-    /// All of the block on a device that holds all experts of the layer, for so many rows; gives the number
-    /// of uses.
+    /// All of the block on a device that holds all experts of the layer, for so many rows, which are in
+    /// `norm.out`, and the norm after it; gives the number of uses.
     pub(crate) fn held<B: Backend<Matrix = M>>(
         &self,
         backend: &mut B,
         scratch: &mut MoeScratch<B>,
-        layer: usize,
-        (x, n_rows): (&B::Buffer, usize),
+        (layer, n_rows): (usize, usize),
         residual: &mut B::Buffer,
+        norm: NextNorm<'_, B>,
     ) -> usize {
         let n_uses = n_rows * self.spec.top_k;
-        self.shared_expert(backend, scratch, x);
         let MoeScratch { logits, routed, shared, shared_gate, .. } = scratch;
-        backend.project(x, &[&self.router], &mut [logits]);
         backend.set_rows(routed, n_uses);
-        let shared = self.shared.as_ref().map(|_| [&*shared, &*shared_gate]);
-        let moe = HeldMoe { spec: self.spec, logits, x, shared, routed };
+        let shared = self.shared.as_ref().map(|SharedExpert { weights, gate }| {
+            compute::SharedExpert { weights, gate, outs: [shared, shared_gate] }
+        });
+        let moe = HeldMoe { spec: self.spec, router: &self.router, logits, shared, routed, norm };
         backend.held_moe(layer, moe, residual);
         n_uses
     }
@@ -198,19 +208,9 @@ impl<M> Moe<M> {
         scratch: &mut MoeScratch<B>,
         x: &B::Buffer,
     ) {
-        self.apply_shared(backend, x, &mut scratch.shared, &mut scratch.shared_gate);
-    }
-
-    fn apply_shared<B: Backend<Matrix = M>>(
-        &self,
-        backend: &mut B,
-        x: &B::Buffer,
-        out: &mut B::Buffer,
-        gate_out: &mut B::Buffer,
-    ) {
         if let Some(SharedExpert { weights, gate }) = &self.shared {
-            backend.swiglu(x, weights, out);
-            backend.project(x, &[gate], &mut [gate_out]);
+            backend.swiglu(x, weights, &mut scratch.shared);
+            backend.project(x, &[gate], &mut [&mut scratch.shared_gate]);
         }
     }
 
@@ -226,16 +226,17 @@ impl<M> Moe<M> {
         backend.experts(layer, x, experts, &scratch.uses, &mut scratch.routed);
     }
 
-    /// Adds the weighted outputs to the residual stream.
+    /// Adds the weighted outputs to the residual stream, and norms it.
     pub(crate) fn combine<B: Backend>(
         &self,
         backend: &mut B,
         scratch: &MoeScratch<B>,
         residual: &mut B::Buffer,
+        norm: NextNorm<'_, B>,
     ) {
         let MoeScratch { routed, shared, shared_gate, routing, .. } = scratch;
         let shared = self.shared.as_ref().map(|_| [shared, shared_gate]);
-        backend.combine(residual, MoeOutputs { routing, routed, shared });
+        backend.combine_norm(residual, MoeOutputs { routing, routed, shared }, norm);
     }
 }
 
