@@ -91,6 +91,9 @@ pub struct EngineArgs {
     /// are kept in the host's memory as far as there is room, and moved when they are used.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub expert_vram: Option<u64>,
+    /// Copy experts to a GPU whose memory is the host's instead of letting it read them where they are: to compare.
+    #[arg(long)]
+    pub copy_experts: bool,
     /// Multiply low-bit weights with activations in 32-bit floats instead of 8-bit integers: slower, and
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
@@ -149,6 +152,7 @@ impl EngineArgs {
             device: self.device,
             vram: self.vram,
             expert_vram: self.expert_vram,
+            copy_experts: self.copy_experts,
             precise: self.precise,
             kv_type: self.kv_type.map(KvTypeArg::into),
             direct_io: !self.buffered_io,

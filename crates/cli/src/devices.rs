@@ -47,6 +47,14 @@ fn to_text(cpu: &Cpu, gpus: &[DeviceInfo]) -> String {
         let memory = gpu.memory_bytes.map_or("unknown".to_owned(), format_bytes);
         let [binding, buffer] = [gpu.max_binding_bytes, gpu.max_buffer_bytes].map(format_bytes);
         text += &format!("       memory {memory}; largest binding {binding}, buffer {buffer}\n");
+        text += &match &gpu.imports {
+            _ if !gpu.shares_memory => String::new(),
+            Ok(()) => "       shares the host's memory: experts are read there without a copy\n"
+                .to_owned(),
+            Err(why) => {
+                format!("       shares the host's memory, but experts are copied in it: {why}\n")
+            }
+        };
         text += &match gpu.subgroup_lanes {
             Some([least, most]) if least == most => format!("       subgroups of {least} lanes\n"),
             Some([least, most]) => format!("       subgroups of {least} to {most} lanes\n"),
@@ -79,6 +87,9 @@ fn to_json(cpu: &Cpu, gpus: &[DeviceInfo]) -> Value {
             "driver": gpu.driver,
             "software": gpu.is_software,
             "memory_bytes": gpu.memory_bytes,
+            "shares_memory": gpu.shares_memory,
+            "imports_host_memory": gpu.imports.is_ok(),
+            "import_problem": gpu.imports.as_ref().err(),
             "max_binding_bytes": gpu.max_binding_bytes,
             "max_buffer_bytes": gpu.max_buffer_bytes,
             "subgroup_lanes": gpu.subgroup_lanes,

@@ -118,7 +118,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         if let Some(device) = &plan.device {
             let [used, total, experts] =
                 [device.fixed(), device.total, device.experts].map(format_bytes);
-            eprintln!("{used} of {total} on the device, {experts} left for routed experts");
+            let whose = if device.is_shared { ", in the host's memory" } else { "" };
+            eprintln!("{used} of {total} on the device{whose}, {experts} left for routed experts");
         }
         if let Some(reason) = engine.device_reason() {
             eprintln!("this device, because {reason}");

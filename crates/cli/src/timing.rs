@@ -62,6 +62,11 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         row("moved to the device", format!("{:.2} MB", moved(prompt)), &each(prompt), each(decode));
         times("of it, taking them", &|usage| usage.handoffs.expert_time);
     }
+    if prompt.handoffs.in_place_bytes + decode.handoffs.in_place_bytes > 0 {
+        let read = |usage: &Usage| usage.handoffs.in_place_bytes as f64 / 1e6;
+        let each = |usage: &Usage| format!("{:.2} MB", read(usage) / f64::from(count(usage)));
+        row("read without a copy", format!("{:.2} MB", read(prompt)), &each(prompt), each(decode));
+    }
     if prompt.handoffs.host_uses + decode.handoffs.host_uses > 0 {
         let uses = |usage: &Usage| {
             format!("{:.1}", usage.handoffs.host_uses as f64 / f64::from(count(usage)))
@@ -159,6 +164,7 @@ pub fn to_json(usage: &Usage) -> Value {
         "device_submissions": usage.handoffs.submissions,
         "device_dispatches": usage.handoffs.dispatches,
         "moved_expert_bytes": usage.handoffs.expert_bytes,
+        "in_place_expert_bytes": usage.handoffs.in_place_bytes,
         "moving_experts_seconds": usage.handoffs.expert_time.as_secs_f64(),
         "host_expert_uses": usage.handoffs.host_uses,
         "expert_hits": usage.hits,

@@ -11,7 +11,7 @@
 //! per output element, attention over keys in order of position, delta-rule blocks aligned to absolute
 //! positions.
 
-use crate::device::{DeviceError, ExpertShape, Handoffs, Memory};
+use crate::device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 
@@ -468,6 +468,13 @@ pub trait Backend {
     ) -> Result<Vec<usize>, DeviceError> {
         let _ = bytes;
         Ok(vec![0; layers.len()])
+    }
+
+    /// Whether the device reads matrices of experts in the host's memory, where their codes, scales and biases
+    /// begin at such bytes of a page.
+    fn reads_in_place(&self, matrix: MatrixShape, places: [u64; 3]) -> bool {
+        let _ = (matrix, places);
+        false
     }
 
     /// Tells for how many experts the host has memory. A device that copies them from there after an operation

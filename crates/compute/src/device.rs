@@ -13,6 +13,9 @@ pub enum Memory {
     Host,
     /// In memory of its own, of so many bytes if that is known.
     Own(Option<u64>),
+    /// In the memory of the host, of which it reaches so many bytes if that is known; but what the program has
+    /// there must be given to it, as if the memory were its own.
+    Shared(Option<u64>),
 }
 
 /// Why a device could not do something: a format that it has no kernel for, too little memory, or that
@@ -52,6 +55,8 @@ pub struct Handoffs {
     pub waits: u64,
     /// Bytes of routed experts that were moved to the device.
     pub expert_bytes: u64,
+    /// Bytes of routed experts that the device read in the host's memory, instead of having them moved.
+    pub in_place_bytes: u64,
     /// Time that the program spent on moving them: until they were taken, not until they were there.
     pub expert_time: Duration,
     /// Uses of routed experts that the host computed for the device.
@@ -67,6 +72,7 @@ impl Sub for Handoffs {
             submissions: self.submissions - before.submissions,
             waits: self.waits - before.waits,
             expert_bytes: self.expert_bytes - before.expert_bytes,
+            in_place_bytes: self.in_place_bytes - before.in_place_bytes,
             expert_time: self.expert_time - before.expert_time,
             host_uses: self.host_uses - before.host_uses,
         }
@@ -79,6 +85,7 @@ impl AddAssign for Handoffs {
         self.submissions += other.submissions;
         self.waits += other.waits;
         self.expert_bytes += other.expert_bytes;
+        self.in_place_bytes += other.in_place_bytes;
         self.expert_time += other.expert_time;
         self.host_uses += other.host_uses;
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// Alignment of every block, in bytes: enough for direct I/O on any drive.
 pub const BLOCK_ALIGNMENT: usize = 4096;
+/// Of this an arena has a whole number: pages of Apple's processors, so that a device can be given all of it.
+const ARENA_ALIGNMENT: usize = 16 << 10;
 
 /// A mapping of anonymous memory.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Mapping {
 
     #[cfg(not(unix))]
     fn new(len: usize) -> io::Result<Self> {
-        let layout = std::alloc::Layout::from_size_align(len, BLOCK_ALIGNMENT)
+        let layout = std::alloc::Layout::from_size_align(len, ARENA_ALIGNMENT)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         // SAFETY: the layout has a positive size: `Arena::new` rounds it up to a block.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -67,7 +69,7 @@ impl Drop for Mapping {
         #[cfg(not(unix))]
         // SAFETY: the same layout as at allocation; this value owns the memory alone.
         unsafe {
-            let layout = std::alloc::Layout::from_size_align_unchecked(self.len, BLOCK_ALIGNMENT);
+            let layout = std::alloc::Layout::from_size_align_unchecked(self.len, ARENA_ALIGNMENT);
             std::alloc::dealloc(self.start, layout);
         }
     }
@@ -81,11 +83,11 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Reserves `len` bytes, rounded up to whole blocks. Pages become resident when first written.
+    /// Reserves `len` bytes, rounded up to whole pages. Pages become resident when first written.
     pub fn new(len: usize) -> io::Result<Self> {
         let len = len
             .max(1)
-            .checked_next_multiple_of(BLOCK_ALIGNMENT)
+            .checked_next_multiple_of(ARENA_ALIGNMENT)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { mapping: Arc::new(Mapping::new(len)?), used: 0 })
     }
@@ -185,15 +187,16 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_disjoint_and_bounded() {
-        let mut arena = Arena::new(3 * BLOCK_ALIGNMENT).expect("a small arena");
+        let mut arena = Arena::new(ARENA_ALIGNMENT - 1).expect("a small arena");
         let mut first = arena.take(1).expect("one page");
         let second = arena.take(BLOCK_ALIGNMENT + 1).expect("two pages");
         assert_eq!(first.bytes().as_ptr() as usize % BLOCK_ALIGNMENT, 0);
         assert_eq!((first.bytes().len(), second.bytes().len()), (4096, 8192));
         first.bytes_mut().fill(7);
-        assert!(second.bytes().iter().all(|&byte| byte == 0));
+        let third = arena.take(1).expect("another page");
+        assert!(third.bytes().iter().chain(second.bytes()).all(|&byte| byte == 0));
         let (pages, place) = (second.pages().range(), second.bytes().as_ptr() as usize);
-        assert_eq!((pages.len(), place - pages.start), (3 * BLOCK_ALIGNMENT, BLOCK_ALIGNMENT));
+        assert_eq!((pages.len(), place - pages.start), (ARENA_ALIGNMENT, BLOCK_ALIGNMENT));
         assert!(arena.take(1).is_none(), "the arena is used up");
         drop(arena);
         assert_eq!(first.bytes()[4095], 7, "a block keeps its arena alive");

@@ -3,12 +3,14 @@
 use std::fmt::Write;
 
 use checkpoint::ExpertTable;
+use compute::memory::BLOCK_ALIGNMENT;
 use compute::{Backend, Memory, ScratchNeeds};
 use experts::{ExpertStore, MemoryLimits};
 use model::Workspace;
 use trace::Recorder;
 
 use crate::error::Error;
+use crate::held;
 use crate::inventory::Inventory;
 use crate::options::EngineOptions;
 use crate::prefix_cache::Shapes;
@@ -77,19 +79,37 @@ pub struct DevicePlan {
     pub workspace: u64,
     /// Left for routed experts.
     pub experts: u64,
+    /// Whether all of it is memory of the host, and a part of its budget.
+    pub is_shared: bool,
+    /// Whether the device reads experts in the host's slots, so that it needs none for itself.
+    pub reads_slots: bool,
 }
 
 impl DevicePlan {
-    /// The plan of a device with memory of its own that has to hold the trunk.
-    fn new(memory: Memory, vram: Option<u64>, trunk: u64) -> Result<Option<Self>, Error> {
+    /// The plan of a device that has to hold the trunk, in memory of its own or in its part of the host's budget.
+    fn new(
+        memory: Memory,
+        vram: Option<u64>,
+        budget: u64,
+        trunk: u64,
+    ) -> Result<Option<Self>, Error> {
         let total = match (memory, vram) {
             (Memory::Host, _) => return Ok(None),
             (Memory::Own(Some(bytes)), Some(asked)) => asked.min(bytes),
             (Memory::Own(Some(bytes)), None) => bytes - bytes / 10,
             (Memory::Own(None), Some(asked)) => asked,
             (Memory::Own(None), None) => return Err(Error::UnknownDeviceMemory),
+            (Memory::Shared(bytes), asked) => {
+                budget.min(bytes.unwrap_or(u64::MAX)).min(asked.unwrap_or(u64::MAX))
+            }
         };
-        Ok(Some(Self { total, trunk, ..Self::default() }))
+        let is_shared = matches!(memory, Memory::Shared(_));
+        Ok(Some(Self { total, trunk, is_shared, ..Self::default() }))
+    }
+
+    /// What it takes of the host's budget.
+    fn of_host(&self) -> u64 {
+        if self.is_shared { self.fixed().saturating_add(self.experts) } else { 0 }
     }
 
     /// What is taken whatever the experts get.
@@ -119,7 +139,7 @@ impl MemoryPlan {
         let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
         let all_experts = slot * n_experts as u64;
         let least_experts = slot * ExpertStore::MIN_SLOTS as u64;
-        let device = DevicePlan::new(backend.memory(), options.vram, trunk)?;
+        let device = DevicePlan::new(backend.memory(), options.vram, total, trunk)?;
         // Slots are first used when the trunk has been copied, so both do not add up.
         let least_left = match device {
             Some(_) => least_experts.max(crate::trunk::upload_bytes(inventory)),
@@ -127,7 +147,8 @@ impl MemoryPlan {
         };
         // Where states and buffers are.
         let left_of = |plan: &Self| match &plan.device {
-            Some(device) => device.left(),
+            Some(device) if !device.is_shared => device.left(),
+            Some(device) => device.left().min(plan.total.saturating_sub(plan.fixed())),
             None => plan.total.saturating_sub(plan.fixed()),
         };
         let mut plan = Self {
@@ -153,11 +174,13 @@ impl MemoryPlan {
         let free = left_of(&plan);
         plan.set_chunk(inventory, backend, options, free / 4);
         if let Some(device) = &mut plan.device {
-            if device.fixed() > device.total {
+            // Where the memory is the host's and nothing else was said, its budget is what is too small.
+            if device.fixed() > device.total && (!device.is_shared || options.vram.is_some()) {
                 return Err(Error::DeviceBudget { plan: *device });
             }
             device.experts = device.left().min(options.expert_vram.unwrap_or(u64::MAX));
         }
+        plan.share_experts(inventory, backend, options, least_left);
         let needed = plan.fixed().saturating_add(least_left);
         if needed > total {
             return Err(Error::Budget { needed, plan: Box::new(plan) });
@@ -179,8 +202,42 @@ impl MemoryPlan {
             self.workspace,
             self.sampling,
             self.prefix_cache,
+            self.device.map_or(0, |device| device.of_host()),
         ];
         parts.into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Shares memory that is the device's as well as the host's between slots of both, which hold different
+    /// experts. All go to the device if all fit there: then nobody has to know who is chosen. Otherwise the host
+    /// has all slots, and the device reads them where they are. If it cannot, it has most of them.
+    fn share_experts<B: Backend>(
+        &mut self,
+        inventory: &Inventory,
+        backend: &B,
+        options: &EngineOptions,
+        least_left: u64,
+    ) {
+        let Some(mut device) = self.device.filter(|device| device.is_shared) else { return };
+        let slot = inventory.slot_bytes();
+        device.experts = 0;
+        self.device = Some(device);
+        let room = self.total.saturating_sub(self.fixed());
+        let passing = least_left.max(held::PASSING_SLOTS * slot);
+        let n_experts: usize = inventory.experts.iter().map(ExpertTable::len).sum();
+        // Parts of experts begin at rounder places in slots of a device.
+        let all = self.all_experts + n_experts as u64 * BLOCK_ALIGNMENT as u64;
+        let most = device.left().min(options.expert_vram.unwrap_or(u64::MAX));
+        device.reads_slots = held::are_read_in_place(backend, &inventory.experts);
+        device.experts = if options.expert_vram.is_some() {
+            most.min(room.saturating_sub(least_left))
+        } else if most >= all && room >= all.saturating_add(passing) {
+            all
+        } else if device.reads_slots {
+            0
+        } else {
+            most.min(room.saturating_sub(passing.min(room / 4).max(least_left)))
+        };
+        self.device = Some(device);
     }
 
     /// Takes the context that is asked for, or the longest whose states fit into `share`.
@@ -291,7 +348,8 @@ impl std::fmt::Display for MemoryPlan {
         let all = format_bytes(self.all_experts);
         line(self.experts, format!("routed experts, of {all} for all of them"));
         if let Some(device) = &self.device {
-            write!(text, "the device's memory\n{device}").expect("a String takes all");
+            let whose = if device.is_shared { ", which is the host's" } else { "" };
+            write!(text, "the device's memory{whose}\n{device}").expect("a String takes all");
         }
         f.write_str(text.trim_end())
     }

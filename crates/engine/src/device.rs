@@ -80,6 +80,10 @@ pub struct DeviceInfo {
     pub is_software: bool,
     /// Bytes of its memory, where that is known.
     pub memory_bytes: Option<u64>,
+    /// Whether that is the host's memory.
+    pub shares_memory: bool,
+    /// Whether kernels can read what the host has there without a copy, or why not.
+    pub imports: Result<(), String>,
     /// Bytes that a kernel can reach through one binding.
     pub max_binding_bytes: u64,
     /// Bytes of the largest buffer.
@@ -129,27 +133,40 @@ mod gpus {
     /// The GPUs in the order of their numbers, each measured for so long.
     pub fn gpus(duration: Duration) -> Vec<DeviceInfo> {
         let adapters = gpu::adapters().into_iter();
-        let infos = adapters.map(|adapter| DeviceInfo {
-            name: adapter.name(),
-            kind: adapter.kind(),
-            api: adapter.api(),
-            driver: adapter.driver(),
-            is_software: adapter.is_software(),
-            memory_bytes: adapter.memory_bytes(),
-            max_binding_bytes: adapter.max_binding_bytes(),
-            max_buffer_bytes: adapter.max_buffer_bytes(),
-            subgroup_lanes: adapter.subgroup_lanes(),
-            read_bandwidth: read_bandwidth(&adapter, duration),
+        let infos = adapters.map(|adapter| {
+            let (imports, read_bandwidth) = probe(&adapter, duration);
+            DeviceInfo {
+                name: adapter.name(),
+                kind: adapter.kind(),
+                api: adapter.api(),
+                driver: adapter.driver(),
+                is_software: adapter.is_software(),
+                memory_bytes: adapter.memory_bytes(),
+                max_binding_bytes: adapter.max_binding_bytes(),
+                max_buffer_bytes: adapter.max_buffer_bytes(),
+                subgroup_lanes: adapter.subgroup_lanes(),
+                shares_memory: adapter.shares_memory(),
+                imports,
+                read_bandwidth,
+            }
         });
         infos.collect()
     }
 
     fn read_bandwidth(adapter: &Adapter, duration: Duration) -> Result<f64, String> {
+        probe(adapter, duration).1
+    }
+
+    /// Whether a device reads the host's memory where it lies, and how fast it reads its own.
+    fn probe(adapter: &Adapter, duration: Duration) -> (Result<(), String>, Result<f64, String>) {
         let options = DeviceOptions { checked: false, ..DeviceOptions::default() };
         let bytes = if adapter.is_software() { MEASURED_HOST_BYTES } else { MEASURED_BYTES };
-        let device = gpu::Device::open(adapter, options);
-        let speed = device.and_then(|device| gpu::read_bandwidth(&device, bytes, duration));
-        speed.map_err(|error| error.to_string())
+        let device = gpu::Device::open(adapter, options).map_err(|error| error.to_string());
+        let imports = device.as_ref().map_err(Clone::clone).and_then(gpu::Device::imports);
+        let speed = device.and_then(|device| {
+            gpu::read_bandwidth(&device, bytes, duration).map_err(|error| error.to_string())
+        });
+        (imports, speed)
     }
 
     /// The number of a GPU that reads its memory faster than the CPU does, and that in words; or why it is
@@ -240,6 +257,7 @@ mod gpus {
             device.keep_kernels(directory);
         }
         let gpu = gpu::Gpu::new(device);
+        let gpu = if options.copy_experts { gpu.copying() } else { gpu };
         match options.lossy.device_split {
             true => task.run(gpu.beside(super::cpu(options, None)?)),
             false => task.run(gpu),

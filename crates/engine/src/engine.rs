@@ -171,7 +171,7 @@ impl Engine {
         let (decoder, weights) = load_trunk(&inventory, &files, &backend, options.io_threads)?;
         let mut lossy = options.lossy.for_model(inventory.checkpoint.config().moe.top_k);
         // A device without memory of its own has nobody to share with.
-        lossy.device_split &= matches!(backend.memory(), Memory::Own(_));
+        lossy.device_split &= backend.memory() != Memory::Host;
         let prefix_cache = options.prefix_cache.as_ref().map(|options| {
             let (mut numerics, is_shared) = (backend.numerics(), options.directory.is_some());
             if lossy.is_on() {

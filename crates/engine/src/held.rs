@@ -1,6 +1,7 @@
 //! Routed experts in the memory of a device: how much room there is, and loading all when all fit.
 
 use checkpoint::{ExpertTable, MatrixLocation};
+use compute::memory::BLOCK_ALIGNMENT;
 use compute::{Backend, ExpertShape, MatrixShape};
 use experts::ExpertStore;
 
@@ -9,7 +10,7 @@ use crate::error::Error;
 
 /// Slots of the host's memory that experts pass through on their way to the device: enough reads at a
 /// time to keep a drive busy.
-const PASSING_SLOTS: u64 = 32;
+pub(crate) const PASSING_SLOTS: u64 = 32;
 
 /// Sets memory of the device apart for routed experts. Tells whether there is room for all of them; then
 /// the host needs few slots.
@@ -50,6 +51,19 @@ pub(crate) fn load_all<B: Backend>(
     }
     store.forget_stats();
     backend.check().map_err(Error::Device)
+}
+
+/// Whether a device reads all experts in the host's memory, where they begin at the bytes of a page at which they
+/// do in their file.
+pub(crate) fn are_read_in_place<B: Backend>(backend: &B, tables: &[ExpertTable]) -> bool {
+    let mut experts = tables.iter().flat_map(|table| (0..table.len()).map(|e| table.get(e)));
+    experts.all(|expert| {
+        expert.matrices().iter().all(|&&MatrixLocation { format, rows, cols, data, scales }| {
+            let [scales, biases] = scales.map_or([0; 2], |parts| parts.map(|part| part.offset));
+            let places = [data.offset, scales, biases].map(|at| at % BLOCK_ALIGNMENT as u64);
+            backend.reads_in_place(MatrixShape { format, rows, cols }, places)
+        })
+    })
 }
 
 /// What the experts of a layer are like; `None` if there are none, or not all are alike.

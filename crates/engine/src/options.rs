@@ -45,6 +45,8 @@ pub struct EngineOptions {
     pub vram: Option<u64>,
     /// Bound of the routed experts within that, in bytes; default: all that is left.
     pub expert_vram: Option<u64>,
+    /// Whether a device whose memory is the host's gets copies of experts, although it could read them there.
+    pub copy_experts: bool,
     /// What the caller needs beside the engine; default: nothing.
     pub beside: Beside,
     /// Bound of the memory for routed experts within that, in bytes; default: all that is left.
@@ -92,6 +94,7 @@ impl Default for EngineOptions {
             memory: None,
             vram: None,
             expert_vram: None,
+            copy_experts: false,
             beside: Beside::default(),
             expert_cache: None,
             threads: None,

@@ -50,7 +50,7 @@ pub(crate) fn load_trunk<B: Backend>(
 ) -> Result<(DecoderOn<B>, blake3::Hash), Error> {
     let group_bytes = match backend.memory() {
         Memory::Host => u64::MAX,
-        Memory::Own(_) => GROUP_BYTES,
+        Memory::Own(_) | Memory::Shared(_) => GROUP_BYTES,
     };
     let mut source = LoadedSource {
         backend,

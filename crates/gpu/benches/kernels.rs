@@ -1,12 +1,17 @@
 //! Kernels on a GPU: the costs of meetings and dispatches, and rates of products beside what the device
-//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`; `--all` tries
-//! every way of cutting the products, `--ahead` how many units of weights a lane reads at once.
+//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`, `prompts`;
+//! `--all` tries every way of cutting the products, and tiles of several sizes; `--ahead` how many units of weights
+//! a lane reads at once.
 
 use std::time::Duration;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use gpu::measure::{ProductCase, dispatch_cost, meeting_seconds, product_rate, upload_rates};
-use gpu::{Device, DeviceOptions, Tuning};
+use compute::AttentionSpec;
+use gpu::measure::{
+    GemmCase, ProductCase, attention_rate, dispatch_cost, gemm_rate, meeting_seconds, product_rate,
+    upload_rates,
+};
+use gpu::{Device, DeviceOptions, Tile, Tuning};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,14 +29,18 @@ fn main() {
     if is_wanted("upload") {
         uploads(&device);
     }
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let is_all = has("--all");
     if is_wanted("products") {
-        let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-        let tried = match (has("--all"), has("--ahead")) {
+        let tried = match (is_all, has("--ahead")) {
             (true, _) => Tried::Cuts,
             (_, true) => Tried::Ahead,
             _ => Tried::Nothing,
         };
         products(&device, &tried);
+    }
+    if is_wanted("prompts") {
+        prompts(&device, is_all);
     }
 }
 
@@ -140,5 +149,61 @@ fn products(device: &Device, tried: &Tried) {
                 rate.bytes as f64 / rate.seconds / 1e9
             );
         }
+    }
+}
+
+/// Products and attention of 2,048 rows of the 35B shape, on a software device of fewer.
+fn prompts(device: &Device, is_all: bool) {
+    let q4k = Format::Block(BlockType::Q4K);
+    let q8 = Format::Block(BlockType::Q8_0);
+    let scale = if device.is_software() { 64 } else { 1 };
+    let case = |format, rows, cols, experts: usize, is_fused, uses| {
+        let experts = experts.div_ceil(scale);
+        GemmCase { format, rows, cols, experts, is_fused, uses: uses / scale }
+    };
+    let cases = [
+        ("35B qkv 2048 x 8192, Q8_0", case(q8, 8192, 2048, 1, false, 2048)),
+        ("35B out 4096 x 2048, Q8_0", case(q8, 2048, 4096, 1, false, 2048)),
+        ("35B gate+up, Q4_K", case(q4k, 512, 2048, 256, true, 8 * 2048)),
+        ("35B down, Q4_K", case(q4k, 2048, 512, 256, false, 8 * 2048)),
+    ];
+    let tile = |workgroup, rows, columns| Some(Tile { workgroup, rows, columns });
+    let mut tiles = vec![None, Tile::of(device)];
+    if is_all {
+        tiles.extend([tile(256, 4, 16), tile(128, 2, 16), tile(256, 2, 16), tile(128, 2, 24)]);
+        tiles.extend([tile(128, 4, 24), tile(64, 4, 16), tile(128, 6, 16)]);
+    }
+    for (name, case) in cases {
+        for &tile in &tiles {
+            let (seconds, operations) = gemm_rate(device, case, tile).expect("the device works");
+            let what = tile.map_or("products of 8 rows".to_owned(), |tile| {
+                let Tile { workgroup, rows, columns } = tile;
+                format!("{workgroup} lanes, {rows} x {columns}")
+            });
+            println!(
+                "{name:28} {what:20}: {:8.2} ms, {:6.2} TFLOP/s",
+                1e3 * seconds,
+                operations / seconds / 1e12
+            );
+        }
+    }
+    let spec = AttentionSpec {
+        n_heads: 16,
+        n_kv_heads: 2,
+        head_dim: 256,
+        rotary_dim: 64,
+        rope_theta: 1e7,
+        eps: 1e-6,
+        gated: true,
+    };
+    let rows = 2048 / scale;
+    for position in [0, 3 * rows] {
+        let (seconds, operations) =
+            attention_rate(device, &spec, rows, position).expect("the device works");
+        println!(
+            "attention of {rows} rows after {position:5}: {:8.2} ms, {:6.2} TFLOP/s",
+            1e3 * seconds,
+            operations / seconds / 1e12
+        );
     }
 }

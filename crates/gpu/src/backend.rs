@@ -3,7 +3,8 @@
 use compute::{
     AttentionInputs, AttentionSpec, Backend, DeltaNetInputs, DeltaNetSpec, DeltaStateValues,
     DeviceError, ExpertShape, ExpertUses, ExpertWeights, Handoffs, HeldMoe, KvValues, LoadedExpert,
-    Matrix, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing, ScratchNeeds, Span,
+    Matrix, MatrixShape, Memory, MoeOutputs, NextNorm, RouteAhead, RouterSpec, Routing,
+    ScratchNeeds, Span,
 };
 
 use crate::attention::{self, AttentionKernels};
@@ -11,7 +12,9 @@ use crate::buffers::{Activations, Constant};
 use crate::delta_net;
 use crate::delta_state::DeltaState;
 use crate::experts::LayerSlots;
+use crate::formats;
 use crate::gpu::Gpu;
+use crate::host::Host;
 use crate::kv_cache::KvCache;
 use crate::rowwise::{Addend, Norm};
 use crate::weights::Weights;
@@ -42,7 +45,8 @@ impl Backend for Gpu {
     }
 
     fn memory(&self) -> Memory {
-        Memory::Own(self.device.memory_bytes())
+        let bytes = self.device.memory_bytes();
+        if self.device.shares_memory() { Memory::Shared(bytes) } else { Memory::Own(bytes) }
     }
 
     fn buffer(&self, max_rows: usize, width: usize) -> Activations {
@@ -232,8 +236,13 @@ impl Backend for Gpu {
         Ok(self.layers.iter().map(room).collect())
     }
 
+    fn reads_in_place(&self, matrix: MatrixShape, places: [u64; 3]) -> bool {
+        self.in_place.is_some() && formats::is_read_in_place(matrix, places)
+    }
+
     fn set_host_slots(&mut self, n_slots: usize) {
-        self.most_kept = (n_slots / 4).min(MOST_KEPT);
+        self.most_read = n_slots / 4;
+        self.most_kept = self.most_read.min(MOST_KEPT);
     }
 
     fn hold_expert(&mut self, layer: usize, expert: &LoadedExpert) -> Result<(), DeviceError> {
@@ -241,7 +250,7 @@ impl Backend for Gpu {
             let upload = slots.hold(&self.device, expert.index, &expert.weights);
             self.device.after_upload(upload.unwrap_or_default());
         }
-        self.device.let_go(self.most_kept);
+        self.let_go();
         self.device.check().map_err(device_error)
     }
 
@@ -274,7 +283,9 @@ impl Backend for Gpu {
     }
 
     fn placement(&self) -> Option<String> {
-        self.host.as_ref()?.report()
+        let host = self.host.as_ref().and_then(Host::report);
+        let lines: Vec<_> = host.into_iter().chain(self.in_place_report()).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     fn numerics(&self) -> String {

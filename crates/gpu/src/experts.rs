@@ -6,7 +6,7 @@ use checkpoint::Format;
 use compute::{ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, MatrixShape};
 
 use crate::device::{Buffer, Device, Moment, Part, Upload};
-use crate::formats::{pack, part_bytes};
+use crate::formats::{is_read_in_place, pack, part_bytes};
 use crate::product::{Items, Operand, share};
 use crate::scratch::Scratch;
 use crate::weights::{WeightsError, check, place};
@@ -27,7 +27,7 @@ const MOST_SLOTS: u64 = 1 << SLOT_BITS;
 pub(crate) struct ExpertLayout {
     /// Gate, up, down.
     matrices: [Stored; 3],
-    /// Bytes of a slot, a multiple of 256.
+    /// Bytes of a slot, a multiple of 16.
     pub(crate) bytes: u64,
 }
 
@@ -64,6 +64,48 @@ impl ExpertLayout {
             Stored { format, rows, cols, parts }
         };
         Ok(Self { matrices: [stored(0), stored(1), stored(2)], bytes })
+    }
+
+    /// How an expert lies in memory of the host, if kernels can read it there: from which byte of its block on,
+    /// in steps of [`STEP`] bytes.
+    ///
+    /// [`STEP`]: ExpertLayout::STEP
+    pub(crate) fn in_place(weights: &ExpertWeights) -> Option<(u64, Self)> {
+        let matrices = [&weights.gate, &weights.up, &weights.down];
+        let block = weights.gate.block();
+        if !matrices.iter().all(|matrix| std::sync::Arc::ptr_eq(matrix.block(), block)) {
+            return None;
+        }
+        let start = block.bytes().as_ptr() as usize;
+        let mut parts = [[None; 3]; 3];
+        for ((places, matrix), shape) in parts.iter_mut().zip(matrices).zip(shapes(weights)) {
+            check(matrix.format, matrix.cols).ok()?;
+            *places = [matrix.data(), matrix.scales(), matrix.biases()]
+                .map(|bytes| (!bytes.is_empty()).then(|| (bytes.as_ptr() as usize - start) as u64));
+            if !is_read_in_place(shape, places.map(Option::unwrap_or_default)) {
+                return None;
+            }
+        }
+        // Experts that lie alike at other places have one layout.
+        let begin = parts.as_flattened().iter().flatten().min()? / Self::STEP * Self::STEP;
+        let stored = |index: usize| {
+            let MatrixShape { format, rows, cols } = shapes(weights)[index];
+            let parts = parts[index].map(|at| at.map_or(0, |at| at - begin));
+            Stored { format, rows, cols, parts }
+        };
+        Some((
+            begin,
+            Self { matrices: [stored(0), stored(1), stored(2)], bytes: Self::STEP as u64 },
+        ))
+    }
+
+    /// Bytes of a slot in the layout of [`ExpertLayout::in_place`]: an expert begins at any of them.
+    pub(crate) const STEP: u64 = 16;
+
+    /// Bytes of an expert's matrices.
+    pub(crate) fn matrix_bytes(&self) -> u64 {
+        let bytes = |matrix: &Stored| part_bytes(matrix.format, matrix.rows, matrix.cols);
+        self.matrices.iter().flat_map(bytes).sum::<usize>() as u64
     }
 
     /// Inner width of the experts.
@@ -365,14 +407,30 @@ pub(crate) struct Range {
     n_x: usize,
 }
 
-/// Appends the items of experts in slots to the words of a table; `None` when there are none.
+/// Appends the items of experts in slots to the words of a table, up to `most_shared` uses an item: first of
+/// experts with few uses, then of those with many.
 pub(crate) fn append(
     uses: &ExpertUses,
     experts: impl Iterator<Item = (u32, u32)> + Clone,
+    most_shared: usize,
+    words: &mut Vec<u32>,
+) -> Vec<Range> {
+    let n_x_of = |expert| share(uses.of(expert).len(), most_shared);
+    let is_many = |expert| n_x_of(expert) == most_shared;
+    let parts = [false, true]
+        .map(|many| experts.clone().filter(move |&(expert, _)| is_many(expert) == many));
+    parts.into_iter().filter_map(|part| append_alike(uses, part, most_shared, words)).collect()
+}
+
+/// The same for experts whose items have room for as many uses as the one with the most needs.
+fn append_alike(
+    uses: &ExpertUses,
+    experts: impl Iterator<Item = (u32, u32)> + Clone,
+    most_shared: usize,
     words: &mut Vec<u32>,
 ) -> Option<Range> {
     let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
-    let (begin, n_x) = (words.len() as u32, share(most));
+    let (begin, n_x) = (words.len() as u32, share(most, most_shared));
     let mut len = 0;
     for (expert, slot) in experts {
         for uses_here in uses.of(expert).chunks(n_x) {

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use compute::Matrix;
+use compute::{Matrix, MatrixShape};
 
 /// Columns that a lane decodes at a time.
 pub(crate) const UNIT: usize = 32;
@@ -106,6 +106,18 @@ fn apart(block: BlockType) -> Option<std::ops::Range<usize>> {
         BlockType::Mxfp4 => Some(0..1),
         _ => None,
     }
+}
+
+/// Whether kernels can read a matrix as it is stored, at such places in memory: MLX affine, Q4_K, Q5_K, and floats
+/// whose rows are whole units.
+pub(crate) fn is_read_in_place(shape: MatrixShape, places: [u64; 3]) -> bool {
+    let is_stored_so = match shape.format {
+        Format::Affine(_) => true,
+        Format::Float(_) => shape.cols.is_multiple_of(UNIT),
+        Format::Block(block) => apart(block).is_none(),
+    };
+    // Codes are read four words at a time.
+    is_stored_so && places.iter().zip([16, 4, 4]).all(|(place, unit)| place.is_multiple_of(unit))
 }
 
 /// The bytes of a matrix in the order of the device.

@@ -13,9 +13,11 @@ use crate::buffers::Activations;
 use crate::delta_net::DeltaNetKernels;
 use crate::device::{Buffer, Device, Kernel, Reading, Upload};
 use crate::experts::{ExpertLayout, LayerSlots, TRANSIT_SLOTS, Transit, append, shapes};
+use crate::groups::Groups;
 use crate::host::Host;
+use crate::in_place::InPlace;
 use crate::kernel::KernelSource;
-use crate::product::{Items, Operand, Products, Tuning};
+use crate::product::{Items, Operand, Products, Tuning, share};
 use crate::rowwise::{Addend, Chosen, Norm, Rowwise};
 use crate::scratch::Scratch;
 use crate::weights::{Slabs, Weights, WeightsError};
@@ -58,6 +60,8 @@ pub struct Gpu {
     words: Vec<u32>,
     bytes: Vec<u8>,
     transit: Transit,
+    /// Experts that are read in the host's memory, where that is the device's, too.
+    pub(crate) in_place: Option<InPlace>,
     pub(crate) layers: Vec<Option<LayerSlots>>,
     /// Most bytes of a buffer of slots.
     pub(crate) slot_buffer_bytes: u64,
@@ -66,6 +70,8 @@ pub struct Gpu {
     placed: Scratch,
     /// Most experts whose memory is kept after they were handed over, while they are copied from there.
     pub(crate) most_kept: usize,
+    /// The same while they are read there.
+    pub(crate) most_read: usize,
     /// The CPU, if it computes experts, too.
     pub(crate) host: Option<Host>,
     /// What was moved to the device in the course of requests.
@@ -76,6 +82,8 @@ pub struct Gpu {
     pub(crate) delta_net: DeltaNetKernels,
     /// Uses of a prompt's rows in a layer that is held.
     uses: ExpertUses,
+    /// The same on the device.
+    groups: Groups,
 }
 
 impl Gpu {
@@ -105,17 +113,24 @@ impl Gpu {
             words: Vec::new(),
             bytes: Vec::new(),
             transit: Transit::default(),
+            in_place: device
+                .imports()
+                .ok()
+                .filter(|()| device.shares_memory())
+                .map(|()| InPlace::default()),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
             placed: Scratch::default(),
             most_kept: 0,
+            most_read: 0,
             host: None,
             moved: Handoffs::default(),
             computed: None,
             attention: AttentionKernels::default(),
             delta_net: DeltaNetKernels::default(),
             uses: ExpertUses::new(0),
+            groups: Groups::default(),
             device,
         }
     }
@@ -125,6 +140,12 @@ impl Gpu {
     #[must_use]
     pub fn beside(self, cpu: Cpu) -> Self {
         Self { host: Some(Host::new(cpu)), ..self }
+    }
+
+    /// Copies experts that are in the host's memory even if that is the device's, too.
+    #[must_use]
+    pub fn copying(self) -> Self {
+        Self { in_place: None, ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -237,8 +258,8 @@ impl Gpu {
     }
 
     /// Chooses and computes the experts of a layer that is held as a whole, and the shared expert. What does not
-    /// wait for each other is side by side. Few rows leave their choices on the device; many are grouped by
-    /// expert, on the host.
+    /// wait for each other is side by side. The choices stay on the device; where rows are many, it groups them by
+    /// expert, or the host if the experts are in several buffers.
     pub(crate) fn held_layer(
         &mut self,
         layer: usize,
@@ -273,6 +294,11 @@ impl Gpu {
         }
         if let Some((weights, out)) = down {
             self.gated_down(weights, out);
+        }
+        if slots_of(&self.layers, layer).is_some_and(|slots| slots.buffers().len() == 1) {
+            self.choose(logits, spec, None);
+            self.grouped_experts(layer, x, spec.top_k, out);
+            return;
         }
         let mut routing = Routing::default();
         self.choose(logits, spec, Some(&mut routing));
@@ -313,6 +339,19 @@ impl Gpu {
         let parts: Vec<_> = slots.buffers().iter().zip(items).collect();
         let kernels = (&mut self.products, &self.gated, &mut self.inner);
         compute(&self.device, kernels, &slots.layout, &parts, top_k, x, out);
+    }
+
+    /// Computes the experts that were chosen last, all of which are held in one buffer, grouped on the device.
+    fn grouped_experts(&mut self, layer: usize, x: &Activations, top_k: usize, out: &Activations) {
+        let Self { device, products, groups, gated, inner, .. } = self;
+        let slots = self.layers[layer].as_ref().expect("the caller asked");
+        let (chosen, _) = self.chosen.as_ref().expect("experts were chosen before");
+        let (n_uses, n_experts) = (x.rows() * top_k, slots.n_experts());
+        // Twice as many as the average expert has: most have no more.
+        let n_x = share((2 * n_uses).div_ceil(n_experts), products.most_shared(device));
+        let items = groups.group(device, &chosen.choices, [n_uses, n_experts], n_x);
+        let parts = [(&slots.buffers()[0], items)];
+        compute(device, (products, gated, inner), &slots.layout, &parts, top_k, x, out);
     }
 
     /// The same where only some experts of the layer may be held; [`Gpu::take_held_experts`] will know that it
@@ -382,6 +421,7 @@ impl Gpu {
     ) {
         let Self { device, layers, products, gated, inner, words, table, .. } = self;
         let Some(slots) = slots_of(layers, layer) else { return };
+        let most_shared = products.most_shared(device);
         words.clear();
         let mut ranges = Vec::with_capacity(slots.buffers().len());
         for (index, buffer) in slots.buffers().iter().enumerate() {
@@ -389,7 +429,8 @@ impl Gpu {
                 let (buffer, slot) = slots.place(expert)?;
                 (buffer == index).then_some((expert, slot))
             });
-            ranges.extend(append(uses, here, words).map(|range| (buffer, range)));
+            let of_buffer = append(uses, here, most_shared, words);
+            ranges.extend(of_buffer.into_iter().map(|range| (buffer, range)));
         }
         if ranges.is_empty() {
             return;
@@ -435,7 +476,30 @@ impl Gpu {
         let is_passing = |expert: &&LoadedExpert| {
             slots.as_ref().is_none_or(|slots| slots.place(expert.index).is_none())
         };
-        let passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let mut passing: Vec<_> = experts.iter().filter(is_passing).collect();
+        let most_shared = products.most_shared(device);
+        if let Some(in_place) = &mut self.in_place {
+            let begin = Instant::now();
+            let groups = in_place.find(device, &mut passing, self.slot_buffer_bytes);
+            self.moved.expert_time += begin.elapsed();
+            for group in groups {
+                words.clear();
+                let mut ranges = Vec::with_capacity(group.parts.len());
+                for (window, experts) in &group.parts {
+                    let of_window = append(uses, experts.iter().copied(), most_shared, words);
+                    ranges.extend(
+                        of_window.into_iter().map(|range| (in_place.window(*window), range)),
+                    );
+                }
+                let table = write_words(device, &mut self.table, words);
+                let parts: Vec<_> =
+                    ranges.into_iter().map(|(window, range)| (window, range.of(table))).collect();
+                let kernels = (&mut *products, &*gated, &mut *inner);
+                compute(device, kernels, &group.layout, &parts, uses.top_k(), x, out);
+                self.moved.in_place_bytes += group.bytes;
+            }
+            in_place.read(device.moment());
+        }
         // Experts of a layer that has no slots may be stored each in its own way.
         let alike = passing.chunk_by(|a, b| shapes(&a.weights) == shapes(&b.weights));
         for experts in alike.flat_map(|experts| experts.chunks(TRANSIT_SLOTS / 2)) {
@@ -450,10 +514,12 @@ impl Gpu {
             device.after_upload(last);
             let indices = experts.iter().map(|expert| expert.index);
             words.clear();
-            let Some(range) = append(uses, indices.zip(slots.iter().copied()), words) else {
+            let ranges = append(uses, indices.zip(slots.iter().copied()), most_shared, words);
+            if ranges.is_empty() {
                 continue;
-            };
-            let parts = [(buffer, range.of(write_words(device, &mut self.table, words)))];
+            }
+            let table = write_words(device, &mut self.table, words);
+            let parts: Vec<_> = ranges.into_iter().map(|range| (buffer, range.of(table))).collect();
             let kernels = (&mut *products, &*gated, &mut *inner);
             compute(device, kernels, &layout, &parts, uses.top_k(), x, out);
             transit.read(&slots, device.moment());
@@ -463,7 +529,31 @@ impl Gpu {
         if let (Some(host), false) = (&mut self.host, of_host.is_empty()) {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
+        self.let_go();
+    }
+
+    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
+    pub(crate) fn in_place_report(&self) -> Option<String> {
+        if !self.device.shares_memory() {
+            return None;
+        }
+        let refusal = match &self.in_place {
+            Some(in_place) => in_place.refusal.clone(),
+            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
+        };
+        let shares = "the device shares the host's memory";
+        Some(match refusal {
+            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
+            None => format!("{shares} and can read experts there"),
+        })
+    }
+
+    /// Lets go of experts in the host's memory that were copied or read, and waits until few are kept.
+    pub(crate) fn let_go(&mut self) {
         self.device.let_go(self.most_kept);
+        if let Some(in_place) = &mut self.in_place {
+            in_place.let_go(&self.device, self.most_read);
+        }
     }
 
     /// Splits experts in the host's memory into those that are moved to the device and those that the CPU

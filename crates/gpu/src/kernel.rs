@@ -9,6 +9,37 @@ const LANES_SUBGROUP: &str = include_str!("kernels/lanes_subgroup.wgsl");
 /// The same through memory of the workgroup.
 const LANES_SHARED: &str = include_str!("kernels/lanes_shared.wgsl");
 
+/// Repeats what stands between lines `//: each NAME` and `//: end` as often as `counts` says, with the number in
+/// place of `$NAME`.
+pub(crate) fn unroll(text: &str, counts: &[(&str, u32)]) -> String {
+    const EACH: &str = "//: each ";
+    let mut out = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.trim_start().strip_prefix(EACH) else {
+            out.extend([line, "\n"]);
+            continue;
+        };
+        let mut body = String::new();
+        let mut depth = 1;
+        for line in lines.by_ref() {
+            let mark = line.trim_start();
+            depth += u32::from(mark.starts_with(EACH));
+            depth -= u32::from(mark == "//: end");
+            if depth == 0 {
+                break;
+            }
+            body.extend([line, "\n"]);
+        }
+        let body = unroll(&body, counts);
+        let count = counts.iter().find(|(known, _)| *known == name);
+        for number in 0..count.map_or(0, |(_, count)| *count) {
+            out.push_str(&body.replace(&format!("${name}"), &number.to_string()));
+        }
+    }
+    out
+}
+
 /// A kernel before it is compiled.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelSource<'a> {

@@ -1,6 +1,7 @@
 //! How fast the kernels are on a device, beside what it can read.
 
 mod handoffs;
+mod prompts;
 mod uploads;
 
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::product::{Items, Operand, Products, Tuning};
 use crate::weights::place;
 
 pub use handoffs::{DispatchCost, dispatch_cost, meeting_seconds};
+pub use prompts::{GemmCase, attention_rate, gemm_rate};
 pub use uploads::{UploadRates, upload_rates};
 
 /// A product to measure.

@@ -8,11 +8,12 @@ use compute::RouterSpec;
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
 use crate::formats::{Decoder, UNIT, decoder};
+use crate::gemm::{Gemm, Tile};
 use crate::kernel::KernelSource;
 use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
 
-const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
+pub(crate) const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
 const ONE: &str = include_str!("kernels/matrix_one.wgsl");
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
 const UNITS: &str = include_str!("kernels/units.wgsl");
@@ -20,15 +21,15 @@ const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
 const PLACES_OTHER: &str = include_str!("kernels/places_other.wgsl");
 const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
 const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
-const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
-const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
+pub(crate) const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
+pub(crate) const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
 const ROWS_OF_CHOICE: &str = include_str!("kernels/rows_of_choice.wgsl");
 const PRODUCT: &str = include_str!("kernels/product.wgsl");
 const EMBED: &str = include_str!("kernels/embed.wgsl");
 
 /// Most workgroups in one dimension of a dispatch, in every API.
-const MOST_WORKGROUPS: u32 = 65_535;
-/// Rows of activations that can share the decoding of weights.
+pub(crate) const MOST_WORKGROUPS: u32 = 65_535;
+/// Rows of activations that can share the decoding of weights. More of them are [`crate::gemm`]'s.
 const SHARES: [usize; 3] = [1, 4, 8];
 /// Most rows of activations whose products with several matrices are one dispatch: with more of them it is
 /// what is computed that counts.
@@ -125,6 +126,7 @@ pub(crate) struct Products {
     tuning: Tuning,
     kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
+    gemm: Gemm,
 }
 
 /// Which rows use which experts, on the device: see `rows_of_experts.wgsl`.
@@ -136,7 +138,7 @@ pub(crate) struct Items<'a> {
     pub(crate) begin: u32,
     /// How many there are.
     pub(crate) len: u32,
-    /// Uses of an item: one of [`SHARES`].
+    /// Uses of an item: as [`Products::share`] says.
     pub(crate) n_x: usize,
 }
 
@@ -206,9 +208,9 @@ impl<'a> Group<'a> {
     }
 }
 
-/// How many rows share the decoding of weights when there are so many.
-pub(crate) fn share(n_rows: usize) -> usize {
-    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(SHARES[SHARES.len() - 1])
+/// How many rows share the decoding of weights when there are so many, `most` of which can.
+pub(crate) fn share(n_rows: usize, most: usize) -> usize {
+    SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(most)
 }
 
 fn decoder_of(format: Format) -> Decoder {
@@ -279,6 +281,16 @@ impl Products {
         Self { tuning, ..Self::default() }
     }
 
+    /// The same for products of many rows.
+    pub(crate) fn with_tile(self, tile: Tile) -> Self {
+        Self { gemm: Gemm::new(Some(tile)), ..self }
+    }
+
+    /// Most rows that can share the decoding of weights.
+    pub(crate) fn most_shared(&self, device: &Device) -> usize {
+        self.gemm.tile(device).map_or(SHARES[SHARES.len() - 1], |tile| tile.columns as usize)
+    }
+
     /// `y = x W^T` for all rows of `x` and for each of some matrices, or what [`Operand::up`] says, of as many
     /// matrices a dispatch as can be. It is the same bits however they are cut.
     pub(crate) fn multiply(
@@ -292,7 +304,7 @@ impl Products {
             assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
             y.set_rows(rows);
         }
-        let n_x = share(rows);
+        let n_x = share(rows, self.most_shared(device));
         let items = rows.div_ceil(n_x) as u32;
         if rows > MOST_ROWS_OF_EACH {
             for (operand, y) in products {
@@ -359,6 +371,10 @@ impl Products {
         x: &Activations,
         y: &Activations,
     ) {
+        if n_x > SHARES[SHARES.len() - 1] {
+            let table = tables.first().copied();
+            return self.gemm.start(device, operand, table, [n_x_or_begin, x_div, items], [x, y]);
+        }
         let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);

@@ -7,9 +7,10 @@ use compute::{
 };
 
 use crate::buffers::Activations;
+use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
 use crate::host::Costs;
-use crate::product::{Form, Of, Products, Tuning, with_embed, with_source};
+use crate::product::{Form, Of, Operand, Products, Tuning, with_embed, with_source};
 use crate::testing::{
     Random, assert_close, devices, download, host, matrix, name, translate, upload,
 };
@@ -57,17 +58,17 @@ fn products_of_every_format_are_those_of_their_values() {
             for format in formats(cols) {
                 let mut random = Random::new(7);
                 let weights = matrix(&mut random, format, rows, cols);
-                let x = random.numbers(11 * cols);
+                let x = random.numbers(27 * cols);
                 let on_device = gpu.put(&weights).expect("the format is known");
                 let buffer = upload(&device, &x, cols);
-                let mut out = Activations::new(&device, 11, rows);
+                let mut out = Activations::new(&device, 27, rows);
                 gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                 let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
                 let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
                 assert_close(&together, &expected(&x, &weights), 2e-6 * scale, &what);
-                // Fewer rows at a time give the same bits.
-                for (begin, len) in [(0, 1), (3, 3), (10, 1)] {
+                // Fewer rows at a time give the same bits, by other kernels.
+                for (begin, len) in [(0, 1), (3, 3), (5, 8), (26, 1)] {
                     let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
                     gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                     let apart = download(&device, &out);
@@ -157,6 +158,37 @@ fn units_that_are_read_ahead_leave_no_trace() {
 }
 
 #[test]
+fn tiles_of_every_size_give_the_bits_of_single_rows() {
+    let tile = |workgroup, rows, columns| Tile { workgroup, rows, columns };
+    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let (n_x, rows, cols) = (45, 70, 512);
+    for device in devices() {
+        for (format, tile) in [
+            (Format::Block(BlockType::Q4K), tile(128, 4, 16)),
+            (Format::Block(BlockType::Q6K), tile(64, 2, 24)),
+            (affine, tile(256, 4, 16)),
+        ] {
+            let mut random = Random::new(9);
+            let gpu = Gpu::new(device.clone());
+            let weights = matrix(&mut random, format, rows, cols);
+            let weights = gpu.put(&weights).expect("the format is known");
+            let x = random.numbers(n_x * cols);
+            let many = upload(&device, &x, cols);
+            let mut out = Activations::new(&device, n_x, rows);
+            let mut products = Products::new(Tuning::default()).with_tile(tile);
+            products.multiply(&device, &many, &mut [(Operand::of(&weights), &mut out)]);
+            let together = download(&device, &out);
+            for row in [0, 15, 16, 23, 24, 44] {
+                let one = upload(&device, &x[row * cols..][..cols], cols);
+                products.multiply(&device, &one, &mut [(Operand::of(&weights), &mut out)]);
+                let expected = &together[row * rows..][..rows];
+                assert_eq!(download(&device, &out), expected, "{format}, {tile:?}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
 fn models_that_kernels_cannot_compute_are_told_apart() {
     let needs = |format, cols, n_experts| {
         let matrices = vec![(Format::Float(FloatType::Bf16), 64), (format, cols)];
@@ -195,9 +227,14 @@ fn rows_of_the_embedding_are_the_stored_ones() {
 #[test]
 fn kernels_translate_to_every_language() {
     crate::gpu::with_place(translate);
+    crate::groups::with_source(16, translate);
     let q8 = Format::Block(BlockType::Q8_0);
     for format in formats(256) {
         with_embed(format, translate);
+        for (is_fused, is_grouped) in [(false, false), (true, false), (true, true)] {
+            let form = gemm::Form { format, is_fused, is_grouped };
+            gemm::with_source(form, Tile { workgroup: 64, rows: 4, columns: 16 }, translate);
+        }
         for n_x in [1, 8] {
             let choice = Of::Choice(RouterSpec { top_k: 10, normalise: n_x == 1 });
             for (is_fused, of) in [Of::One, Of::Each(None), Of::Experts, choice]
@@ -221,7 +258,7 @@ fn kernels_translate_to_every_language() {
 }
 
 /// Experts with these formats of gate, up and down.
-fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
+pub(crate) fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
     let [gate, up, down] = formats;
     let one = |index| LoadedExpert {
         index,
@@ -448,6 +485,43 @@ fn layers_that_are_held_agree() {
                 }
             }
         }
+    }
+}
+
+/// Many rows: uses are grouped by expert on the device, or by the host where experts are in several buffers.
+#[test]
+fn experts_of_prompts_are_grouped_on_the_device() {
+    let (top_k, n_experts) = (3, 8);
+    let mut random = Random::new(12);
+    let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let loaded = experts(&mut random, n_experts, [format; 3]);
+    let router = matrix(&mut random, Format::Float(FloatType::F32), n_experts as usize, 256);
+    let spec = RouterSpec { top_k, normalise: true };
+    for (device, rows) in
+        devices().into_iter().flat_map(|device| [(device.clone(), 9), (device, 40)])
+    {
+        let x = upload(&device, &random.numbers(rows * 256), 256);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for (per_buffer, n_waits) in [(8, 0), (3, 1)] {
+            let mut gpu = Gpu::new(device.clone());
+            let matrices = crate::experts::shapes(&loaded[0].weights);
+            let slot = crate::experts::ExpertLayout::new(matrices).expect("known formats").bytes;
+            gpu.slot_buffer_bytes = per_buffer * slot;
+            let shape = ExpertShape { n_experts: n_experts as usize, matrices };
+            gpu.reserve_experts(&[Some(shape)], 8 * slot).expect("memory");
+            for expert in &loaded {
+                gpu.hold_expert(0, expert).expect("there is room");
+            }
+            let out = upload(&device, &vec![f32::NAN; rows * top_k * 256], 256);
+            let router = gpu.put(&router).expect("the format is known");
+            let mut logits = gpu.buffer(rows, n_experts as usize);
+            let waits = gpu.handoffs().waits;
+            gpu.held_layer(0, (&router, &mut logits, spec), None, &x, &out);
+            assert_eq!(gpu.handoffs().waits - waits, n_waits);
+            all.push(download(&device, &out));
+        }
+        assert!(all[0].iter().all(|value| value.is_finite()), "{}: each use", name(&device));
+        assert!(all[0] == all[1], "{}: bits of {rows} rows", name(&device));
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! What an expert loses at a width is measured: it is quantised by a quick method, and the squared error of
 //! its outputs on the recorded inputs of its own is summed, each as much as the router's weight makes it count.
-//! A sum, not a mean, so an expert that is used often counts often. Errors of a layer are divided by the
-//! squares of what its experts put out in all: layers differ in scale. Then the expert that gains most for a byte is
-//! given more bits, as long as the budget lasts.
+//! A sum, not a mean, so an expert that is used often counts often. Every layer is given the same part of the
+//! budget, because errors of different layers cannot be compared: weighed by the squares of each layer's outputs,
+//! they moved bits to layers that do not need them. In a layer the expert that gains most for a byte is given more
+//! bits, as long as its part lasts.
 
 use std::fs;
 use std::path::Path;
@@ -108,8 +109,7 @@ fn judge_layer(
     let uses = rows.uses(n);
     let per_token = loader.inventory.checkpoint.config().moe.top_k as f64
         / uses.iter().sum::<usize>().max(1) as f64;
-    // Each expert with the squares of its outputs.
-    let judge = |expert: usize| -> Result<(Choice, f64), Error> {
+    let judge = |expert: usize| -> Result<Choice, Error> {
         let weights = loader.expert(layer, expert)?;
         // The same for every width, and most of the work.
         let importance = weights.importance(&rows.inputs(expert, None));
@@ -133,12 +133,11 @@ fn judge_layer(
             let bytes = location.matrices().map(|m| Stored::Affine(affine).bytes(m.rows, m.cols));
             choice.bytes[index] = bytes.iter().sum();
         }
-        let squares = own.loss(&outputs, &vec![0.0; outputs.len()]);
-        Ok((choice, squares))
+        Ok(choice)
     };
     let next = AtomicUsize::new(0);
     let (sender, receiver) = channel();
-    let mut judged: Vec<Option<(Choice, f64)>> = vec![None; n];
+    let mut judged: Vec<Option<Choice>> = vec![None; n];
     let mut result = Ok(());
     std::thread::scope(|scope| {
         for _ in 0..options.threads.max(1) {
@@ -162,14 +161,7 @@ fn judge_layer(
         }
     });
     result?;
-    let judged: Vec<(Choice, f64)> = judged.into_iter().flatten().collect();
-    let squares: f64 = judged.iter().map(|(_, squares)| squares).sum();
-    let scale = 1.0 / squares.max(f64::MIN_POSITIVE);
-    let scaled = judged.into_iter().map(|(mut choice, _)| {
-        choice.loss = choice.loss.map(|loss| loss * scale);
-        choice
-    });
-    Ok(scaled.collect())
+    Ok(judged.into_iter().flatten().collect())
 }
 
 /// Gives bits where they gain most for their bytes, until the next step would not fit.
@@ -193,13 +185,24 @@ fn spend(layers: &mut [Vec<Choice>], budget: Budget) -> Result<(), Error> {
             most_bits: CANDIDATES[last],
         });
     }
-    let mut left = asked as f64 - least;
-    let mut choices: Vec<&mut Choice> = layers.iter_mut().flatten().collect();
+    for layer in layers {
+        // Bytes of the layer, as its part of all.
+        let at = |index: usize| -> f64 {
+            layer.iter().map(|choice| choice.cost * choice.bytes[index] as f64).sum()
+        };
+        let left = asked as f64 / most * at(last) - at(0);
+        spend_in_layer(layer, left);
+    }
+    Ok(())
+}
+
+/// The same with what a layer has left beyond the least.
+fn spend_in_layer(choices: &mut [Choice], mut left: f64) {
     loop {
         let mut best: Option<(f64, usize, usize, f64)> = None;
         for (index, choice) in choices.iter().enumerate() {
             let now = choice.chosen;
-            for to in now + 1..=last {
+            for to in now + 1..CANDIDATES.len() {
                 let cost = choice.cost * (choice.bytes[to] - choice.bytes[now]) as f64;
                 let gain = choice.loss[now] - choice.loss[to];
                 let rate = gain / cost.max(1e-9);
@@ -208,7 +211,7 @@ fn spend(layers: &mut [Vec<Choice>], budget: Budget) -> Result<(), Error> {
                 }
             }
         }
-        let Some((_, index, to, cost)) = best else { return Ok(()) };
+        let Some((_, index, to, cost)) = best else { return };
         choices[index].chosen = to;
         left -= cost;
     }

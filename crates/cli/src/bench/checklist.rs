@@ -183,6 +183,15 @@ fn devices(checks: &mut Checks, machine: &Machine, gpu: Option<&DeviceInfo>) {
     checks.add("GPU", format!("{name}, {kind}, {api}"), expected, verdict);
     let memory = gpu.memory_bytes.map_or("not known".to_owned(), format_bytes);
     checks.add("memory of the GPU", memory, "two thirds of a Mac's memory or more", Verdict::Look);
+    let shared = match (&gpu.imports, gpu.shares_memory) {
+        (_, false) => "no".to_owned(),
+        (Ok(()), true) => "yes, and reads experts there without a copy".to_owned(),
+        (Err(why), true) => format!("yes, but experts are copied in it: {why}"),
+    };
+    let expected = "yes, without a copy, on a Mac with Apple silicon";
+    let is_right = !cfg!(all(target_os = "macos", target_arch = "aarch64"))
+        || (gpu.shares_memory && gpu.imports.is_ok());
+    checks.add("memory is the host's", shared, expected, Verdict::of(is_right));
     let lanes = gpu.subgroup_lanes.map_or("none".to_owned(), |[least, most]| match least == most {
         true => format!("{least}"),
         false => format!("{least} to {most}"),

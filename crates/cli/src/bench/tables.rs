@@ -133,6 +133,7 @@ fn tier_table(results: &Results) -> Table {
         row.push(format!("{:.1}", handoffs.submissions as f64 / n_tokens));
         row.push(format!("{:.1}", handoffs.host_uses as f64 / n_tokens));
         row.push(format!("{:.1}", handoffs.expert_bytes as f64 / n_tokens / 1e6));
+        row.push(format!("{:.1}", handoffs.in_place_bytes as f64 / n_tokens / 1e6));
         let seconds = handoffs.expert_time.as_secs_f64();
         row.push(match seconds > 0.0 {
             true => format!("{:.1}", handoffs.expert_bytes as f64 / seconds / 1e9),
@@ -154,6 +155,7 @@ fn tier_table(results: &Results) -> Table {
         "submissions",
         "computed by the CPU",
         "MB moved/token",
+        "MB read in place",
         "taken at GB/s",
     ];
     Table {

@@ -14,7 +14,11 @@ fn devices_are_listed_with_their_speeds() {
         assert!(printed.contains(gpu["name"].as_str().expect("a name")), "{printed}");
         let speed = gpu["read_bytes_per_second"].as_f64();
         assert_eq!(speed > Some(0.0), gpu["problem"].is_null(), "{gpu:#}");
+        let imports = gpu["imports_host_memory"].as_bool().expect("it is told");
+        assert_eq!(imports, gpu["import_problem"].is_null(), "{gpu:#}");
     }
+    let shared = gpus.iter().filter(|gpu| gpu["shares_memory"] == true).count();
+    assert_eq!(printed.matches("shares the host's memory").count(), shared, "{printed}");
     let software = gpus.iter().filter(|gpu| gpu["software"] == true).count();
     assert_eq!(printed.matches("this is the CPU").count(), software, "{printed}");
     if gpus.is_empty() {

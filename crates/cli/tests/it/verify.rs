@@ -72,6 +72,50 @@ fn outputs_on_a_gpu_do_not_depend_on_what_it_holds() {
     assert!(dumps.iter().all(|dump| *dump == dumps[0]));
 }
 
+/// A GPU that shares the host's memory reads experts there, and nothing is in memory twice.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_gpu_that_shares_memory_reads_experts_where_they_are() {
+    let list = json(&["devices"]);
+    if list["gpus"][0]["shares_memory"] != true || list["gpus"][0]["imports_host_memory"] != true {
+        println!("skipped: no GPU here reads the host's memory");
+        return;
+    }
+    let run = |more: &[&str]| {
+        let args =
+            ["run", "demo", "Hello", "--tokens", "8", "--device", "gpu", "--temperature", "0"];
+        let answer = json(&[&args, more].concat());
+        let sum = |what: &str| {
+            let timing = &answer["timing"];
+            timing["prompt"][what].as_u64().unwrap() + timing["decode"][what].as_u64().unwrap()
+        };
+        let bytes = [sum("in_place_expert_bytes"), sum("moved_expert_bytes")];
+        (answer["tokens"].clone(), bytes)
+    };
+    let (in_place, [read, _]) = run(&["--expert-vram", "0"]);
+    let (copied, [none, moved]) = run(&["--expert-vram", "0", "--copy-experts"]);
+    let (held, _) = run(&[]);
+    assert!(read > 0 && none == 0 && moved > 0, "{read} read, {none}, {moved} moved");
+    assert!(in_place == copied && copied == held, "the same tokens");
+
+    let plan = |more: &[&str]| {
+        let args = ["inspect", "demo", "--device", "gpu", "--memory", "600M"];
+        json(&[&args, more].concat())["memory"].clone()
+    };
+    for more in [&[][..], &["--expert-vram", "1M"], &["--expert-vram", "0", "--copy-experts"]] {
+        let plan = plan(more);
+        let device = &plan["device"];
+        assert_eq!(device["shares_host_memory"], true, "{plan:#}");
+        let sum = |of: &serde_json::Value, parts: &[&str]| -> u64 {
+            parts.iter().map(|part| of[format!("{part}_bytes")].as_u64().unwrap()).sum()
+        };
+        let host = ["process", "reserve", "workspace", "sampling", "expert_slot"];
+        let of_device = ["trunk", "state", "workspace", "expert"];
+        let all = sum(&plan, &host) + sum(device, &of_device);
+        assert!(all <= 600 << 20, "all of it is in one budget: {plan:#}");
+    }
+}
+
 #[test]
 fn a_difference_fails() {
     let directory = fixture("qwen35moe-mini-mlx-8bit");

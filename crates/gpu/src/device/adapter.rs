@@ -55,6 +55,12 @@ impl Adapter {
         self.info().device_type == wgpu::DeviceType::Cpu
     }
 
+    /// Whether its memory is the host's: what lies there once need not lie there twice.
+    pub fn shares_memory(&self) -> bool {
+        let kinds = [wgpu::DeviceType::IntegratedGpu, wgpu::DeviceType::Cpu];
+        kinds.contains(&self.info().device_type)
+    }
+
     /// The interface through which it is reached: `Vulkan`, `Metal`, `DX12`.
     pub fn api(&self) -> String {
         format!("{:?}", self.info().backend)

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use compute::memory::Pages;
 use wgpu::BufferUses;
 use wgpu::hal;
 
@@ -17,12 +18,14 @@ pub(crate) struct Buffer {
     bytes: u64,
     /// When it was cleared.
     pub(super) cleared: Moment,
+    /// The host's memory that it is, if it is not the device's own.
+    pages: Option<Pages>,
     owner: Arc<Shared>,
 }
 
 /// What was let go of, and is destroyed when the device is done with it.
 pub(super) enum Grave {
-    Buffer(u64, Box<dyn hal::DynBuffer>),
+    Buffer(u64, Box<dyn hal::DynBuffer>, Option<Pages>),
     Pipeline(u64, Box<dyn hal::DynComputePipeline>),
     Group(Box<dyn hal::DynBindGroup>),
 }
@@ -31,7 +34,7 @@ impl Grave {
     /// What bind groups may still name.
     pub(super) fn id(&self) -> Option<u64> {
         match self {
-            Self::Buffer(id, _) | Self::Pipeline(id, _) => Some(*id),
+            Self::Buffer(id, ..) | Self::Pipeline(id, _) => Some(*id),
             Self::Group(_) => None,
         }
     }
@@ -44,7 +47,10 @@ impl Grave {
         // SAFETY: the caller says that nothing uses them, and they are owned.
         unsafe {
             match self {
-                Self::Buffer(_, buffer) => device.destroy_buffer(buffer),
+                Self::Buffer(_, buffer, pages) => {
+                    device.destroy_buffer(buffer);
+                    drop(pages);
+                }
                 Self::Pipeline(_, pipeline) => device.destroy_compute_pipeline(pipeline),
                 Self::Group(group) => device.destroy_bind_group(group),
             }
@@ -55,7 +61,7 @@ impl Grave {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(raw) = self.raw.take() {
-            lock(&self.owner.graves).push(Grave::Buffer(self.id, raw));
+            lock(&self.owner.graves).push(Grave::Buffer(self.id, raw, self.pages.take()));
         }
     }
 }
@@ -90,11 +96,23 @@ impl Device {
         };
         let mut recording = lock(&self.shared.recording);
         let id = recording.new_id();
-        let mut buffer =
-            Buffer { raw, id, bytes, cleared: Moment::default(), owner: Arc::clone(&self.shared) };
+        let owner = Arc::clone(&self.shared);
+        let mut buffer = Buffer { raw, id, bytes, cleared: Moment::default(), pages: None, owner };
         recording.clear(&self.shared, &buffer);
         buffer.cleared = recording.moment();
         buffer
+    }
+
+    /// Memory of the host, kept for as long as the device may read it.
+    pub(super) fn foreign_buffer(
+        &self,
+        raw: Box<dyn hal::DynBuffer>,
+        bytes: u64,
+        pages: Pages,
+    ) -> Buffer {
+        let id = lock(&self.shared.recording).new_id();
+        let (pages, owner) = (Some(pages), Arc::clone(&self.shared));
+        Buffer { raw: Some(raw), id, bytes, cleared: Moment::default(), pages, owner }
     }
 
     /// Memory with these contents.

@@ -23,6 +23,21 @@ impl Device {
         lock(&self.shared.recording).retire(&self.shared);
     }
 
+    /// Whether the work of a moment is done.
+    pub(crate) fn is_done(&self, Moment(submission): Moment) -> bool {
+        self.shared.is_done(submission) || self.shared.has_failed()
+    }
+
+    /// Waits for the work of a moment.
+    pub(crate) fn wait_for(&self, Moment(submission): Moment) {
+        let mut recording = lock(&self.shared.recording);
+        if !recording.is_handed_over(submission) {
+            recording.hand_over(&self.shared);
+        }
+        drop(recording);
+        self.shared.wait_for(submission);
+    }
+
     /// Copies bytes to the host, replacing what `out` held: waits for the device. Numbers are multiples of
     /// 4. After a failure of the device the bytes are zero, and [`Device::check`] tells why.
     pub(crate) fn read(&self, buffer: &Buffer, at: u64, bytes: u64, out: &mut Vec<u8>) {

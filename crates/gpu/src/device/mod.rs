@@ -14,6 +14,7 @@ mod compile;
 mod copy_queue;
 mod error;
 mod hazards;
+mod import;
 mod kernel_cache;
 mod mapped;
 mod meeting;
@@ -89,6 +90,7 @@ struct Shared {
     api: String,
     driver: String,
     is_software: bool,
+    shares_memory: bool,
     limits: wgpu::Limits,
     memory_bytes: Option<u64>,
     /// Whether eight neighbouring lanes can be added by subgroup operations.
@@ -155,6 +157,7 @@ impl Device {
                 api: format!("{:?}", info.backend),
                 driver: adapter.driver(),
                 is_software,
+                shares_memory: adapter.shares_memory(),
                 name: info.name,
                 limits,
                 memory_bytes: adapter.memory_bytes(),
@@ -195,7 +198,12 @@ impl Device {
         self.shared.spin_ns.store(spin.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Bytes of its own memory, where the driver tells.
+    /// Whether its memory is the host's.
+    pub fn shares_memory(&self) -> bool {
+        self.shared.shares_memory
+    }
+
+    /// Bytes of its memory, where the driver tells.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.shared.memory_bytes
     }
@@ -209,6 +217,11 @@ impl Device {
     pub fn max_binding_bytes(&self) -> u64 {
         let limits = &self.shared.limits;
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256
+    }
+
+    /// Bytes of memory that a workgroup can have.
+    pub(crate) fn workgroup_bytes(&self) -> u32 {
+        self.shared.limits.max_compute_workgroup_storage_size
     }
 
     /// Most bindings that a kernel can have here.

@@ -18,7 +18,9 @@ pub(super) struct Pinning {
     device: ash::Device,
     functions: ext::external_memory_host::Device,
     /// Where memory must begin and end.
-    alignment: u64,
+    pub(super) alignment: u64,
+    /// The types of memory, as bits, in which both see what the other wrote without being told.
+    coherent: u32,
     /// By where it begins, memory of which at least a part is known to the device.
     arenas: HashMap<usize, Arena>,
 }
@@ -31,9 +33,9 @@ struct Arena {
 }
 
 /// A part of it that the device knows.
-struct Window {
-    buffer: vk::Buffer,
-    memory: vk::DeviceMemory,
+pub(super) struct Window {
+    pub(super) buffer: vk::Buffer,
+    pub(super) memory: vk::DeviceMemory,
 }
 
 /// What is asked for when the device is opened.
@@ -46,13 +48,20 @@ impl Pinning {
         let mut host = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
         let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut host);
         // SAFETY: the physical device is one of this instance's and has the extension.
-        unsafe {
+        let memory = unsafe {
             let physical = adapter.raw_physical_device();
             instance.get_physical_device_properties2(physical, &mut properties);
-        }
+            instance.get_physical_device_memory_properties(physical)
+        };
+        let types = memory.memory_types_as_slice().iter().zip(0..);
+        let is_coherent = |kind: &vk::MemoryType| {
+            kind.property_flags.contains(vk::MemoryPropertyFlags::HOST_COHERENT)
+        };
+        let coherent =
+            types.filter(|(kind, _)| is_coherent(kind)).map(|(_, index)| 1 << index).sum();
         let alignment = host.min_imported_host_pointer_alignment;
         let functions = ext::external_memory_host::Device::new(instance, device);
-        Self { device: device.clone(), functions, alignment, arenas: HashMap::new() }
+        Self { device: device.clone(), functions, alignment, coherent, arenas: HashMap::new() }
     }
 
     /// Where bytes of a block are for the device: buffers with the ranges of them, in order. `None` if the
@@ -75,13 +84,10 @@ impl Pinning {
             let at = index * WINDOW_BYTES;
             let len = WINDOW_BYTES.min(all.len() - at);
             if arena.windows[index].is_none() {
-                let window = import(
-                    &self.device,
-                    &self.functions,
-                    self.alignment,
-                    (arena.pages.range().start + at, len),
-                );
-                arena.windows[index] = Some(window.ok()?);
+                let place = (arena.pages.range().start + at, len);
+                let usage = vk::BufferUsageFlags::TRANSFER_SRC;
+                let how = (&self.functions, self.alignment, u32::MAX);
+                arena.windows[index] = Some(import(&self.device, how, place, usage).ok()?);
             }
             let window = arena.windows[index].as_ref()?;
             let part = bytes.start.max(at) - at..bytes.end.min(at + len) - at;
@@ -90,7 +96,13 @@ impl Pinning {
         Some(found)
     }
 
-    /// Lets the device forget all of it.
+    /// Memory of the host as a buffer that kernels read. Whoever asks keeps it and lets go of the window.
+    pub(super) fn import(&self, place: (usize, usize)) -> Result<Window, vk::Result> {
+        let how = (&self.functions, self.alignment, self.coherent);
+        import(&self.device, how, place, vk::BufferUsageFlags::STORAGE_BUFFER)
+    }
+
+    /// Lets the device forget all that it copies from.
     ///
     /// # Safety
     /// No copy from it is under way.
@@ -107,12 +119,13 @@ impl Pinning {
     }
 }
 
-/// Makes memory known to a device, as a buffer to copy from.
+/// Makes memory known to a device, as a buffer: with the functions of the extension, an alignment, and the types
+/// of memory that will do.
 fn import(
     device: &ash::Device,
-    functions: &ext::external_memory_host::Device,
-    alignment: u64,
+    (functions, alignment, types): (&ext::external_memory_host::Device, u64, u32),
     (start, len): (usize, usize),
+    usage: vk::BufferUsageFlags,
 ) -> Result<Window, vk::Result> {
     if !(start as u64).is_multiple_of(alignment) || !(len as u64).is_multiple_of(alignment) {
         return Err(vk::Result::ERROR_INVALID_EXTERNAL_HANDLE);
@@ -120,10 +133,8 @@ fn import(
     let kind = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
     let pointer = std::ptr::with_exposed_provenance_mut(start);
     let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(kind);
-    let description = vk::BufferCreateInfo::default()
-        .size(len as u64)
-        .usage(vk::BufferUsageFlags::TRANSFER_SRC)
-        .push_next(&mut external);
+    let description =
+        vk::BufferCreateInfo::default().size(len as u64).usage(usage).push_next(&mut external);
     let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
     // SAFETY: the memory is mapped, aligned, and kept by whoever asks for as long as the window is there; the
     // device only reads it.
@@ -132,7 +143,7 @@ fn import(
         ask(device.handle(), kind, pointer, &mut properties).result()?;
         let buffer = device.create_buffer(&description, None)?;
         let needs = device.get_buffer_memory_requirements(buffer);
-        let types = needs.memory_type_bits & properties.memory_type_bits;
+        let types = types & needs.memory_type_bits & properties.memory_type_bits;
         if types == 0 || needs.size > len as u64 {
             device.destroy_buffer(buffer, None);
             return Err(vk::Result::ERROR_INVALID_EXTERNAL_HANDLE);

@@ -31,3 +31,12 @@ fn team_sum(entry: Entry, value: f32) -> f32 {
     }
     return sum;
 }
+
+// The value that the lane of the team has whose number differs in the bit `step`. All lanes of the workgroup must
+// call it.
+fn team_exchange(entry: Entry, value: f32, step: u32) -> f32 {
+    workgroupBarrier();
+    lane_values[entry.local] = value;
+    workgroupBarrier();
+    return lane_values[entry.local ^ step];
+}

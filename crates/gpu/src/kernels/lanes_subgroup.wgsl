@@ -29,3 +29,8 @@ fn team_sum(entry: Entry, value: f32) -> f32 {
     sum += subgroupShuffleXor(sum, 4u);
     return sum;
 }
+
+// The value that the lane of the team has whose number differs in the bit `step`.
+fn team_exchange(entry: Entry, value: f32, step: u32) -> f32 {
+    return subgroupShuffleXor(value, step);
+}

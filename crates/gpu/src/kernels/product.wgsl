@@ -49,8 +49,9 @@ fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
     high = fma(w.q[6], held[at + 6u], high);
     high = fma(w.q[7], held[at + 7u], high);
     let sums = held[at + 8u];
-    let biased = fma(w.bias.x, sums.x, fma(w.bias.y, sums.y, sum));
-    return fma(w.scale.x, total(low), fma(w.scale.y, total(high), biased));
+    // Half after half, as `gemm.wgsl` does.
+    let lower = fma(w.scale.x, total(low), fma(w.bias.x, sums.x, sum));
+    return fma(w.scale.y, total(high), fma(w.bias.y, sums.y, lower));
 }
 
 // Units of a row of weights that a lane multiplies at once: `unit` of the tile, and those of its next ones that

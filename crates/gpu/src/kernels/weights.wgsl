@@ -19,6 +19,13 @@ struct Unit {
     bias: vec2<f32>,
 }
 
+// The lower or the upper sixteen of them; BIASED tells whether a format has biases.
+struct Half {
+    q: array<vec4<f32>, 4>,
+    scale: f32,
+    bias: f32,
+}
+
 // Bits below the 23rd, as the mantissa of 2^23 + bits: two operations of full rate for a code, where extracting and
 // converting it takes four or more.
 fn as_floats(bits: vec4<u32>) -> vec4<f32> {

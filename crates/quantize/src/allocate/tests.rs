@@ -6,9 +6,11 @@ use checkpoint::{Checkpoint, FloatType, encode_floats};
 use engine::{EngineOptions, Inventory};
 
 use super::*;
-use crate::calibrate::{Calibration, CalibrationText};
+use crate::calibrate::{Calibration, Recording};
+use crate::expert::Method;
 use crate::recipe::Recipe;
 use crate::source::Source;
+use crate::text::Text;
 
 /// A copy of a random model whose tokens share a large first channel, by which its routers like each expert
 /// less than the one before.
@@ -40,15 +42,14 @@ fn uneven_model(out: &Path) -> PathBuf {
 }
 
 /// Words that are none, of a generator with a seed.
-fn text(path: PathBuf, seed: u64) -> CalibrationText {
+fn text(seed: u64) -> Text {
     let mut state = seed;
     let letters = (0..4000).map(|_| {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         b"abcdefghijklmnopqrstuvwxyz      "[(state >> 59) as usize] as char
     });
-    fs::write(&path, letters.collect::<String>()).expect("it can be written");
-    CalibrationText::File(path)
+    Text::Documents { path: PathBuf::new(), documents: vec![letters.collect()] }
 }
 
 /// Widths are chosen by what one text records, and judged by the inputs of another, at equal bytes: of all
@@ -64,11 +65,16 @@ fn where_routing_is_uneven_widths_of_their_own_lose_less_than_one_for_all() {
     let engine =
         EngineOptions { memory: Some(1 << 30), direct_io: false, ..EngineOptions::default() };
     let record = |name: &str, seed| {
-        let texts = [text(base.join(format!("{name}.txt")), seed)];
-        let directory = base.join(name);
-        let texts = (&texts[..], 800);
-        Calibration::record(&directory, name, &model, texts, &engine, &mut |_, _| {})
-            .expect("it can be recorded")
+        let recording = Recording {
+            directory: &base.join(name),
+            identity: name.to_owned(),
+            model: &model,
+            config: inventory.checkpoint.config(),
+            texts: &[text(seed)],
+            n_tokens: 800,
+            engine: &engine,
+        };
+        Calibration::open(&recording, &mut |_, _| {}).expect("it can be recorded")
     };
     let (read, other) = (record("read", 1), record("other", 2));
     let loader = Loader { source: &source, inventory: &inventory, calibration: Some(&read) };

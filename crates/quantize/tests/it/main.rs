@@ -239,12 +239,11 @@ fn other_families_and_quantised_sources_can_be_quantised() {
 }
 
 /// Calibration with text of a few tokens in a row.
-fn calibrated(temp: &TempDir, method: Method, budget: Option<Budget>) -> (PathBuf, Report) {
+fn calibration(temp: &TempDir, method: Method, budget: Option<Budget>) -> Options {
     let text = temp.join("text.jsonl");
     let line = "Once upon a time there was a small fox who lived in a wood. It had 3 friends: ";
     fs::write(&text, format!("{{\"text\": \"{}\"}}\n", line.repeat(3))).expect("it can be written");
-    let out = temp.join(&format!("{method:?}-{}", budget.is_some()));
-    let options = Options {
+    Options {
         method,
         budget,
         calibration: vec![CalibrationText::File(text), CalibrationText::Sampled],
@@ -256,7 +255,12 @@ fn calibrated(temp: &TempDir, method: Method, budget: Option<Budget>) -> (PathBu
             ..EngineOptions::default()
         },
         ..Options::new(recipe("experts-2bit"))
-    };
+    }
+}
+
+fn calibrated(temp: &TempDir, method: Method, budget: Option<Budget>) -> (PathBuf, Report) {
+    let out = temp.join(&format!("{method:?}-{}", budget.is_some()));
+    let options = calibration(temp, method, budget);
     let report = quantize(&fixture("qwen35moe-tiny"), &out, &options, &mut |_| {});
     (out, report.expect("it can be quantised"))
 }
@@ -271,11 +275,10 @@ fn widths_fit_their_budget_and_the_result_runs() {
     assert!(report.expert_bytes * 100 > asked * 95, "the budget is used: {report:?}");
     assert!(report.widths.len() > 1, "experts differ: {report:?}");
     assert_eq!(said(&out).len(), 23, "it runs");
-    let keep = recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
-    let stacked = Options {
-        placement: Placement::Stacked,
-        ..Options::new(keep.expect("it is sound"))
-    };
+    let keep =
+        recipe("4bit").changed(&Changes { experts: Some(Width::Keep), ..Changes::default() });
+    let stacked =
+        Options { placement: Placement::Stacked, ..Options::new(keep.expect("it is sound")) };
     let error = quantize(&out, &temp.join("stacked"), &stacked, &mut |_| {});
     let message = error.expect_err("stacks have one width").to_string();
     assert!(message.contains("different widths and cannot be stacked"), "{message}");
@@ -293,6 +296,15 @@ fn widths_fit_their_budget_and_the_result_runs() {
     let error = quantize(&fixture("qwen35moe-tiny"), &temp.join("no"), &options, &mut |_| {});
     let message = error.expect_err("nothing fits ten bytes").to_string();
     assert!(message.contains("all experts at 2 bits"), "{message}");
+
+    // Rows of which some were lost are not taken for all.
+    let rows = temp.join("rows/layer-000.rows");
+    let whole = fs::read(&rows).expect("they were recorded");
+    fs::write(&rows, &whole[..whole.len() / 2]).expect("it can be written");
+    let options = calibration(&temp, Method::Search, None);
+    let error = quantize(&fixture("qwen35moe-tiny"), &temp.join("half"), &options, &mut |_| {});
+    let message = error.expect_err("half of the rows are gone").to_string();
+    assert!(message.contains("layer-000.rows: it has"), "{message}");
 }
 
 #[test]

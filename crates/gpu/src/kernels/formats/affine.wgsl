@@ -72,3 +72,30 @@ fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     }
     return out;
 }
+
+const BIASED: bool = true;
+
+fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
+    let index = row * params.units + unit;
+    let group = index / (GROUP / 32u);
+    var out: Half;
+    out.scale = parameter(base.scales, group);
+    out.bias = parameter(base.biases, group);
+    if (BITS == 4u) {
+        let w = quads[base.codes / 4u + index];
+        let codes = select(w.xy, w.zw, part == 1u);
+        out.q = array<vec4<f32>, 4>(
+            codes_of(codes.x), codes_of(codes.x >> 16u), codes_of(codes.y), codes_of(codes.y >> 16u),
+        );
+    } else if (BITS == 8u) {
+        let codes = quads[base.codes / 4u + 2u * index + part];
+        out.q = array<vec4<f32>, 4>(
+            codes_of(codes.x), codes_of(codes.y), codes_of(codes.z), codes_of(codes.w),
+        );
+    } else {
+        let at = base.codes + index * BITS;
+        let first = 4u * part;
+        out.q = array<vec4<f32>, 4>(quad(at, first), quad(at, first + 1u), quad(at, first + 2u), quad(at, first + 3u));
+    }
+    return out;
+}

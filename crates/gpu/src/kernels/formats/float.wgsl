@@ -37,3 +37,25 @@ fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     }
     return out;
 }
+
+const BIASED: bool = false;
+
+fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
+    let half = 2u * (row * params.units + unit) + part;
+    if (SCALES == 2u) {
+        let at = base.codes / 4u + 4u * half;
+        let q = array<vec4<f32>, 4>(
+            bitcast<vec4<f32>>(quads[at]), bitcast<vec4<f32>>(quads[at + 1u]),
+            bitcast<vec4<f32>>(quads[at + 2u]), bitcast<vec4<f32>>(quads[at + 3u]),
+        );
+        return Half(q, 1.0, 0.0);
+    }
+    let at = base.codes / 4u + 2u * half;
+    let a = quads[at];
+    let b = quads[at + 1u];
+    let q = array<vec4<f32>, 4>(
+        vec4<f32>(pair(a.x), pair(a.y)), vec4<f32>(pair(a.z), pair(a.w)),
+        vec4<f32>(pair(b.x), pair(b.y)), vec4<f32>(pair(b.z), pair(b.w)),
+    );
+    return Half(q, 1.0, 0.0);
+}

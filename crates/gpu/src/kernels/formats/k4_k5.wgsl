@@ -11,11 +11,8 @@ fn bytes_of(codes: u32, high: u32, unit: u32) -> vec4<f32> {
     return bytes_as_floats(q);
 }
 
-fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
-    let index = row * params.units + unit_in_row;
-    let unit = index % 8u;
-    let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
-    let head = quads[at];
+// The scale and the bias of a unit, of the first quad of its block.
+fn parameters_of(head: vec4<u32>, unit: u32) -> vec2<f32> {
     let d = unpack2x16float(head.x);
     // Six-bit pairs: the first four units have theirs in bytes, the others the low four bits there and
     // the high two in the spare bits of the first.
@@ -29,6 +26,14 @@ fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
         scale = (third & 15u) | ((first >> 2u) & 48u);
         low = ((third >> 4u) & 15u) | ((second >> 2u) & 48u);
     }
+    return vec2<f32>(d.x * f32(scale), -d.y * f32(low));
+}
+
+fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
+    let index = row * params.units + unit_in_row;
+    let unit = index % 8u;
+    let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
+    let parameters = parameters_of(quads[at], unit);
     var high_a = vec4<u32>(0u);
     var high_b = vec4<u32>(0u);
     var codes = at + 1u + 2u * (unit / 2u);
@@ -40,8 +45,8 @@ fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
     let a = quads[codes];
     let b = quads[codes + 1u];
     var out: Unit;
-    out.scale = vec2<f32>(d.x * f32(scale));
-    out.bias = vec2<f32>(-d.y * f32(low));
+    out.scale = vec2<f32>(parameters.x);
+    out.bias = vec2<f32>(parameters.y);
     out.q = array<vec4<f32>, 8>(
         bytes_of(a.x, high_a.x, unit), bytes_of(a.y, high_a.y, unit),
         bytes_of(a.z, high_a.z, unit), bytes_of(a.w, high_a.w, unit),
@@ -49,4 +54,25 @@ fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
         bytes_of(b.z, high_b.z, unit), bytes_of(b.w, high_b.w, unit),
     );
     return out;
+}
+
+const BIASED: bool = true;
+
+fn half_of(base: Base, row: u32, unit_in_row: u32, part: u32) -> Half {
+    let index = row * params.units + unit_in_row;
+    let unit = index % 8u;
+    let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
+    let parameters = parameters_of(quads[at], unit);
+    var high = vec4<u32>();
+    var codes = at + 1u + 2u * (unit / 2u) + part;
+    if (BITS == 5u) {
+        high = quads[at + 1u + part];
+        codes += 2u;
+    }
+    let w = quads[codes];
+    let q = array<vec4<f32>, 4>(
+        bytes_of(w.x, high.x, unit), bytes_of(w.y, high.y, unit),
+        bytes_of(w.z, high.z, unit), bytes_of(w.w, high.w, unit),
+    );
+    return Half(q, parameters.x, parameters.y);
 }

@@ -37,3 +37,24 @@ fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
     );
     return out;
 }
+
+const BIASED: bool = true;
+
+fn half_of(base: Base, row: u32, unit_in_row: u32, side: u32) -> Half {
+    let index = row * params.units + unit_in_row;
+    let block = index / 8u;
+    let part = index % 8u / 4u;
+    let quarter = index % 4u;
+    let at = base.codes / 4u + 13u * block;
+    let low = quads[at + 4u * part + 2u * (quarter % 2u) + side];
+    let high = quads[at + 8u + 2u * part + side];
+    let factor = unpack2x16float(words[base.scales + block / 2u] >> (16u * (block % 2u))).x;
+    let number = 8u * part + 2u * quarter + side;
+    let codes = words[base.codes + 52u * block + 48u + number / 4u] >> (8u * (number % 4u));
+    let scale = factor * f32(unpack4xI8(codes).x);
+    let q = array<vec4<f32>, 4>(
+        bytes_of(low.x, high.x, quarter), bytes_of(low.y, high.y, quarter),
+        bytes_of(low.z, high.z, quarter), bytes_of(low.w, high.w, quarter),
+    );
+    return Half(q, scale, -32.0 * scale);
+}

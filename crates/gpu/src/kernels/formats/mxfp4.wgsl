@@ -29,3 +29,13 @@ fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     );
     return out;
 }
+
+const BIASED: bool = false;
+
+fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
+    let index = row * params.units + unit;
+    let exponent = (words[base.scales + index / 4u] >> (8u * (index % 4u))) & 255u;
+    let w = (quads[base.codes / 4u + index] >> vec4<u32>(4u * part)) & vec4<u32>(0x0f0f0f0fu);
+    let scale = select(bitcast<f32>(exponent << 23u), bitcast<f32>(0x00400000u), exponent == 0u);
+    return Half(array<vec4<f32>, 4>(values(w.x), values(w.y), values(w.z), values(w.w)), scale, 0.0);
+}

@@ -18,3 +18,16 @@ fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
     );
     return out;
 }
+
+const BIASED: bool = false;
+
+fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
+    let index = row * params.units + unit;
+    let scale = unpack2x16float(words[base.scales + index / 2u] >> (16u * (index % 2u))).x;
+    let codes = quads[base.codes / 4u + 2u * index + part];
+    let q = array<vec4<f32>, 4>(
+        vec4<f32>(unpack4xI8(codes.x)), vec4<f32>(unpack4xI8(codes.y)),
+        vec4<f32>(unpack4xI8(codes.z)), vec4<f32>(unpack4xI8(codes.w)),
+    );
+    return Half(q, scale, 0.0);
+}

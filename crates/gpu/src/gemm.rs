@@ -1,0 +1,133 @@
+//! Products of many rows of activations with stored weights: prompts.
+//!
+//! [`crate::product`] is for few rows, where reading the weights takes the time. Here it is arithmetic that does: a
+//! tile of rows of both is held in registers, and each weight is decoded once for all activations of a tile.
+//! Both give the same bits.
+
+use std::collections::HashMap;
+
+use checkpoint::Format;
+
+use crate::buffers::Activations;
+use crate::device::{Buffer, Device, Kernel};
+use crate::formats::{UNIT, decoder};
+use crate::kernel::{KernelSource, unroll};
+use crate::product::{ALL_ROWS, MOST_WORKGROUPS, Operand, ROWS_OF_EXPERTS, WEIGHTS};
+
+const GEMM: &str = include_str!("kernels/gemm.wgsl");
+
+/// How large the tiles are; results are the same bits whatever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Lanes of a workgroup: a multiple of 8, at most 256. Each eight of them have rows of weights of their own.
+    pub workgroup: u32,
+    /// Rows of weights of a team of eight lanes: even, because gate and up share them.
+    pub rows: u32,
+    /// Rows of activations: a multiple of 8, more than 8.
+    pub columns: u32,
+}
+
+impl Tile {
+    /// The default of a device; `None` if its workgroups have too little memory for any.
+    pub fn of(device: &Device) -> Option<Self> {
+        // A processor computes as fast with small tiles, and compiles them sooner.
+        let (workgroup, rows) = if device.is_software() { (64, 2) } else { (128, 4) };
+        let tile = Self { workgroup, rows, columns: 16 };
+        tile.fits(device).then_some(tile)
+    }
+
+    /// Whether the workgroups of a device have the memory for it.
+    pub fn fits(self, device: &Device) -> bool {
+        let activations = self.columns * 8 * 9 * 16;
+        activations + 4 * self.workgroup <= device.workgroup_bytes()
+    }
+}
+
+/// A form of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) format: Format,
+    pub(crate) is_fused: bool,
+    pub(crate) is_grouped: bool,
+}
+
+/// Compiled kernels, made when they are first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Gemm {
+    /// Instead of the default of the device.
+    tile: Option<Tile>,
+    kernels: HashMap<Form, Kernel>,
+}
+
+/// Calls `use_source` with the source of a form.
+pub(crate) fn with_source<T>(
+    form: Form,
+    tile: Tile,
+    use_source: impl FnOnce(&KernelSource<'_>) -> T,
+) -> T {
+    let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
+    let Tile { workgroup, rows, columns } = tile;
+    let [a, b, c] = decoder.constants;
+    let constants = [a, b, c, ("N_X", columns), ("N_ROWS", rows)];
+    let writes: &[bool] = if form.is_grouped {
+        &[false, false, false, true, false]
+    } else {
+        &[false, false, false, true]
+    };
+    let text = unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8)]);
+    let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
+    let parts = [WEIGHTS, decoder.text, rows, &text];
+    use_source(&KernelSource {
+        name: "GEMM",
+        parts: &parts,
+        constants: &constants,
+        flags: &[("FUSED", form.is_fused)],
+        writes,
+        teams: Some(workgroup),
+    })
+}
+
+impl Gemm {
+    /// No kernels yet, for this tile.
+    pub(crate) fn new(tile: Option<Tile>) -> Self {
+        Self { tile, ..Self::default() }
+    }
+
+    /// The tile on a device, if there is one.
+    pub(crate) fn tile(&self, device: &Device) -> Option<Tile> {
+        self.tile.or_else(|| Tile::of(device))
+    }
+
+    /// Records a product: `numbers` are the rows of `x` or where the items of `table` begin, the uses of a row of
+    /// `x`, and how many items there are, each of as many rows as the tile has columns.
+    pub(crate) fn start(
+        &mut self,
+        device: &Device,
+        operand: &Operand<'_>,
+        table: Option<&Buffer>,
+        numbers: [u32; 3],
+        [x, y]: [&Activations; 2],
+    ) {
+        let tile = self.tile(device).expect("the caller asked");
+        let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
+        let form = Form { format, is_fused: up.is_some(), is_grouped: table.is_some() };
+        let kernel = self
+            .kernels
+            .entry(form)
+            .or_insert_with(|| with_source(form, tile, |source| device.kernel(source)));
+        let [n_x_or_begin, x_div, items] = numbers;
+        let mut words = [0; 13];
+        words[..3].copy_from_slice(&parts);
+        words[3..6].copy_from_slice(&up.unwrap_or_default());
+        let units = cols.div_ceil(UNIT) as u32;
+        let shape = [stride, rows as u32, units, n_x_or_begin, x_div, (cols / 4) as u32];
+        words[6..12].copy_from_slice(&shape);
+        let team_rows = if up.is_some() { tile.rows / 2 } else { tile.rows };
+        let groups = (rows as u32).div_ceil(tile.workgroup / 8 * team_rows);
+        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
+        let buffers = [buffer, buffer, &x.buffer, &y.buffer];
+        let all = table.map(|table| [buffer, buffer, &x.buffer, &y.buffer, table]);
+        let buffers = all.as_ref().map_or(&buffers[..], |all| &all[..]);
+        device.dispatch(kernel, buffers, &words, [groups, items, 1]);
+    }
+}

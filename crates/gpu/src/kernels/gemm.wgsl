@@ -1,0 +1,176 @@
+// `y = x W^T` for many rows of x: a workgroup takes N_X rows of x and N_ROWS rows of W for each of its teams, and
+// decodes a weight once for all of those rows of x. With FUSED, the first half of a team's rows are of one
+// matrix and the others the same rows of another, and `y = silu(x gate^T) * (x up^T)`. Which rows of x and which
+// matrix a workgroup has is said by `rows_all.wgsl`, or for routed experts by `rows_of_experts.wgsl`.
+//
+// The order of additions is that of `product.wgsl`, and so are the bits: lane l of a team adds units l, l + 8,
+// l + 16 .. in order, of each unit the lower half first, and the team adds its lanes in pairs of pairs.
+//
+// What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W), $g
+// (groups of eight rows of x) and $j (rows of a group): sums must have names of their own to be kept in registers.
+
+struct Params {
+    codes: u32,
+    scales: u32,
+    biases: u32,
+    up_codes: u32,
+    up_scales: u32,
+    up_biases: u32,
+    // Words from an expert to the next.
+    stride: u32,
+    // Rows of W, units of a row.
+    rows: u32,
+    units: u32,
+    // Rows of x, or where the table of items begins.
+    n_x: u32,
+    // Row of x of an expert's use: use / x_div.
+    x_div: u32,
+    // Quads of a row of x.
+    x_quads: u32,
+    // Zero, which a compiler does not know: it has no choice of which product to round.
+    zero: f32,
+}
+
+var<immediate> params: Params;
+
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+const TEAMS: u32 = WORKGROUP / 8u;
+// Rows of y of a team.
+const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
+// Quads of a unit of x, scaled by the places of codes: a ninth holds the unscaled sums of both halves, and keeps the
+// lanes' reads out of each other's way.
+const UNIT_QUADS: u32 = 9u;
+const ROW_QUADS: u32 = 8u * UNIT_QUADS;
+
+// A unit for each lane of a team, of all rows of x.
+var<workgroup> held: array<vec4<f32>, N_X * ROW_QUADS>;
+
+fn total(v: vec4<f32>) -> f32 {
+    return (v.x + v.y) + (v.z + v.w);
+}
+
+fn base_of(r: u32, offset: u32) -> Base {
+    if (r < OUT_ROWS) {
+        return Base(params.codes + offset, params.scales + offset, params.biases + offset);
+    }
+    return Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);
+}
+
+// Half a unit of weights times that of x, whose sum is `x_sum`, added to `sum`.
+fn multiply(w: Half, x: array<vec4<f32>, 4>, x_sum: f32, sum: f32) -> f32 {
+    var products = fma(w.q[0], x[0], vec4<f32>(params.zero));
+    products = fma(w.q[1], x[1], products);
+    products = fma(w.q[2], x[2], products);
+    products = fma(w.q[3], x[3], products);
+    // What is left out where all biases are zero would add zero.
+    var biased = sum;
+    if (BIASED) {
+        biased = fma(w.bias, x_sum, sum);
+    }
+    return fma(w.scale, total(products), biased);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(entry: Entry) {
+    let at = lanes(entry);
+    let item = entry.group.y;
+    let n = n_rows_of(item);
+    if (n == 0u) {
+        return;
+    }
+    let offset = slot_of(item) * params.stride;
+    let first = (entry.group.x * TEAMS + at.team) * OUT_ROWS;
+    //: each r
+    let row_$r = min(first + $ru % OUT_ROWS, params.rows - 1u);
+    //: end
+    //: each g
+    //: each j
+    //: each r
+    var sum_$r_$g_$j = 0.0;
+    //: end
+    //: end
+    //: end
+
+    for (var tile = 0u; tile < params.units; tile += 8u) {
+        workgroupBarrier();
+        for (var i = entry.local; i < N_X * 64u; i += WORKGROUP) {
+            let row = i / 64u;
+            let quad = tile * 8u + i % 64u;
+            var value = vec4<f32>();
+            if (row < n && quad < params.x_quads) {
+                value = x[x_row_of(item, row) * params.x_quads + quad] * PLACES;
+            }
+            held[i / 8u * UNIT_QUADS + i % 8u] = value;
+        }
+        workgroupBarrier();
+        if (BIASED) {
+            for (var i = entry.local; i < N_X * 8u; i += WORKGROUP) {
+                let first = i * UNIT_QUADS;
+                let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
+                let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
+                held[first + 8u] = vec4<f32>(total(low / PLACES), total(high / PLACES), 0.0, 0.0);
+            }
+            workgroupBarrier();
+        }
+        let unit = tile + at.lane;
+        if (unit < params.units) {
+            for (var part = 0u; part < 2u; part++) {
+                //: each r
+                let w_$r = half_of(base_of($ru, offset), row_$r, unit, part);
+                //: end
+                //: each g
+                if ($gu * 8u < n) {
+                    //: each j
+                    {
+                        let begin = ($gu * 8u + $ju) * ROW_QUADS + at.lane * UNIT_QUADS;
+                        let quad = begin + 4u * part;
+                        let x = array<vec4<f32>, 4>(held[quad], held[quad + 1u], held[quad + 2u], held[quad + 3u]);
+                        var x_sum = 0.0;
+                        if (BIASED) {
+                            x_sum = held[begin + 8u][part];
+                        }
+                        //: each r
+                        sum_$r_$g_$j = multiply(w_$r, x, x_sum, sum_$r_$g_$j);
+                        //: end
+                    }
+                    //: end
+                }
+                //: end
+            }
+        }
+    }
+
+    // Lanes add in pairs: each keeps one half of the sums and gives away the other, three times.
+    var sums: array<f32, N_X * N_ROWS>;
+    //: each g
+    //: each j
+    //: each r
+    sums[($gu * 8u + $ju) * N_ROWS + $ru] = sum_$r_$g_$j;
+    //: end
+    //: end
+    //: end
+    var len = N_X * N_ROWS;
+    for (var step = 1u; step < 8u; step *= 2u) {
+        len /= 2u;
+        let is_upper = (at.lane & step) != 0u;
+        for (var i = 0u; i < len; i++) {
+            let low = sums[i];
+            let high = sums[i + len];
+            sums[i] = select(low, high, is_upper) + team_exchange(entry, select(high, low, is_upper), step);
+        }
+    }
+    let column = (at.lane & 1u) * (N_X / 2u) + (at.lane / 2u & 1u) * (N_X / 4u) + at.lane / 4u * (N_X / 8u);
+    for (var j = 0u; j < N_X / 8u; j++) {
+        for (var r = 0u; r < OUT_ROWS; r++) {
+            var value = sums[j * N_ROWS + r];
+            if (FUSED) {
+                value = silu(value) * sums[j * N_ROWS + OUT_ROWS + r];
+            }
+            if (column + j < n && first + r < params.rows) {
+                y[y_row_of(item, column + j) * params.rows + first + r] = value;
+            }
+        }
+    }
+}
