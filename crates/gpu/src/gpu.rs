@@ -113,11 +113,7 @@ impl Gpu {
             words: Vec::new(),
             bytes: Vec::new(),
             transit: Transit::default(),
-            in_place: device
-                .imports()
-                .ok()
-                .filter(|()| device.shares_memory())
-                .map(|()| InPlace::default()),
+            in_place: InPlace::of(&device),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
@@ -140,12 +136,6 @@ impl Gpu {
     #[must_use]
     pub fn beside(self, cpu: Cpu) -> Self {
         Self { host: Some(Host::new(cpu)), ..self }
-    }
-
-    /// Copies experts that are in the host's memory even if that is the device's, too.
-    #[must_use]
-    pub fn copying(self) -> Self {
-        Self { in_place: None, ..self }
     }
 
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
@@ -530,22 +520,6 @@ impl Gpu {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
         self.let_go();
-    }
-
-    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
-    pub(crate) fn in_place_report(&self) -> Option<String> {
-        if !self.device.shares_memory() {
-            return None;
-        }
-        let refusal = match &self.in_place {
-            Some(in_place) => in_place.refusal.clone(),
-            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
-        };
-        let shares = "the device shares the host's memory";
-        Some(match refusal {
-            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
-            None => format!("{shares} and can read experts there"),
-        })
     }
 
     /// Lets go of experts in the host's memory that were copied or read, and waits until few are kept.
