@@ -1,7 +1,8 @@
 //! Which expert gets how many bits: the widths under a budget that lose least.
 //!
 //! What an expert loses at a width is measured: it is quantised by a quick method, and the squared error of
-//! its outputs on the recorded inputs of its own is summed, each as much as the router's weight makes it count.
+//! its outputs on the recorded inputs of its own is summed, each as a share of the output's square and as much as the
+//! router's weight makes it count: else a few tokens with large outputs decide alone.
 //! A sum, not a mean, so an expert that is used often counts often. Every layer is given the same part of the
 //! budget, because errors of different layers cannot be compared: weighed by the squares of each layer's outputs,
 //! they moved bits to layers that do not need them. In a layer the expert that gains most for a byte is given more
@@ -113,7 +114,7 @@ fn judge_layer(
         let weights = loader.expert(layer, expert)?;
         // The same for every width, and most of the work.
         let importance = weights.importance(&rows.inputs(expert, None));
-        let own = rows.own_inputs(expert, JUDGED_ROWS, None);
+        let mut own = rows.own_inputs(expert, JUDGED_ROWS, None);
         let location = table.get(expert);
         let scales = scales_of(location.gate.format);
         let mut choice = Choice {
@@ -126,6 +127,7 @@ fn judge_layer(
             chosen: 0,
         };
         let outputs = weights.outputs(&own.x);
+        own.count_relative(&outputs);
         for (index, &bits) in CANDIDATES.iter().enumerate() {
             let affine = Affine { bits, group: options.recipe.group, scales };
             let codes = weights.search(affine, &importance);

@@ -49,6 +49,15 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Lets the error of each row's output count as a share of the output's square.
+    pub fn count_relative(&mut self, outputs: &[f32]) {
+        let width = (outputs.len() / self.weights.len().max(1)).max(1);
+        for (weight, output) in self.weights.iter_mut().zip(outputs.chunks_exact(width)) {
+            let square: f32 = output.iter().map(|value| value * value).sum();
+            *weight /= square.max(f32::MIN_POSITIVE);
+        }
+    }
+
     /// The sum over the rows of the squared difference of outputs, (rows, hidden) each.
     pub fn loss(&self, outputs: &[f32], others: &[f32]) -> f64 {
         let width = (outputs.len() / self.weights.len().max(1)).max(1);
