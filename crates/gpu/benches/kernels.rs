@@ -119,11 +119,18 @@ fn products(device: &Device, is_all: bool) {
             .flat_map(|workgroup| {
                 let cuts =
                     [1, 2, 4].into_iter().flat_map(|rows| [1, 4, 8].map(|ahead| (rows, ahead)));
-                cuts.map(move |(rows, ahead)| Tuning { workgroup, rows, fused_rows: rows, ahead })
+                // Every cut is what it says, however few its workgroups are.
+                cuts.map(move |(rows, ahead)| Tuning {
+                    workgroup,
+                    rows,
+                    fused_rows: rows,
+                    ahead,
+                    few_workgroups: 0,
+                })
             })
             .collect()
     } else {
-        vec![Tuning::default()]
+        vec![Tuning::of(device)]
     };
     for (name, case) in cases {
         for tuning in &tunings {

@@ -26,6 +26,13 @@ use crate::weights::{Slabs, Weights, WeightsError};
 /// Rows up to which the routing of a layer that is held stays on the device.
 const MOST_DEVICE_ROUTED_ROWS: usize = 8;
 
+/// Rows up to which every workgroup of the experts' first product chooses for itself: each of them compares all
+/// experts with each other, and there are as many as uses times the parts of an expert. With more rows that costs
+/// more than a kernel that chooses once.
+const MOST_SELF_CHOSEN_ROWS: usize = 2;
+/// The same of experts, whose comparisons grow with their square.
+const MOST_SELF_CHOSEN_EXPERTS: usize = 512;
+
 /// Applies a function to the kernel that looks up where experts are held.
 pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
     apply(&KernelSource {
@@ -229,13 +236,18 @@ impl Gpu {
         routing: Option<&mut Routing>,
     ) {
         choose(&self.device, &mut self.rowwise, (logits, spec), &mut self.chosen);
-        self.routed.experts.clear();
-        self.routed.weights.clear();
+        self.forget_routed();
         if let Some(routing) = routing {
             let part = choices_of(&self.chosen, logits.rows() * spec.top_k);
             let reading = self.device.begin_read(&[part]);
             self.finish_choice(reading, (logits.rows(), spec.top_k, routing), None, None);
         }
+    }
+
+    /// Nothing is known of what is in `chosen`.
+    fn forget_routed(&mut self) {
+        self.routed.experts.clear();
+        self.routed.weights.clear();
     }
 
     /// Begins to choose experts, and to predict the choices of a layer to come. A CPU that may compute some of
@@ -371,8 +383,8 @@ impl Gpu {
         self.uses = uses;
     }
 
-    /// Chooses experts and computes their inner activations at once, if all of the layer are in one buffer and
-    /// gate and up can be computed together.
+    /// Chooses experts and computes their inner activations at once, if rows and experts are few, all of the layer
+    /// are in one buffer, and gate and up can be computed together.
     fn choose_and_begin(
         &mut self,
         layer: usize,
@@ -384,7 +396,9 @@ impl Gpu {
             return false;
         };
         let layout = &slots.layout;
-        if !layout.is_fused() {
+        let is_cheap =
+            x.rows() <= MOST_SELF_CHOSEN_ROWS && slots.n_experts() <= MOST_SELF_CHOSEN_EXPERTS;
+        if !(is_cheap && layout.is_fused()) {
             return false;
         }
         let uses = x.rows() * spec.top_k;
@@ -393,16 +407,17 @@ impl Gpu {
         let choice = (logits, spec, room_for_choices(device, chosen, uses));
         let operand = layout.gate_up(&slots.buffers()[0]);
         products.multiply_chosen(device, &operand, choice, x, inner);
-        self.routed = Routing::default();
+        self.forget_routed();
         true
     }
 
     /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
     fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
         let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
-        let (Some(slots), Some(inner)) = (slots_of(layers, layer), inner) else { return };
-        let table = &room_for_choices(device, chosen, uses).items;
-        let items = Items { table, begin: 0, len: uses as u32, n_x: 1 };
+        let slots = slots_of(layers, layer).expect("the first part found them");
+        let inner = inner.as_ref().expect("the first part was computed");
+        let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
+        let items = Items { table: &chosen.items, begin: 0, len: uses as u32, n_x: 1 };
         let down = slots.layout.down(&slots.buffers()[0]);
         products.multiply_experts(device, &down, items, 1, inner, out);
     }
