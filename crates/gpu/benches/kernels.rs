@@ -1,6 +1,7 @@
 //! Kernels on a GPU: the costs of meetings and dispatches, and rates of products beside what the device
-//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`, `prompts`;
-//! `--all` tries every way of cutting the products, and tiles of several sizes.
+//! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`, `prompts`,
+//! `attention`; `--all` tries every way of cutting the products, and tiles of several sizes; `--ahead` how many units
+//! of weights a lane reads at once.
 
 use std::time::Duration;
 
@@ -28,12 +29,21 @@ fn main() {
     if is_wanted("upload") {
         uploads(&device);
     }
-    let is_all = arguments.iter().any(|argument| argument == "--all");
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let is_all = has("--all");
     if is_wanted("products") {
-        products(&device, is_all);
+        let tried = match (is_all, has("--ahead")) {
+            (true, _) => Tried::Cuts,
+            (_, true) => Tried::Ahead,
+            _ => Tried::Nothing,
+        };
+        products(&device, &tried);
     }
     if is_wanted("prompts") {
         prompts(&device, is_all);
+    }
+    if is_wanted("attention") {
+        attention(&device);
     }
 }
 
@@ -90,7 +100,14 @@ fn upload(device: &Device, block: usize, from_place: bool, case: ProductCase) {
     );
 }
 
-fn products(device: &Device, is_all: bool) {
+/// What is tried of the products.
+enum Tried {
+    Nothing,
+    Cuts,
+    Ahead,
+}
+
+fn products(device: &Device, tried: &Tried) {
     let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
     let q4k = Format::Block(BlockType::Q4K);
     let q8 = Format::Block(BlockType::Q8_0);
@@ -109,28 +126,23 @@ fn products(device: &Device, is_all: bool) {
         ("35B gate+up of 8, Q4_K", case(q4k, 512, 2048, 8, 480, true, 1)),
         ("35B down of 8, Q4_K", case(q4k, 2048, 512, 8, 960, false, 1)),
         ("35B qkv 2048 x 8192, Q8_0", case(q8, 8192, 2048, 1, 32, false, 1)),
+        ("35B out 4096 x 2048, Q8_0", case(q8, 2048, 4096, 1, 64, false, 1)),
         ("35B head, Q8_0", case(q8, 248_320, 2048, 1, 1, false, 1)),
         ("35B gate+up of 8 x 8 rows, Q4_K", case(q4k, 512, 2048, 8, 480, true, 8)),
         ("8192 x 2048 x 8 rows, Q8_0", case(q8, 8192, 2048, 1, 32, false, 8)),
     ];
-    let tunings: Vec<Tuning> = if is_all {
-        [64, 128, 256]
+    let usual = Tuning::of(device);
+    let tunings: Vec<Tuning> = match tried {
+        Tried::Cuts => [64, 128, 256]
             .into_iter()
             .flat_map(|workgroup| {
-                let cuts =
-                    [1, 2, 4].into_iter().flat_map(|rows| [1, 4, 8].map(|ahead| (rows, ahead)));
                 // Every cut is what it says, however few its workgroups are.
-                cuts.map(move |(rows, ahead)| Tuning {
-                    workgroup,
-                    rows,
-                    fused_rows: rows,
-                    ahead,
-                    few_workgroups: 0,
-                })
+                let all = Tuning { workgroup, few_workgroups: 0, ..usual };
+                [1, 2, 4].map(|rows| Tuning { rows, fused_rows: rows, ..all })
             })
-            .collect()
-    } else {
-        vec![Tuning::of(device)]
+            .collect(),
+        Tried::Ahead => [1, 2, 4, 8].map(|ahead| Tuning { ahead, ..usual }).to_vec(),
+        Tried::Nothing => vec![usual],
     };
     for (name, case) in cases {
         for tuning in &tunings {
@@ -145,7 +157,7 @@ fn products(device: &Device, is_all: bool) {
     }
 }
 
-/// Products and attention of 2,048 rows of the 35B shape, on a software device of fewer.
+/// Products of 2,048 rows of the 35B shape, on a software device of fewer.
 fn prompts(device: &Device, is_all: bool) {
     let q4k = Format::Block(BlockType::Q4K);
     let q8 = Format::Block(BlockType::Q8_0);
@@ -180,6 +192,10 @@ fn prompts(device: &Device, is_all: bool) {
             );
         }
     }
+}
+
+/// Attention of 2,048 rows of the 35B shape, on a software device of fewer.
+fn attention(device: &Device) {
     let spec = AttentionSpec {
         n_heads: 16,
         n_kv_heads: 2,
@@ -189,7 +205,7 @@ fn prompts(device: &Device, is_all: bool) {
         eps: 1e-6,
         gated: true,
     };
-    let rows = 2048 / scale;
+    let rows = if device.is_software() { 32 } else { 2048 };
     for position in [0, 3 * rows] {
         let (seconds, operations) =
             attention_rate(device, &spec, rows, position).expect("the device works");

@@ -11,14 +11,24 @@ use compute::{AttentionSpec, Span, rotary_angles};
 
 use crate::buffers::{Activations, Constant};
 use crate::device::{Buffer, Device, Kernel};
-use crate::kernel::KernelSource;
+use crate::kernel::{KernelSource, unroll};
 use crate::kv_cache::{FIRST_CHUNK, KvCache};
 use crate::scratch::Scratch;
 
 /// Positions of a segment.
 const SEGMENT: usize = 128;
-/// Queries of a tile.
-const QUERIES: usize = 8;
+/// How a workgroup cuts its work; results are the same bits whatever it is.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    queries: usize,
+    /// Keys of a team of eight lanes at a time.
+    keys: u32,
+}
+
+/// Where rows are few: a row of the heads that share keys.
+const FEW: Tile = Tile { queries: 8, keys: 1 };
+/// Where they are many, each read of a key or a query serves more.
+const MANY: Tile = Tile { queries: 16, keys: 2 };
 /// Lanes of a workgroup that attends.
 const LANES: u32 = 256;
 /// Lanes of a workgroup of the first kernel.
@@ -27,15 +37,15 @@ const PREPARE_LANES: u32 = 64;
 const COMBINE_LANES: usize = 64;
 /// Most rows that are computed at once: they bound the working memory. This and some other bounds are lower
 /// where this crate tests itself, so that short sequences reach them.
-const MAX_ROWS: usize = if cfg!(test) { 192 } else { 512 };
+const MAX_ROWS: usize = if cfg!(test) { 192 } else { 2048 };
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
 /// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
 /// busy.
-const MANY_WORKGROUPS: usize = if cfg!(test) { 64 } else { 512 };
+const MANY_WORKGROUPS: usize = if cfg!(test) { 40 } else { 512 };
 /// Most bytes of partial results.
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
-/// Largest width of a head: queries of a tile fill half of the smallest memory of a workgroup.
+/// Largest width of a head: queries of a tile for few rows fill half of the smallest memory of a workgroup.
 const MAX_HEAD_DIM: usize = 256;
 
 /// What attention reads besides the cache, as [`compute::AttentionInputs`].
@@ -74,6 +84,9 @@ struct Shape {
 struct Compiled {
     prepare: Kernel,
     attend: Kernel,
+    /// The same in tiles for many rows, where a workgroup has the memory for them and compiling it is worth
+    /// the time.
+    attend_many: Option<Kernel>,
     combine: Kernel,
 }
 
@@ -145,11 +158,11 @@ impl AttentionKernels {
     ) {
         let Span { row, len, position } = piece;
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
-        let n_tiles = (len * n_heads / n_kv_heads).div_ceil(QUERIES);
+        let n_tiles_of = |tile: Tile| (len * n_heads / n_kv_heads).div_ceil(tile.queries);
         let n_segments = (position + len).div_ceil(SEGMENT);
         let query_bytes = size_of::<f32>() * n_heads * head_dim * len;
-        let merges_itself =
-            n_tiles * n_kv_heads >= MANY_WORKGROUPS || n_segments * query_bytes > MAX_PARTIAL_BYTES;
+        let merges_itself = n_tiles_of(FEW) * n_kv_heads >= MANY_WORKGROUPS
+            || n_segments * query_bytes > MAX_PARTIAL_BYTES;
         let n_slots = if merges_itself { 1 } else { n_segments };
 
         let angles = self.angles.entry((spec.rope_theta.to_bits(), spec.rotary_dim)).or_default();
@@ -164,6 +177,10 @@ impl AttentionKernels {
         let sums = self.partial_sums.at_least(device, room * query_bytes);
         let totals = self.partial_totals.at_least(device, room * 8 * n_heads * len);
         let kernels = &self.compiled[&Shape::of(spec)];
+        let (attend, tile) = match &kernels.attend_many {
+            Some(many) if merges_itself => (many, MANY),
+            _ => (&kernels.attend, FEW),
+        };
 
         let chunk = cache.next_chunk(device);
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -198,7 +215,7 @@ impl AttentionKernels {
                 false => (SEGMENT, begin / SEGMENT),
             };
             device.dispatch(
-                &kernels.attend,
+                attend,
                 &[prepared, &chunk.buffer, sums, totals],
                 &[
                     len as u32,
@@ -210,7 +227,7 @@ impl AttentionKernels {
                     u32::from(merges_itself && begin > 0),
                     0,
                 ],
-                [(end - begin).div_ceil(share) as u32, n_tiles as u32, n_kv_heads as u32],
+                [(end - begin).div_ceil(share) as u32, n_tiles_of(tile) as u32, n_kv_heads as u32],
             );
         }
         let share = if merges_itself { i32::MAX as usize } else { SEGMENT };
@@ -231,14 +248,46 @@ impl Shape {
 
     fn compile(self, device: &Device) -> Compiled {
         let [prepare, attend, combine] = self.with_sources(|source| device.kernel(source));
-        Compiled { prepare, attend, combine }
+        let is_worth_it = !device.is_software() || cfg!(test);
+        let fits = self.workgroup_bytes(MANY) <= device.workgroup_bytes() as usize;
+        let attend_many =
+            (is_worth_it && fits).then(|| self.with_attend(MANY, |source| device.kernel(source)));
+        Compiled { prepare, attend, attend_many, combine }
     }
 
-    /// Applies a function to the sources of the kernels: to prepare, to attend, to combine.
+    /// Bytes of memory of a workgroup that attends: queries, scores, and what lanes add.
+    fn workgroup_bytes(self, tile: Tile) -> usize {
+        let values = tile.queries * (self.head_dim + SEGMENT + 2 * 8) + LANES as usize;
+        size_of::<f32>() * values
+    }
+
+    /// Applies a function to the source of the kernel that attends.
+    fn with_attend<T>(self, tile: Tile, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+        let key_groups = (4 * LANES as usize / self.head_dim).min(8);
+        let constants = [
+            ("N_HEADS", self.n_heads as u32),
+            ("N_KV_HEADS", self.n_kv_heads as u32),
+            ("HEAD_DIM", self.head_dim as u32),
+            ("QUERIES", tile.queries as u32),
+            ("KEYS", tile.keys),
+            ("SEGMENT", SEGMENT as u32),
+            ("KEY_GROUPS", key_groups as u32),
+        ];
+        let attend = unroll(include_str!("kernels/attention.wgsl"), &[("k", tile.keys)]);
+        apply(&KernelSource {
+            flags: &[],
+            name: "attention",
+            parts: &[include_str!("kernels/attention_partial.wgsl"), &attend],
+            constants: &constants,
+            writes: &[false, false, true, true],
+            teams: Some(LANES),
+        })
+    }
+
+    /// Applies a function to the sources of the kernels: to prepare, to attend to few rows, to combine.
     fn with_sources<T>(self, mut apply: impl FnMut(&KernelSource<'_>) -> T) -> [T; 3] {
         let Self { n_heads, n_kv_heads, head_dim, rotary_dim, gated } = self;
         let query_width = if gated { 2 * head_dim } else { head_dim };
-        let key_groups = (4 * LANES as usize / head_dim).min(8);
         let constants = [
             ("N_HEADS", n_heads as u32),
             ("N_KV_HEADS", n_kv_heads as u32),
@@ -246,9 +295,6 @@ impl Shape {
             ("QUERY_WIDTH", query_width as u32),
             ("TURNED", (rotary_dim / 2 * 2) as u32),
             ("HALF_TURNED", (rotary_dim / 2).max(1) as u32),
-            ("QUERIES", QUERIES as u32),
-            ("SEGMENT", SEGMENT as u32),
-            ("KEY_GROUPS", key_groups as u32),
         ];
         let partial = include_str!("kernels/attention_partial.wgsl");
         let prepare = KernelSource {
@@ -259,14 +305,6 @@ impl Shape {
             writes: &[false, false, false, false, false, false, true, true],
             teams: Some(PREPARE_LANES),
         };
-        let attend = KernelSource {
-            flags: &[],
-            name: "attention",
-            parts: &[partial, include_str!("kernels/attention.wgsl")],
-            constants: &constants,
-            writes: &[false, false, true, true],
-            teams: Some(LANES),
-        };
         let combine = KernelSource {
             flags: &[],
             name: "attention: combine",
@@ -275,7 +313,7 @@ impl Shape {
             writes: &[false, false, false, true],
             teams: None,
         };
-        [apply(&prepare), apply(&attend), apply(&combine)]
+        [apply(&prepare), self.with_attend(FEW, &mut apply), apply(&combine)]
     }
 }
 

@@ -93,10 +93,7 @@ impl ExpertLayout {
             let parts = parts[index].map(|at| at.map_or(0, |at| at - begin));
             Stored { format, rows, cols, parts }
         };
-        Some((
-            begin,
-            Self { matrices: [stored(0), stored(1), stored(2)], bytes: Self::STEP as u64 },
-        ))
+        Some((begin, Self { matrices: [stored(0), stored(1), stored(2)], bytes: Self::STEP }))
     }
 
     /// Bytes of a slot in the layout of [`ExpertLayout::in_place`]: an expert begins at any of them.

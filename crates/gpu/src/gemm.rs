@@ -19,11 +19,11 @@ const GEMM: &str = include_str!("kernels/gemm.wgsl");
 /// How large the tiles are; results are the same bits whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
-    /// Lanes of a workgroup: a multiple of 8, at most 256. Each eight of them have rows of weights of their own.
+    /// Lanes of a workgroup: 64, 128 or 256. Each eight of them have rows of weights of their own.
     pub workgroup: u32,
     /// Rows of weights of a team of eight lanes: even, because gate and up share them.
     pub rows: u32,
-    /// Rows of activations: a multiple of 8, more than 8.
+    /// Rows of activations: a multiple of 8, more than 8, and of `workgroup / 64`.
     pub columns: u32,
 }
 
@@ -74,7 +74,8 @@ pub(crate) fn with_source<T>(
     } else {
         &[false, false, false, true]
     };
-    let text = unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8)]);
+    let text =
+        unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup)]);
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
     let parts = [WEIGHTS, decoder.text, rows, &text];
     use_source(&KernelSource {

@@ -1,12 +1,11 @@
 //! The backend: what a model asks for, as kernels on buffers.
 
+mod together;
+
 use std::borrow::Cow;
 use std::time::Instant;
 
-use compute::{
-    Cpu, ExpertUses, ExpertWeights, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing,
-    SharedExpert,
-};
+use compute::{Cpu, ExpertUses, Handoffs, LoadedExpert, Matrix, RouterSpec, Routing, SharedExpert};
 
 use crate::attention::AttentionKernels;
 use crate::best::Best;
@@ -25,13 +24,6 @@ use crate::weights::{Slabs, Weights, WeightsError};
 
 /// Rows up to which the routing of a layer that is held stays on the device.
 const MOST_DEVICE_ROUTED_ROWS: usize = 8;
-
-/// Rows up to which every workgroup of the experts' first product chooses for itself: each of them compares all
-/// experts with each other, and there are as many as uses times the parts of an expert. With more rows that costs
-/// more than a kernel that chooses once.
-const MOST_SELF_CHOSEN_ROWS: usize = 2;
-/// The same of experts, whose comparisons grow with their square.
-const MOST_SELF_CHOSEN_EXPERTS: usize = 512;
 
 /// Applies a function to the kernel that looks up where experts are held.
 pub(crate) fn with_place<T>(apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
@@ -121,11 +113,7 @@ impl Gpu {
             words: Vec::new(),
             bytes: Vec::new(),
             transit: Transit::default(),
-            in_place: device
-                .imports()
-                .ok()
-                .filter(|()| device.shares_memory())
-                .map(|()| InPlace::default()),
+            in_place: InPlace::of(&device),
             layers: Vec::new(),
             slot_buffer_bytes: device.max_binding_bytes(),
             place: with_place(|source| device.kernel(source)),
@@ -150,12 +138,6 @@ impl Gpu {
         Self { host: Some(Host::new(cpu)), ..self }
     }
 
-    /// Copies experts that are in the host's memory even if that is the device's, too.
-    #[must_use]
-    pub fn copying(self) -> Self {
-        Self { in_place: None, ..self }
-    }
-
     pub(crate) fn put(&self, matrix: &Matrix) -> Result<Weights, WeightsError> {
         self.slabs.put(&self.device, matrix)
     }
@@ -168,64 +150,6 @@ impl Gpu {
     pub(crate) fn gather_rows(&mut self, x: &Activations, rows: &[u32], out: &mut Activations) {
         let indices = write_words(&self.device, &mut self.indices, rows);
         self.rowwise.gather(&self.device, x, (indices, rows.len()), out);
-    }
-
-    /// Products of one input with several matrices.
-    pub(crate) fn multiply_each(
-        &mut self,
-        x: &Activations,
-        weights: &[&Weights],
-        outs: &mut [&mut Activations],
-    ) {
-        let products = weights.iter().zip(outs);
-        let mut products: Vec<_> =
-            products.map(|(weights, out)| (Operand::of(weights), &mut **out)).collect();
-        self.products.multiply(&self.device, x, &mut products);
-    }
-
-    /// The shared expert, or a dense block.
-    pub(crate) fn gated_block(
-        &mut self,
-        x: &Activations,
-        weights: &ExpertWeights<Weights>,
-        out: &mut Activations,
-    ) {
-        self.gated_inner(x, weights, Vec::new());
-        self.gated_down(weights, out);
-    }
-
-    /// The first part of that: the inner activations. Other products of the same input go with it.
-    fn gated_inner(
-        &mut self,
-        x: &Activations,
-        weights: &ExpertWeights<Weights>,
-        others: Vec<(Operand<'_>, &mut Activations)>,
-    ) {
-        let mut products = others;
-        let Self { device, gated, shared_inner: [inner, other], .. } = self;
-        let ExpertWeights { gate, up, .. } = weights;
-        let (rows, width) = (x.rows(), gate.rows);
-        let inner = sized(inner, device, rows, width);
-        let is_fused = gate.format == up.format && std::sync::Arc::ptr_eq(&gate.buffer, &up.buffer);
-        if is_fused {
-            let both = Operand { up: Some(up.parts), ..Operand::of(gate) };
-            products.push((both, inner));
-            self.products.multiply(device, x, &mut products);
-        } else {
-            let other = sized(other, device, rows, width);
-            products.push((Operand::of(gate), &mut *inner));
-            products.push((Operand::of(up), &mut *other));
-            self.products.multiply(device, x, &mut products);
-            drop(products);
-            gate_with(device, gated, inner, other);
-        }
-    }
-
-    /// The second part.
-    fn gated_down(&mut self, weights: &ExpertWeights<Weights>, out: &mut Activations) {
-        let inner = self.shared_inner[0].as_ref().expect("the first part was computed");
-        let mut products = [(Operand::of(&weights.down), out)];
-        self.products.multiply(&self.device, inner, &mut products);
     }
 
     /// Chooses experts; the choices stay on the device, and come to the host in `routing` if it is there.
@@ -245,7 +169,7 @@ impl Gpu {
     }
 
     /// Nothing is known of what is in `chosen`.
-    fn forget_routed(&mut self) {
+    pub(super) fn forget_routed(&mut self) {
         self.routed.experts.clear();
         self.routed.weights.clear();
     }
@@ -381,45 +305,6 @@ impl Gpu {
         uses.group(&routing);
         self.held_experts(layer, x, &uses, out);
         self.uses = uses;
-    }
-
-    /// Chooses experts and computes their inner activations at once, if rows and experts are few, all of the layer
-    /// are in one buffer, and gate and up can be computed together.
-    fn choose_and_begin(
-        &mut self,
-        layer: usize,
-        (logits, spec): (&Activations, RouterSpec),
-        x: &Activations,
-    ) -> bool {
-        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
-        let Some(slots) = slots_of(layers, layer).filter(|slots| slots.is_plain()) else {
-            return false;
-        };
-        let layout = &slots.layout;
-        let is_cheap =
-            x.rows() <= MOST_SELF_CHOSEN_ROWS && slots.n_experts() <= MOST_SELF_CHOSEN_EXPERTS;
-        if !(is_cheap && layout.is_fused()) {
-            return false;
-        }
-        let uses = x.rows() * spec.top_k;
-        let inner = sized(inner, device, uses, layout.intermediate());
-        inner.set_rows(uses);
-        let choice = (logits, spec, room_for_choices(device, chosen, uses));
-        let operand = layout.gate_up(&slots.buffers()[0]);
-        products.multiply_chosen(device, &operand, choice, x, inner);
-        self.forget_routed();
-        true
-    }
-
-    /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
-    fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
-        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
-        let slots = slots_of(layers, layer).expect("the first part found them");
-        let inner = inner.as_ref().expect("the first part was computed");
-        let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
-        let items = Items { table: &chosen.items, begin: 0, len: uses as u32, n_x: 1 };
-        let down = slots.layout.down(&slots.buffers()[0]);
-        products.multiply_experts(device, &down, items, 1, inner, out);
     }
 
     /// Computes those of the experts that were chosen last that are held; the host need not know them.
@@ -640,22 +525,6 @@ impl Gpu {
             self.moved.host_uses += host.compute(&self.device, &of_host, uses, out);
         }
         self.let_go();
-    }
-
-    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
-    pub(crate) fn in_place_report(&self) -> Option<String> {
-        if !self.device.shares_memory() {
-            return None;
-        }
-        let refusal = match &self.in_place {
-            Some(in_place) => in_place.refusal.clone(),
-            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
-        };
-        let shares = "the device shares the host's memory";
-        Some(match refusal {
-            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
-            None => format!("{shares} and can read experts there"),
-        })
     }
 
     /// Lets go of experts in the host's memory that were copied or read, and waits until few are kept.

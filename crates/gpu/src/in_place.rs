@@ -12,6 +12,7 @@ use compute::memory::Block;
 
 use crate::device::{Buffer, Device, Moment};
 use crate::experts::ExpertLayout;
+use crate::gpu::Gpu;
 
 /// Windows begin and end where the device can import memory, which may be so much farther out.
 const SLACK_BYTES: u64 = 128 << 10;
@@ -50,7 +51,37 @@ pub(crate) struct Group {
     pub(crate) bytes: u64,
 }
 
+impl Gpu {
+    /// Copies experts that are in the host's memory even if that is the device's, too.
+    #[must_use]
+    pub fn copying(mut self) -> Self {
+        self.in_place = None;
+        self
+    }
+
+    /// Whether experts are read in the host's memory, or why not, where that is the device's, too.
+    pub(crate) fn in_place_report(&self) -> Option<String> {
+        if !self.device.shares_memory() {
+            return None;
+        }
+        let refusal = match &self.in_place {
+            Some(in_place) => in_place.refusal.clone(),
+            None => Some(self.device.imports().err().unwrap_or("that was asked for".to_owned())),
+        };
+        let shares = "the device shares the host's memory";
+        Some(match refusal {
+            Some(why) => format!("{shares}, but experts are copied in it: {why}"),
+            None => format!("{shares} and can read experts there"),
+        })
+    }
+}
+
 impl InPlace {
+    /// Nothing read yet, on a device that can read the host's memory and has no other.
+    pub(crate) fn of(device: &Device) -> Option<Self> {
+        (device.shares_memory() && device.imports().is_ok()).then(Self::default)
+    }
+
     /// Takes those experts out that can be read where they are. A kernel reaches at most `most` bytes at once.
     pub(crate) fn find(
         &mut self,
@@ -148,7 +179,6 @@ mod tests {
     use compute::{Backend, ExpertUses, ExpertWeights, Matrix, Routing};
 
     use super::*;
-    use crate::gpu::Gpu;
     use crate::testing::{Random, download, gpus, upload};
     use crate::tests::experts;
 
@@ -173,6 +203,11 @@ mod tests {
         };
         let weights = ExpertWeights { gate: place(0), up: place(1), down: place(2) };
         LoadedExpert { index: expert.index, weights }
+    }
+
+    /// The first of the devices, if it shares the host's memory: sums have nothing to do with it.
+    fn sharing() -> Option<Gpu> {
+        gpus().find(|gpu| gpu.in_place.is_some())
     }
 
     /// Outputs of all experts, and the bytes that were copied and read in place for them.
@@ -210,7 +245,7 @@ mod tests {
         for (formats, begins, n_in_place) in cases {
             let made = experts(&mut Random::new(3), 5, formats);
             let slot = SLOT_BYTES;
-            for mut gpu in gpus().filter(|gpu| gpu.in_place.is_some()) {
+            if let Some(mut gpu) = sharing() {
                 let mut arena = Arena::new(5 * slot).expect("memory");
                 let blocks = begins
                     .iter()
@@ -244,7 +279,7 @@ mod tests {
     #[test]
     fn a_block_is_held_while_it_is_read_and_then_free_for_another() {
         let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
-        for mut gpu in gpus().filter(|gpu| gpu.in_place.is_some()) {
+        if let Some(mut gpu) = sharing() {
             let device = gpu.device.clone();
             let mut random = Random::new(4);
             let mut arena = Arena::new(SLOT_BYTES).expect("memory");
@@ -275,7 +310,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_imported_is_copied() {
-        for mut gpu in gpus().filter(|gpu| gpu.in_place.is_some()) {
+        if let Some(mut gpu) = sharing() {
             let format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
             let made = experts(&mut Random::new(6), 2, [format; 3]);
             let mut arena = Arena::new(2 * SLOT_BYTES).expect("memory");

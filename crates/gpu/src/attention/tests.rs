@@ -42,6 +42,8 @@ fn a_cache_goes_on_from_saved_blocks_with_the_same_bits() {
 fn kernels_translate_to_every_language() {
     for (shape, gated) in [([4, 2, 32, 8], true), ([3, 1, 20, 20], false), ([32, 2, 256, 64], true)]
     {
-        Shape::of(&AttentionCase::new(1, shape, gated).spec).with_sources(translate);
+        let shape = Shape::of(&AttentionCase::new(1, shape, gated).spec);
+        shape.with_sources(translate);
+        shape.with_attend(MANY, translate);
     }
 }

@@ -1,9 +1,9 @@
 // Attention of a tile of queries that share a key head to the positions of some segments.
 //
 // A workgroup takes QUERIES queries: the query heads of a key head, row after row. Segment by segment a team
-// of lanes computes the scores of a key for all queries of the tile; a softmax follows; then lanes weight
+// of lanes computes the scores of KEYS keys for all queries of the tile; a softmax follows; then lanes weight
 // values, each for four dimensions of all queries. Segments are at fixed positions and merged in order, so
-// that a result does not depend on what else is computed.
+// that a result does not depend on what else is computed, nor on QUERIES and KEYS. For `each k` see `kernel.rs`.
 //
 // N_HEADS, N_KV_HEADS, HEAD_DIM: shape. QUERIES: of a tile, at most WORKGROUP / 8. SEGMENT: positions.
 // KEY_GROUPS: groups of HEAD_DIM / 4 lanes that share the values of a segment.
@@ -93,8 +93,9 @@ fn main(entry: Entry) {
     let me = lanes(entry);
     let local = entry.local;
     let kv_head = entry.group.z;
-    let first = entry.group.y * QUERIES;
     let n_queries = params.rows * GROUP;
+    // The last tiles see most positions: they come first.
+    let first = ((n_queries + QUERIES - 1u) / QUERIES - 1u - entry.group.y) * QUERIES;
     // Positions that some query of the tile sees.
     let seen = params.position + (min(first + QUERIES, n_queries) - 1u) / GROUP + 1u;
     let share_begin = params.begin + entry.group.x * params.share;
@@ -120,7 +121,10 @@ fn main(entry: Entry) {
         let n_keys = min(SEGMENT, share_end - begin);
         // The first record of the segment; those of a position are the keys and the values.
         let records = (begin - params.begin) * 2u;
-        var next = load_key((records + 2u * me.team) * N_KV_HEADS + kv_head, me.lane, me.team < n_keys);
+        //: each k
+        let first_key_$k = $ku * TEAMS + me.team;
+        var next_$k = load_key((records + 2u * first_key_$k) * N_KV_HEADS + kv_head, me.lane, first_key_$k < n_keys);
+        //: end
         for (var at = local; at < QUERIES * CHUNKS; at += WORKGROUP) {
             let query = first + at / CHUNKS;
             var x = vec4<f32>();
@@ -131,25 +135,33 @@ fn main(entry: Entry) {
         }
         workgroupBarrier();
 
-        // Scores: a key for each team. The next one is read while one is computed.
-        for (var step = 0u; step < n_keys; step += TEAMS) {
-            let key = step + me.team;
-            var x: array<vec4<f32>, LANE_CHUNKS>;
+        // Scores: KEYS keys for each team. The next ones are read while these are computed.
+        for (var step = 0u; step < n_keys; step += KEYS * TEAMS) {
+            //: each k
+            let key_$k = step + first_key_$k;
+            var x_$k: array<vec4<f32>, LANE_CHUNKS>;
             for (var i = 0u; i < LANE_CHUNKS; i++) {
-                x[i] = unpacked(next[i]);
+                x_$k[i] = unpacked(next_$k[i]);
             }
-            let next_key = key + TEAMS;
-            next = load_key((records + 2u * next_key) * N_KV_HEADS + kv_head, me.lane, next_key < n_keys);
+            let next_key_$k = key_$k + KEYS * TEAMS;
+            next_$k = load_key((records + 2u * next_key_$k) * N_KV_HEADS + kv_head, me.lane, next_key_$k < n_keys);
+            //: end
             for (var query = 0u; query < QUERIES; query++) {
-                var sums = vec4<f32>();
+                //: each k
+                var sums_$k = vec4<f32>();
+                //: end
                 for (var i = 0u; i < LANE_CHUNKS; i++) {
-                    let chunk = min(i * 8u + me.lane, CHUNKS - 1u);
-                    sums = fma(x[i], tile[query * CHUNKS + chunk], sums);
+                    let values = tile[query * CHUNKS + min(i * 8u + me.lane, CHUNKS - 1u)];
+                    //: each k
+                    sums_$k = fma(x_$k[i], values, sums_$k);
+                    //: end
                 }
-                let score = team_sum(entry, (sums.x + sums.y) + (sums.z + sums.w));
-                if (me.lane == query % 8u && key < n_keys) {
-                    scores[key * QUERIES + query] = score;
+                //: each k
+                let score_$k = team_sum(entry, (sums_$k.x + sums_$k.y) + (sums_$k.z + sums_$k.w));
+                if (me.lane == query % 8u && key_$k < n_keys) {
+                    scores[key_$k * QUERIES + query] = score_$k;
                 }
+                //: end
             }
         }
         workgroupBarrier();

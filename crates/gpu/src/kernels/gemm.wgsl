@@ -7,7 +7,8 @@
 // l + 16 .. in order, of each unit the lower half first, and the team adds its lanes in pairs of pairs.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W), $g
-// (groups of eight rows of x) and $j (rows of a group): sums must have names of their own to be kept in registers.
+// (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads): sums must have names of their
+// own to be kept in registers.
 
 struct Params {
     codes: u32,
@@ -85,6 +86,10 @@ fn main(entry: Entry) {
     //: each r
     let row_$r = min(first + $ru % OUT_ROWS, params.rows - 1u);
     //: end
+    // Where the rows of x are of which a lane reads: in the place of those that are not there, the last.
+    //: each s
+    let from_$s = x_row_of(item, min(($su * WORKGROUP + entry.local) / 64u, n - 1u)) * params.x_quads;
+    //: end
     //: each g
     //: each j
     //: each r
@@ -94,16 +99,16 @@ fn main(entry: Entry) {
     //: end
 
     for (var tile = 0u; tile < params.units; tile += 8u) {
+        // All of them are read before the first is needed.
+        let quad = tile * 8u + entry.local % 64u;
+        let last_quad = params.x_quads - 1u;
+        //: each s
+        let value_$s = select(vec4<f32>(), x[from_$s + min(quad, last_quad)] * PLACES, quad <= last_quad);
+        //: end
         workgroupBarrier();
-        for (var i = entry.local; i < N_X * 64u; i += WORKGROUP) {
-            let row = i / 64u;
-            let quad = tile * 8u + i % 64u;
-            var value = vec4<f32>();
-            if (row < n && quad < params.x_quads) {
-                value = x[x_row_of(item, row) * params.x_quads + quad] * PLACES;
-            }
-            held[i / 8u * UNIT_QUADS + i % 8u] = value;
-        }
+        //: each s
+        held[($su * WORKGROUP + entry.local) / 8u * UNIT_QUADS + entry.local % 8u] = value_$s;
+        //: end
         workgroupBarrier();
         if (BIASED) {
             for (var i = entry.local; i < N_X * 8u; i += WORKGROUP) {
