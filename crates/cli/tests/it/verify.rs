@@ -72,6 +72,23 @@ fn outputs_on_a_gpu_do_not_depend_on_what_it_holds() {
     assert!(dumps.iter().all(|dump| *dump == dumps[0]));
 }
 
+/// A greedy choice is made on the GPU, and on the host where probabilities are asked for.
+#[cfg(feature = "gpu")]
+#[test]
+fn greedy_tokens_of_a_gpu_are_those_of_its_logits() {
+    if std::env::var_os("FLASH_MOE_NO_GPU_TESTS").is_some() {
+        return;
+    }
+    let tokens = |more: &[&str]| {
+        let args = ["run", "demo", "Hello", "--tokens", "8", "--device", "gpu"];
+        let greedy = ["--temperature", "0", "--repetition-penalty", "1"];
+        json(&[&args, &greedy[..], more].concat())["tokens"].clone()
+    };
+    let chosen = tokens(&[]);
+    assert!(chosen.as_array().is_some_and(|tokens| !tokens.is_empty()), "{chosen}");
+    assert_eq!(chosen, tokens(&["--logprobs", "1"]));
+}
+
 /// A GPU that shares the host's memory reads experts there, and nothing is in memory twice.
 #[cfg(feature = "gpu")]
 #[test]
