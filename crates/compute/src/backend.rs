@@ -12,6 +12,7 @@
 //! positions.
 
 use crate::device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
+use crate::host::best;
 use crate::matrix::{ExpertWeights, LoadedExpert, Matrix};
 use crate::uses::ExpertUses;
 
@@ -429,15 +430,12 @@ pub trait Backend {
     ) {
         self.download(x, scratch);
         out.clear();
-        out.extend(scratch.chunks_exact((scratch.len() / rows.max(1)).max(1)).map(|row| {
-            let mut best = 0;
-            for (column, value) in row[..n].iter().enumerate() {
-                if *value > row[best] {
-                    best = column;
-                }
-            }
-            row.iter().all(|value| value.is_finite()).then_some(best as u32)
-        }));
+        let width = (scratch.len() / rows.max(1)).max(1);
+        out.extend(
+            scratch
+                .chunks_exact(width)
+                .map(|row| row.iter().all(|value| value.is_finite()).then(|| best(&row[..n]))),
+        );
     }
 
     /// Whether all that was computed so far is sound. Operations do not fail by themselves: after a

@@ -153,6 +153,17 @@ pub(crate) fn route_rows(logits: &HostBuffer, spec: RouterSpec, routing: &mut Ro
     }
 }
 
+/// The index of the largest value, of equals the first: how the best token is chosen, whoever does it.
+pub fn best(values: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = index;
+        }
+    }
+    best as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,7 +27,7 @@ pub use backend::{
 pub use bandwidth::memory_bandwidth;
 pub use cpu::{Cpu, CpuError, CpuOptions, DeltaState, Isa, KvCache, KvType};
 pub use device::{DeviceError, ExpertShape, Handoffs, MatrixShape, Memory};
-pub use host::{HostBuffer, rotary_angles};
+pub use host::{HostBuffer, best, rotary_angles};
 pub use matrix::{ExpertWeights, LoadedExpert, Matrix};
 pub use reference::{PlainDeltaState, PlainKvCache, Reference};
 pub use snapshots::STATE_BLOCK;

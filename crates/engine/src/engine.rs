@@ -522,7 +522,7 @@ impl Engine {
         Ok(usage)
     }
 
-    /// The wanted logits of the last pass.
+    /// The wanted logits of the last pass; empty after one that only chose the best tokens, as a greedy step does.
     pub fn logits(&self) -> &[f32] {
         self.runner.logits()
     }

@@ -25,7 +25,7 @@ pub struct GpuProbe {
 pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
     use checkpoint::{Affine, BlockType, FloatType, Format};
     use gpu::measure::{ProductCase, meeting_seconds, product_rate};
-    use gpu::{Device, DeviceOptions, GpuError};
+    use gpu::{Device, DeviceOptions, GpuError, Tuning};
 
     let measure = || -> Result<GpuProbe, GpuError> {
         let adapters = gpu::adapters();
@@ -46,7 +46,7 @@ pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
             let is_fused = experts > 1;
             let (rows, pool) = (rows / scale, (pool / scale).max(experts));
             let case = ProductCase { format, rows, cols, experts, pool, is_fused, n_x: 1 };
-            let rate = product_rate(&device, case, Default::default())?;
+            let rate = product_rate(&device, case, Tuning::of(&device))?;
             Ok(KernelRate { name, bytes_per_second: rate.bytes as f64 / rate.seconds })
         });
         let kernels = kernels.into_iter().collect::<Result<_, GpuError>>()?;

@@ -47,6 +47,7 @@ pub mod verify;
 mod writer;
 
 pub use budget::{DevicePlan, MemoryPlan, format_bytes};
+pub use compute::best;
 pub use constraint::{Constraint, ConstraintError};
 pub use device::{DeviceInfo, HAS_GPUS, gpus};
 pub use engine::{Engine, Part, plan_memory, settle_device};
@@ -58,7 +59,7 @@ pub use options::{Beside, Device, EngineOptions};
 pub use prefix_cache::PrefixCacheOptions;
 pub use prefix_cache::stats::{Ignored, PrefixCacheStats};
 pub use runner::LayerValues;
-pub use sampler::{Sampling, TokenLogprob, best};
+pub use sampler::{Sampling, TokenLogprob};
 pub use scheduler::{Event, Request, RequestId, Scheduler, SchedulerStats};
 pub use session::Session;
 pub use stop::StopMatcher;

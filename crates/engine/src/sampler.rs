@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 
 use checkpoint::GenerationConfig;
+use compute::best;
 
 use crate::error::Error;
 
@@ -224,17 +225,6 @@ impl Sampler {
         }
         last
     }
-}
-
-/// The token with the largest logit; of equals, the lowest id.
-pub fn best(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
 }
 
 /// The logarithm of a token's probability, and the `n` most probable tokens with theirs.

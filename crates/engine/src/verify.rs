@@ -9,11 +9,11 @@ use std::path::Path;
 
 use checkpoint::FfnKind;
 use checkpoint::safetensors_file::{SafetensorsFile, TensorData, write_safetensors};
+use compute::best;
 
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::runner::LayerValues;
-use crate::sampler::best;
 
 /// Largest difference of a logit or state that counts as equal, in `f32` arithmetic.
 const TOLERANCE: f32 = 1e-3;

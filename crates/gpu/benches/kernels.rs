@@ -131,12 +131,14 @@ fn products(device: &Device, tried: &Tried) {
         ("35B gate+up of 8 x 8 rows, Q4_K", case(q4k, 512, 2048, 8, 480, true, 8)),
         ("8192 x 2048 x 8 rows, Q8_0", case(q8, 8192, 2048, 1, 32, false, 8)),
     ];
-    let usual = Tuning::default();
+    let usual = Tuning::of(device);
     let tunings: Vec<Tuning> = match tried {
         Tried::Cuts => [64, 128, 256]
             .into_iter()
             .flat_map(|workgroup| {
-                [1, 2, 4].map(|rows| Tuning { workgroup, rows, fused_rows: rows, ..usual })
+                // Every cut is what it says, however few its workgroups are.
+                let all = Tuning { workgroup, few_workgroups: 0, ..usual };
+                [1, 2, 4].map(|rows| Tuning { rows, fused_rows: rows, ..all })
             })
             .collect(),
         Tried::Ahead => [1, 2, 4, 8].map(|ahead| Tuning { ahead, ..usual }).to_vec(),

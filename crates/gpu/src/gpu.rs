@@ -160,13 +160,18 @@ impl Gpu {
         routing: Option<&mut Routing>,
     ) {
         choose(&self.device, &mut self.rowwise, (logits, spec), &mut self.chosen);
-        self.routed.experts.clear();
-        self.routed.weights.clear();
+        self.forget_routed();
         if let Some(routing) = routing {
             let part = choices_of(&self.chosen, logits.rows() * spec.top_k);
             let reading = self.device.begin_read(&[part]);
             self.finish_choice(reading, (logits.rows(), spec.top_k, routing), None, None);
         }
+    }
+
+    /// Nothing is known of what is in `chosen`.
+    pub(super) fn forget_routed(&mut self) {
+        self.routed.experts.clear();
+        self.routed.weights.clear();
     }
 
     /// Begins to choose experts, and to predict the choices of a layer to come. A CPU that may compute some of

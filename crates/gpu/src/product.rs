@@ -36,8 +36,6 @@ const SHARES: [usize; 3] = [1, 4, 8];
 const MOST_ROWS_OF_EACH: usize = 4;
 /// Most matrices of such a dispatch.
 const MOST_MATRICES: usize = 4;
-/// Workgroups that leave a part of a large device without work. Fewer where this crate tests itself.
-const FEW_WORKGROUPS: u32 = if cfg!(test) { 2 } else { 264 };
 /// In the place of the number of a matrix.
 const NONE: u32 = u32::MAX;
 
@@ -79,20 +77,26 @@ pub struct Tuning {
     /// Most units of weights, of all of its rows and of gate and up, that a lane reads at once where a single
     /// row of activations is multiplied.
     pub ahead: u32,
+    /// Teams have one row where that makes more workgroups of less than so many: they leave a part of the device
+    /// without work.
+    pub few_workgroups: u32,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 4 }
+        // Two workgroups for each of the 132 processors of an H100, where it was measured.
+        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 4, few_workgroups: 264 }
     }
 }
 
 impl Tuning {
     /// What is best on a device.
-    pub(crate) fn of(device: &Device) -> Self {
-        // A CPU reads ahead by itself, and takes long to compile what is written out.
-        let ahead = if device.is_software() { 1 } else { Self::default().ahead };
-        Self { ahead, ..Self::default() }
+    pub fn of(device: &Device) -> Self {
+        if device.is_software() {
+            // A CPU has few processors, reads ahead by itself, and takes long to compile what is written out.
+            return Self { ahead: 1, few_workgroups: 2, ..Self::default() };
+        }
+        Self::default()
     }
 
     /// Units of a row that a lane reads at once: no more than it has.
@@ -115,7 +119,7 @@ impl Tuning {
             rows.clone().map(|rows| rows.div_ceil(share)).sum()
         };
         let most = if is_fused { self.fused_rows } else { self.rows };
-        let team_rows = if groups(most) * times < FEW_WORKGROUPS { 1 } else { most };
+        let team_rows = if groups(most) * times < self.few_workgroups { 1 } else { most };
         (team_rows, groups(team_rows))
     }
 }

@@ -126,22 +126,27 @@ impl Rowwise {
         addend: Addend<'_>,
         norm: Option<Norm<'_>>,
     ) {
-        let rows = x.rows();
+        let (rows, width) = (x.rows(), x.width());
+        assert!(width.is_multiple_of(4), "kernels add whole quads");
         let nothing = &self.nothing;
-        let mut words = [(x.width() / 4) as u32, 0, 0, 0, 0];
+        let mut words = [(width / 4) as u32, 0, 0, 0, 0];
         let mut buffers = [nothing; 7];
         // Without a norm nothing goes to the last one.
         (buffers[5], buffers[6]) = (&x.buffer, &x.buffer);
         let sum = match addend {
             Addend::Nothing => Sum::Nothing,
             Addend::Rows(y) => {
+                assert_eq!((y.rows(), y.width()), (rows, width), "shapes agree");
                 buffers[0] = &y.buffer;
                 Sum::Rows
             }
             Addend::Experts { choices, top_k, routed, shared } => {
+                assert_eq!((routed.rows(), routed.width()), (rows * top_k, width), "shapes agree");
                 (buffers[0], buffers[1]) = (&routed.buffer, choices);
                 (words[2], words[3]) = ((rows * top_k) as u32, top_k as u32);
                 if let Some([out, gate]) = shared {
+                    assert_eq!((out.rows(), out.width()), (rows, width), "shapes agree");
+                    assert_eq!((gate.rows(), gate.width()), (rows, 1), "shapes agree");
                     (buffers[2], buffers[3]) = (&out.buffer, &gate.buffer);
                 }
                 Sum::Experts { shared: shared.is_some() }
@@ -149,6 +154,7 @@ impl Rowwise {
         };
         let form = Form { sum, norm: norm.is_some() };
         if let Some((weight, eps, out)) = norm {
+            assert_eq!(out.width(), width, "shapes agree");
             out.set_rows(rows);
             words[1] = eps.to_bits();
             (buffers[4], buffers[6]) = (&weight.buffer, &out.buffer);
@@ -194,11 +200,15 @@ impl Rowwise {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::{FloatType, Format};
     use compute::{Backend, MoeOutputs, NextNorm, Reference, Routing};
 
     use super::*;
     use crate::gpu::Gpu;
-    use crate::testing::{Random, assert_close, devices, download, host, name, translate, upload};
+    use crate::product::{Operand, Products, Tuning};
+    use crate::testing::{
+        Random, assert_close, devices, download, host, matrix, name, translate, upload,
+    };
 
     #[test]
     fn kernels_translate_to_every_language() {
@@ -213,6 +223,50 @@ mod tests {
         }
         for normalise in [false, true] {
             with_router(RouterSpec { top_k: 10, normalise }, translate);
+        }
+    }
+
+    /// The kernel that chooses once, and the product whose workgroups choose for themselves, whatever their size.
+    #[test]
+    fn choices_are_the_same_bits_wherever_they_are_made() {
+        let (rows, top_k, n_experts) = (2, 10, 300);
+        let mut random = Random::new(15);
+        let logits = random.numbers(rows * n_experts);
+        let stored = matrix(&mut random, Format::Float(FloatType::F32), 20, 36);
+        let x = random.numbers(rows * 36);
+        for (device, normalise) in
+            devices().into_iter().flat_map(|device| [(device.clone(), false), (device, true)])
+        {
+            let spec = RouterSpec { top_k, normalise };
+            let gpu = Gpu::new(device.clone());
+            let weights = gpu.put(&stored).expect("the format is known");
+            // All experts lie in the same place, gate and up as well.
+            let operand = Operand { up: Some(weights.parts), ..Operand::of(&weights) };
+            let [x, logits] = [(&x, 36), (&logits, n_experts)].map(|(v, w)| upload(&device, v, w));
+            let uses = rows * top_k;
+            let [choice_bytes, item_bytes] = [8, 12].map(|bytes| bytes * uses as u64);
+            let new = || Chosen {
+                choices: device.buffer(choice_bytes),
+                items: device.buffer(item_bytes),
+            };
+            let bytes_of = |chosen: Chosen| {
+                let (mut choices, mut items) = (Vec::new(), Vec::new());
+                device.read(&chosen.choices, 0, choice_bytes, &mut choices);
+                device.read(&chosen.items, 0, item_bytes, &mut items);
+                (choices, items)
+            };
+            let apart = new();
+            Rowwise::new(&device).route(&device, &logits, spec, &apart);
+            let apart = bytes_of(apart);
+            for workgroup in [64, 128, 256] {
+                let tuning = Tuning { workgroup, ..Tuning::of(&device) };
+                let chosen = new();
+                let mut y = Activations::new(&device, uses, 20);
+                y.set_rows(uses);
+                let choice = (&logits, spec, &chosen);
+                Products::new(tuning).multiply_chosen(&device, &operand, choice, &x, &y);
+                assert!(bytes_of(chosen) == apart, "{workgroup} lanes, {}", name(&device));
+            }
         }
     }
 

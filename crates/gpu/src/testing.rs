@@ -14,7 +14,8 @@ use crate::device::{Device, DeviceOptions, adapters};
 use crate::gpu::Gpu;
 use crate::kernel::KernelSource;
 
-// Matrices on a device have widths that are multiples of four, buffers any.
+// Widths are multiples of four on a device, except of what is neither multiplied, normed nor added: outputs of
+// products.
 impl support::Upload for Gpu {
     fn upload(&mut self, values: &[f32], width: usize) -> Activations {
         upload(&self.device, values, width)

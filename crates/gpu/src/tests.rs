@@ -54,6 +54,7 @@ pub(crate) fn expected(x: &[f32], weights: &Matrix) -> Vec<f32> {
 fn products_of_every_format_are_those_of_their_values() {
     for device in devices() {
         let mut gpu = Gpu::new(device.clone());
+        gpu.products = Products::new(Tuning { few_workgroups: 0, ..Tuning::of(&device) });
         for (rows, cols) in [(5, 36), (35, 768)] {
             for format in formats(cols) {
                 let mut random = Random::new(7);
@@ -99,6 +100,7 @@ fn multiply_at_once(one: Format, other: Format) {
     let x = random.numbers(11 * cols);
     for device in devices() {
         let mut gpu = Gpu::new(device.clone());
+        gpu.products = Products::new(Tuning { few_workgroups: 0, ..Tuning::of(&device) });
         let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
         let weights = stored.each_ref().map(put);
         let shared = ExpertWeights { gate: put(&gate), up: put(&up), down: put(&down) };
@@ -246,10 +248,9 @@ fn kernels_translate_to_every_language() {
                     with_source(form, Tuning::default(), translate);
                 }
             }
-            // Every format by its other names, beside one of another kind and one of its own.
-            let affine = Format::Affine(Affine { bits: 8, group: 64, scales: FloatType::Bf16 });
-            for first in [q8, affine] {
-                let of = Of::Each(Some(format));
+            // Every format by its other names, beside another and beside itself: names must not meet.
+            let of = Of::Each(Some(format));
+            for first in [q8, format] {
                 let form = Form { format: first, n_x, is_fused: true, of, team_rows: 1, ahead: 1 };
                 with_source(form, Tuning::default(), translate);
             }
@@ -397,21 +398,27 @@ fn experts_chosen_on_the_device_are_computed_at_once() {
 #[test]
 fn layers_that_are_held_agree() {
     let (top_k, n_experts, hidden) = (3, 6, 256);
-    let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
+    let affine_of = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
+    let (affine, affine_8) = (affine_of(4), affine_of(8));
     let q4k = Format::Block(BlockType::Q4K);
     let f32 = Format::Float(FloatType::F32);
-    // Gate and up alike or not, in one buffer or in several; the shared expert as wide as the others or not.
-    let cases = [([q4k, q4k, affine], 6, 128, false), ([q4k, affine, affine], 4, 64, true)];
-    for (formats, per_buffer, shared_width, normalise) in cases {
+    // Gate and up alike or not, in one buffer or in several; the shared expert stored otherwise than the
+    // router, or not there.
+    let cases = [
+        ([q4k, q4k, affine], 6, affine_8, Some((128, affine)), false),
+        ([q4k, affine, affine], 4, f32, None, true),
+    ];
+    for (formats, per_buffer, router_format, shared_expert, normalise) in cases {
         let mut random = Random::new(13);
         let loaded = experts(&mut random, n_experts, formats);
-        let mut small = |rows, cols| matrix(&mut random, f32, rows, cols);
-        let (router, gate) = (small(n_experts as usize, hidden), small(1, hidden));
-        let shared = ExpertWeights {
-            gate: small(shared_width, hidden),
-            up: small(shared_width, hidden),
-            down: small(hidden, shared_width),
-        };
+        let mut small = |format, rows, cols| matrix(&mut random, format, rows, cols);
+        let router = small(router_format, n_experts as usize, hidden);
+        let gate = small(router_format, 1, hidden);
+        let shared = shared_expert.map(|(width, format)| ExpertWeights {
+            gate: small(format, width, hidden),
+            up: small(format, width, hidden),
+            down: small(format, hidden, width),
+        });
         let [x, residual] = [0; 2]
             .map(|_| -> Vec<f32> { random.numbers(11 * hidden).iter().map(|x| 0.1 * x).collect() });
         let weight = random.numbers(hidden);
@@ -424,14 +431,16 @@ fn layers_that_are_held_agree() {
         let mut outs = [n_experts as usize, hidden, 1].map(|width| reference.buffer(11, width));
         let [logits, shared_out, shared_gate] = &mut outs;
         reference.project(&input, &[&router, &gate], &mut [&mut *logits, &mut *shared_gate]);
-        reference.swiglu(&input, &shared, shared_out);
+        if let Some(shared) = &shared {
+            reference.swiglu(&input, shared, shared_out);
+        }
         let mut routing = Routing::default();
         reference.route(logits, spec, &mut routing);
         let mut uses = ExpertUses::new(n_experts as usize);
         uses.group(&routing);
         reference.set_rows(&mut routed, 11 * top_k);
         reference.experts(0, &input, &loaded, &uses, &mut routed);
-        let both = Some([&*shared_out, &*shared_gate]);
+        let both = shared.is_some().then_some([&*shared_out, &*shared_gate]);
         let outputs = MoeOutputs { routing: &routing, routed: &routed, shared: both };
         let norm = NextNorm { weight: &weight, eps: 1e-6, out: &mut normed };
         reference.combine_norm(&mut sum, outputs, norm);
@@ -450,9 +459,12 @@ fn layers_that_are_held_agree() {
                 gpu.hold_expert(0, expert).expect("there is room");
             }
             let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
-            let ExpertWeights { gate: shared_gate, up, down } = &shared;
             let (router, gate) = (put(&router), put(&gate));
-            let weights = ExpertWeights { gate: put(shared_gate), up: put(up), down: put(down) };
+            let weights = shared.as_ref().map(|ExpertWeights { gate, up, down }| ExpertWeights {
+                gate: put(gate),
+                up: put(up),
+                down: put(down),
+            });
             let weight = gpu.vector(&weight);
             let mut of_rows = |n_rows: usize| {
                 let values = [&residual, &x].map(|values| &values[..n_rows * hidden]);
@@ -463,11 +475,12 @@ fn layers_that_are_held_agree() {
                 let mut routed = gpu.buffer(n_rows * top_k, hidden);
                 gpu.set_rows(&mut routed, n_rows * top_k);
                 let outs = [&mut shared_out, &mut shared_gate];
+                let shared = weights.as_ref();
                 let moe = HeldMoe {
                     spec,
                     router: &router,
                     logits: &mut logits,
-                    shared: Some(SharedExpert { weights: &weights, gate: &gate, outs }),
+                    shared: shared.map(|weights| SharedExpert { weights, gate: &gate, outs }),
                     routed: &mut routed,
                     norm: NextNorm { weight: &weight, eps: 1e-6, out: &mut out },
                 };
@@ -479,7 +492,8 @@ fn layers_that_are_held_agree() {
                 let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
                 assert_close(values, expected, 1e-5 * scale, &name(&device));
             }
-            for n_rows in [1, 3, 8] {
+            // The choice by every workgroup for itself, by a kernel of its own, and that of many rows.
+            for n_rows in [1, 2, 3, 8] {
                 for (values, all) in of_rows(n_rows).iter().zip(&all) {
                     assert_eq!(values[..], all[..n_rows * hidden], "{n_rows}, {}", name(&device));
                 }

@@ -206,7 +206,7 @@ impl<M, V> Decoder<M, V> {
         best.clear();
         if !batch.logit_rows.is_empty() {
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-            // Where they are not all rows, as in decoding.
+            // Those of a prompt's rows that logits are wanted of. In decoding they are all rows.
             if batch.logit_rows.len() < n_rows {
                 backend.gather(normed, &batch.logit_rows, wanted);
                 backend.project(wanted, &[lm_head], &mut [head]);

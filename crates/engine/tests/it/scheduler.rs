@@ -63,7 +63,8 @@ fn cases(engine: &Engine, random: &mut Random) -> Vec<Case> {
         let sampling = Sampling {
             temperature,
             seed: index as u64,
-            repetition_penalty: 1.1,
+            // Without a penalty a choice at temperature 0 needs no more than the best token.
+            repetition_penalty: if index % 3 == 1 { 1.0 } else { 1.1 },
             ..Sampling::default()
         };
         let max_tokens = Some(1 + random.below(40));
@@ -150,6 +151,24 @@ fn requests_get_the_same_tokens_in_any_company() {
             assert_eq!(cache.cached_tokens, stats.cached_tokens);
         }
     }
+}
+
+/// Alone, a greedy request needs no logits; asked for probabilities, it has them.
+#[test]
+fn greedy_tokens_are_the_same_with_and_without_their_probabilities() {
+    let mut engine = demo(streaming());
+    let prompt = held_out(&engine, 0, 40);
+    let mut said_with = |logprobs| {
+        let options =
+            GenerateOptions { max_tokens: Some(24), logprobs, ..GenerateOptions::default() };
+        let mut session = engine.session().expect("a session");
+        let steps = engine.generate(&mut session, &prompt, options).expect("it is sound");
+        let said: Vec<_> = steps.map(|step| step.expect("it goes well").token).collect();
+        (said, engine.logits().is_empty())
+    };
+    let ((said, none), (same, some)) = (said_with(None), said_with(Some(2)));
+    assert_eq!((none, some), (true, false), "with logits or without");
+    assert!(said == same && said.len() == 24, "{said:?} {same:?}");
 }
 
 /// Which requests said something in a pass, and how far each prompt is.

@@ -1,12 +1,19 @@
 //! What is computed together of one input: projections, the first product of a shared expert with what stands beside
 //! it, and that of experts with their choice.
 
-use compute::{ExpertWeights, RouterSpec, Routing};
+use compute::{ExpertWeights, RouterSpec};
 
 use crate::buffers::Activations;
 use crate::gpu::{Gpu, gate_with, room_for_choices, sized, slots_of};
 use crate::product::{Items, Operand};
 use crate::weights::Weights;
+
+/// Rows up to which every workgroup of the experts' first product chooses for itself: each of them compares all
+/// experts with each other, and there are as many as uses times the parts of an expert. With more rows that costs
+/// more than a kernel that chooses once.
+const MOST_SELF_CHOSEN_ROWS: usize = 2;
+/// The same of experts, whose comparisons grow with their square.
+const MOST_SELF_CHOSEN_EXPERTS: usize = 512;
 
 impl Gpu {
     /// Products of one input with several matrices.
@@ -67,8 +74,8 @@ impl Gpu {
         self.products.multiply(&self.device, inner, &mut products);
     }
 
-    /// Chooses experts and computes their inner activations at once, if all of the layer are in one buffer and
-    /// gate and up can be computed together.
+    /// Chooses experts and computes their inner activations at once, if rows and experts are few, all of the layer
+    /// are in one buffer, and gate and up can be computed together.
     pub(super) fn choose_and_begin(
         &mut self,
         layer: usize,
@@ -80,7 +87,9 @@ impl Gpu {
             return false;
         };
         let layout = &slots.layout;
-        if !layout.is_fused() {
+        let is_cheap =
+            x.rows() <= MOST_SELF_CHOSEN_ROWS && slots.n_experts() <= MOST_SELF_CHOSEN_EXPERTS;
+        if !(is_cheap && layout.is_fused()) {
             return false;
         }
         let uses = x.rows() * spec.top_k;
@@ -89,16 +98,17 @@ impl Gpu {
         let choice = (logits, spec, room_for_choices(device, chosen, uses));
         let operand = layout.gate_up(&slots.buffers()[0]);
         products.multiply_chosen(device, &operand, choice, x, inner);
-        self.routed = Routing::default();
+        self.forget_routed();
         true
     }
 
     /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
     pub(super) fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
         let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
-        let (Some(slots), Some(inner)) = (slots_of(layers, layer), inner) else { return };
-        let table = &room_for_choices(device, chosen, uses).items;
-        let items = Items { table, begin: 0, len: uses as u32, n_x: 1 };
+        let slots = slots_of(layers, layer).expect("the first part found them");
+        let inner = inner.as_ref().expect("the first part was computed");
+        let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
+        let items = Items { table: &chosen.items, begin: 0, len: uses as u32, n_x: 1 };
         let down = slots.layout.down(&slots.buffers()[0]);
         products.multiply_experts(device, &down, items, 1, inner, out);
     }

@@ -1,4 +1,4 @@
-// The largest of the first values of a row, of equals the first, and whether all of the row are finite. A
+// The largest of the first values of a row, of equals the first as `compute::best` has it, and whether all of the row are finite. A
 // workgroup takes a part of a row; the host finds the best of the parts.
 
 struct Params {

@@ -2,12 +2,14 @@
 // their softmax, renormalised over the chosen ones with NORMALISE. A workgroup chooses for a row.
 
 const MOST: u32 = 1024u;
+// Parts that the softmax is summed in: one order of additions, however many lanes there are.
+const PARTS: u32 = 128u;
 
 // Logits in order as integers, four at a time, filled up with zeros.
 var<workgroup> keys: array<vec4<u32>, MOST / 4u>;
 var<workgroup> ids: array<u32, TOP_K>;
-// Parts of the softmax's sum; of the chosen ones first.
-var<workgroup> shares: array<f32, WORKGROUP + TOP_K>;
+// Parts of the softmax's sum; after it the shares of the chosen ones.
+var<workgroup> shares: array<f32, PARTS + TOP_K>;
 
 // Floats in the order of their values, as integers from 1.
 fn key_of(value: f32) -> u32 {
@@ -59,14 +61,17 @@ fn weigh(local: u32, n_experts: u32) -> f32 {
     let best = value_of(ids[0]);
     var sum = 0.0;
     if (!NORMALISE) {
-        for (var expert = local; expert < n_experts; expert += WORKGROUP) {
-            sum += exp(value_of(expert) - best);
+        for (var part = local; part < PARTS; part += WORKGROUP) {
+            var share = 0.0;
+            for (var expert = part; expert < n_experts; expert += PARTS) {
+                share += exp(value_of(expert) - best);
+            }
+            shares[part] = share;
         }
-        shares[local] = sum;
-        for (var step = WORKGROUP / 2u; step > 0u; step /= 2u) {
+        for (var step = PARTS / 2u; step > 0u; step /= 2u) {
             workgroupBarrier();
-            if (local < step) {
-                shares[local] += shares[local + step];
+            for (var part = local; part < step; part += WORKGROUP) {
+                shares[part] += shares[part + step];
             }
         }
         workgroupBarrier();

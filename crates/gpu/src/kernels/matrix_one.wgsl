@@ -12,9 +12,11 @@ struct Params {
     // Rows of W, units of a row.
     rows: u32,
     units: u32,
-    // Rows of x, or where the table of items begins.
+    // With `rows_all.wgsl`: rows of x. With `rows_of_experts.wgsl`: where the items begin in their table. With
+    // `rows_of_choice.wgsl`: experts to choose from.
     n_x: u32,
-    // Row of x of an expert's use: use / x_div.
+    // With `rows_all.wgsl`: without meaning. With `rows_of_experts.wgsl`: uses of a row of x, which use / x_div is. With
+    // `rows_of_choice.wgsl`: uses of all rows.
     x_div: u32,
     // Quads of a row of x.
     x_quads: u32,

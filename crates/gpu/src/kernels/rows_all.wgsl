@@ -1,4 +1,4 @@
-// An item is N_X neighbouring rows of x, and its matrix is the only one.
+// An item is N_X neighbouring rows of x, and no expert's: its slot is the first.
 
 fn begin(entry: Entry, item: u32) {}
 
