@@ -229,7 +229,7 @@ mod tests {
     /// The kernel that chooses once, and the product whose workgroups choose for themselves, whatever their size.
     #[test]
     fn choices_are_the_same_bits_wherever_they_are_made() {
-        let (rows, top_k, n_experts) = (2, 10, 300);
+        let (rows, top_k, n_experts) = (16, 10, 300);
         let mut random = Random::new(15);
         let logits = random.numbers(rows * n_experts);
         let stored = matrix(&mut random, Format::Float(FloatType::F32), 20, 36);
