@@ -115,13 +115,18 @@ impl JsonCall {
         if !closed {
             *at = text.len();
         }
-        let piece = &text[begin..*at];
+        let mut piece = &text[begin..*at];
         self.arguments.push_str(piece);
-        if closed && !is_json(&self.arguments) {
-            return Err(Progress::Broken);
+        let is_broken = closed && !is_json(&self.arguments);
+        if is_broken {
+            // Had the text come in smaller pieces, all but its last byte would be told by now.
+            piece = &piece[..piece.len() - 1];
         }
         if self.name.is_some() && !piece.is_empty() {
             pieces.push(Piece::Arguments(piece.to_owned()));
+        }
+        if is_broken {
+            return Err(Progress::Broken);
         }
         self.state = match closed {
             true => State::Next,

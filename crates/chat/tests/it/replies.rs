@@ -250,6 +250,18 @@ fn variables_bring_neither_control_tokens_nor_what_the_request_has() {
     }
 }
 
+#[test]
+fn arguments_that_are_no_json_are_told_alike_in_pieces_of_any_size() {
+    let model = &MODELS.json;
+    let mut request = request(tools());
+    request.constrain_tools = false;
+    let text = r#"<tool_call>{"name": "write", "arguments": {text}"#;
+    let single: Vec<String> = text.chars().map(String::from).collect();
+    let whole = events(model, &request, [text]);
+    assert_eq!(events(model, &request, single.iter().map(String::as_str)), whole);
+    assert!(matches!(whole.last(), Some(ReplyEvent::Malformed { .. })), "{whole:?}");
+}
+
 /// Parts of replies, sound and not.
 fn fragment() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
