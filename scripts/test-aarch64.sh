@@ -15,5 +15,6 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="bash $PWD/scripts/emulate-aarch64.sh"
 # All versions of the kernels must be among those that are tested.
 export FLASH_MOE_EXPECTED_ISAS=neon-i8mm,neon-dotprod,neon,scalar
+export FLASH_MOE_EMULATED=1
 /usr/bin/cargo test --locked --package flash-moe-compute --lib --test it \
     --target aarch64-unknown-linux-gnu -Zbuild-std=std,panic_abort,test
