@@ -10,9 +10,9 @@ use checkpoint::Format;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{UNIT, decoder};
+use crate::formats::decoder;
 use crate::kernel::{KernelSource, unroll};
-use crate::product::{ALL_ROWS, MOST_WORKGROUPS, Operand, ROWS_OF_EXPERTS, WEIGHTS};
+use crate::product::{ALL_ROWS, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS};
 
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 
@@ -77,7 +77,7 @@ pub(crate) fn with_source<T>(
     let text =
         unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup)]);
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
-    let parts = [WEIGHTS, decoder.text, rows, &text];
+    let parts = [WEIGHTS, decoder.text, OPERAND, rows, &text];
     use_source(&KernelSource {
         name: "GEMM",
         parts: &parts,
@@ -110,19 +110,14 @@ impl Gemm {
         [x, y]: [&Activations; 2],
     ) {
         let tile = self.tile(device).expect("the caller asked");
-        let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
+        let Operand { buffer, format, rows, up, .. } = *operand;
         let form = Form { format, is_fused: up.is_some(), is_grouped: table.is_some() };
         let kernel = self
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tile, |source| device.kernel(source)));
         let [n_x_or_begin, x_div, items] = numbers;
-        let mut words = [0; 13];
-        words[..3].copy_from_slice(&parts);
-        words[3..6].copy_from_slice(&up.unwrap_or_default());
-        let units = cols.div_ceil(UNIT) as u32;
-        let shape = [stride, rows as u32, units, n_x_or_begin, x_div, (cols / 4) as u32];
-        words[6..12].copy_from_slice(&shape);
+        let words = operand.words(n_x_or_begin, x_div);
         let team_rows = if up.is_some() { tile.rows / 2 } else { tile.rows };
         let groups = (rows as u32).div_ceil(tile.workgroup / 8 * team_rows);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");

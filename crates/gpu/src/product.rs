@@ -14,7 +14,9 @@ use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
 
 pub(crate) const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
-const ONE: &str = include_str!("kernels/matrix_one.wgsl");
+pub(crate) const OPERAND: &str = include_str!("kernels/operand.wgsl");
+const ONE: &str =
+    concat!(include_str!("kernels/operand.wgsl"), include_str!("kernels/matrix_one.wgsl"));
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
 const UNITS: &str = include_str!("kernels/units.wgsl");
 const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
@@ -172,6 +174,29 @@ impl<'a> Operand<'a> {
             up: None,
             stride: 0,
         }
+    }
+
+    /// What `operand.wgsl` reads of it, with two numbers whose meaning is told there.
+    pub(crate) fn words(&self, n_x_or_begin: u32, x_div: u32) -> [u32; 13] {
+        let [codes, scales, biases] = self.parts;
+        let [up_codes, up_scales, up_biases] = self.up.unwrap_or_default();
+        let (rows, units) = (self.rows as u32, self.cols.div_ceil(UNIT) as u32);
+        let (quads, zero) = ((self.cols / 4) as u32, 0);
+        [
+            codes,
+            scales,
+            biases,
+            up_codes,
+            up_scales,
+            up_biases,
+            self.stride,
+            rows,
+            units,
+            n_x_or_begin,
+            x_div,
+            quads,
+            zero,
+        ]
     }
 }
 
@@ -379,7 +404,7 @@ impl Products {
             let table = tables.first().copied();
             return self.gemm.start(device, operand, table, [n_x_or_begin, x_div, items], [x, y]);
         }
-        let Operand { buffer, format, rows, cols, parts, up, stride } = *operand;
+        let Operand { buffer, format, rows, cols, up, .. } = *operand;
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
         let units = cols.div_ceil(UNIT) as u32;
@@ -389,18 +414,7 @@ impl Products {
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
-        let up_parts = up.unwrap_or_default();
-        let mut words = [0; 13];
-        words[..3].copy_from_slice(&parts);
-        words[3..6].copy_from_slice(&up_parts);
-        words[6..12].copy_from_slice(&[
-            stride,
-            rows as u32,
-            units,
-            n_x_or_begin,
-            x_div,
-            (cols / 4) as u32,
-        ]);
+        let words = operand.words(n_x_or_begin, x_div);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
         buffers[4..4 + tables.len()].copy_from_slice(tables);

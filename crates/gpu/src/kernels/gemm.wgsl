@@ -10,32 +10,7 @@
 // (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads): sums must have names of their
 // own to be kept in registers.
 
-struct Params {
-    codes: u32,
-    scales: u32,
-    biases: u32,
-    up_codes: u32,
-    up_scales: u32,
-    up_biases: u32,
-    // Words from an expert to the next.
-    stride: u32,
-    // Rows of W, units of a row.
-    rows: u32,
-    units: u32,
-    // Rows of x, or where the table of items begins.
-    n_x: u32,
-    // Row of x of an expert's use: use / x_div.
-    x_div: u32,
-    // Quads of a row of x.
-    x_quads: u32,
-    // Zero, which a compiler does not know: it has no choice of which product to round.
-    zero: f32,
-}
-
-var<immediate> params: Params;
-
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.
@@ -48,15 +23,11 @@ const ROW_QUADS: u32 = 8u * UNIT_QUADS;
 // A unit for each lane of a team, of all rows of x.
 var<workgroup> held: array<vec4<f32>, N_X * ROW_QUADS>;
 
-fn total(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}
-
 fn base_of(r: u32, offset: u32) -> Base {
     if (r < OUT_ROWS) {
-        return Base(params.codes + offset, params.scales + offset, params.biases + offset);
+        return base_at(offset);
     }
-    return Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);
+    return up_base_at(offset);
 }
 
 // Half a unit of weights times that of x, whose sum is `x_sum`, added to `sum`.

@@ -1,37 +1,8 @@
 // A product with one matrix, or with that of an expert.
 
-struct Params {
-    codes: u32,
-    scales: u32,
-    biases: u32,
-    up_codes: u32,
-    up_scales: u32,
-    up_biases: u32,
-    // Words from an expert to the next.
-    stride: u32,
-    // Rows of W, units of a row.
-    rows: u32,
-    units: u32,
-    // With `rows_all.wgsl`: rows of x. With `rows_of_experts.wgsl`: where the items begin in their table. With
-    // `rows_of_choice.wgsl`: experts to choose from.
-    n_x: u32,
-    // With `rows_all.wgsl`: without meaning. With `rows_of_experts.wgsl`: uses of a row of x, which use / x_div is. With
-    // `rows_of_choice.wgsl`: uses of all rows.
-    x_div: u32,
-    // Quads of a row of x.
-    x_quads: u32,
-    zero: f32,
-}
-
-var<immediate> params: Params;
-
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
-
 fn matrix_of(group: u32, item: u32) -> Matrix {
     let offset = slot_of(item) * params.stride;
-    let base = Base(params.codes + offset, params.scales + offset, params.biases + offset);
-    let up = Base(params.up_codes + offset, params.up_scales + offset, params.up_biases + offset);
-    return Matrix(base, up, FUSED, params.rows, 0u, 0u);
+    return Matrix(base_at(offset), up_base_at(offset), FUSED, params.rows, 0u, 0u);
 }
 
 fn keep(matrix: Matrix, at: u32, value: f32) {

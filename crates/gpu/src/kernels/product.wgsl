@@ -33,10 +33,6 @@ const SUMS: u32 = N_ROWS * N_X;
 
 var<workgroup> held: array<vec4<f32>, HELD * 9u>;
 
-fn total(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}
-
 // A unit of weights times the unit of x at `at`, added to `sum`. Sums begin with a zero that a compiler does not
 // know, so that it has no choice of which product to round: see `delta_net.rs`.
 fn multiply(w: Unit, at: u32, sum: f32) -> f32 {

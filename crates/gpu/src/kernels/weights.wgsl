@@ -26,6 +26,11 @@ struct Half {
     bias: f32,
 }
 
+// The sum of four, in one order.
+fn total(v: vec4<f32>) -> f32 {
+    return (v.x + v.y) + (v.z + v.w);
+}
+
 // Bits below the 23rd, as the mantissa of 2^23 + bits: two operations of full rate for a code, where extracting and
 // converting it takes four or more.
 fn as_floats(bits: vec4<u32>) -> vec4<f32> {
