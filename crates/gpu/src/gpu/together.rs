@@ -4,7 +4,8 @@
 use compute::{ExpertWeights, RouterSpec};
 
 use crate::buffers::Activations;
-use crate::gpu::{Gpu, gate_with, room_for_choices, sized, slots_of};
+use crate::gpu::choice::room_for_choices;
+use crate::gpu::{Gpu, gate_with, sized, slots_of};
 use crate::product::{Items, Operand};
 use crate::weights::Weights;
 
