@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::support::{TempDir, flash_moe, stdout, text};
 
-const BUDGET: u64 = 384 << 20;
+/// Little more than the model needs, so that every few tokens bring more experts than fit.
+const BUDGET: u64 = 128 << 20;
 
 /// A memory cgroup of version 1 or 2, removed at the end.
 struct MemoryGroup {
@@ -54,7 +55,8 @@ fn a_model_four_times_the_budget_runs_inside_it() {
     };
     let parent = TempDir::new();
     let out = parent.path().join("model");
-    stdout(&["synth", "--preset", "35b", "--layers", "4", "--experts", "224", text(&out)]);
+    let shape = ["--preset", "35b", "--layers", "4", "--experts", "128", "--bits", "2"];
+    stdout(&[&["synth"], &shape[..], &[text(&out)]].concat());
     let bytes: u64 = fs::read_dir(&out)
         .expect("the model was written")
         .map(|entry| entry.and_then(|entry| entry.metadata()).expect("a file").len())
@@ -64,21 +66,27 @@ fn a_model_four_times_the_budget_runs_inside_it() {
     // The shell moves itself into the group, and then becomes the program.
     let procs = group.path.join("cgroup.procs");
     let budget = BUDGET.to_string();
+    let program = flash_moe();
     let output = Command::new("sh")
         .args(["-c", "echo $$ > \"$0\" && exec \"$@\"", text(&procs)])
-        .arg(flash_moe().get_program())
+        .arg(program.get_program())
+        .envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))))
         .args(["run", text(&out), "hello there", "--tokens", "24", "--json"])
-        .args(["--memory", &budget])
+        // The files of a GPU's driver would be charged to the group.
+        .args(["--device", "cpu", "--memory", &budget])
         .output()
         .expect("the shell starts");
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the group killed or refused it: {message}");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
     assert_eq!(answer["tokens"].as_array().map(Vec::len), Some(24));
-    assert!(answer["timing"]["decode"]["expert_misses"].as_u64() > Some(0), "{answer:#}");
+    let read: u64 = ["prompt", "decode"]
+        .iter()
+        .filter_map(|phase| answer["timing"][phase]["bytes_read"].as_u64())
+        .sum();
+    assert!(read > 2 * BUDGET, "{read} bytes of experts were read: {answer:#}");
     let peak = group.peak();
     println!("budget {BUDGET}, model {bytes}, peak of the group {peak}");
-    // The limit of the group allows 5 % more than the budget; the kernel would also reclaim page
-    // cache to stay there, so the peak alone is compared with the budget itself.
-    assert!(peak <= BUDGET + BUDGET / 20, "the peak is {peak}, the budget {BUDGET}");
+    // The limit of the group is a little higher, so that a small excess is a number and not a kill.
+    assert!(peak <= BUDGET, "the peak is {peak}, the budget {BUDGET}");
 }
