@@ -42,6 +42,10 @@ impl Tensor {
         }
     }
 
+    fn padded_bytes(&self) -> usize {
+        self.bytes().next_multiple_of(ALIGNMENT)
+    }
+
     /// The number of its type in GGUF files.
     fn kind(&self) -> u32 {
         match self.fill {
@@ -50,6 +54,13 @@ impl Tensor {
             Fill::Router(_) | Fill::Plain(_) => 0,
         }
     }
+}
+
+/// The length of a file.
+pub(crate) fn file_bytes(shape: &Shape, experts: BlockType) -> u64 {
+    let tensors = tensors(shape, experts);
+    let bytes: usize = tensors.iter().map(Tensor::padded_bytes).sum();
+    (header(shape, &tensors).len() + bytes) as u64
 }
 
 /// Writes a file; gives the bytes of its tensors.
@@ -61,9 +72,7 @@ pub(crate) fn write(
 ) -> io::Result<u64> {
     let tensors = tensors(shape, experts);
     let mut file = File::create(path)?;
-    let mut written = header(shape, &tensors);
-    written.resize(written.len().next_multiple_of(ALIGNMENT), 0);
-    file.write_all(&written)?;
+    file.write_all(&header(shape, &tensors))?;
     let total: usize = tensors.iter().map(Tensor::bytes).sum();
     let mut done = 0;
     for tensor in &tensors {
@@ -71,7 +80,7 @@ pub(crate) fn write(
             done += bytes as u64;
             progress(done, total as u64);
         })?;
-        let padding = tensor.bytes().next_multiple_of(ALIGNMENT) - tensor.bytes();
+        let padding = tensor.padded_bytes() - tensor.bytes();
         file.write_all(&[0; ALIGNMENT][..padding])?;
     }
     file.sync_all()?;
@@ -162,7 +171,7 @@ impl Header {
     }
 }
 
-/// Magic, metadata and the directory of tensors.
+/// Magic, metadata and the directory of tensors, up to where the first begins.
 fn header(shape: &Shape, tensors: &[Tensor]) -> Vec<u8> {
     let mut header = Header::default();
     for (key, text) in [
@@ -231,13 +240,16 @@ fn header(shape: &Shape, tensors: &[Tensor]) -> Vec<u8> {
         directory.bytes.extend(dimensions.flat_map(|&size| (size as u64).to_le_bytes()));
         directory.bytes.extend(tensor.kind().to_le_bytes());
         directory.bytes.extend((offset as u64).to_le_bytes());
-        offset = (offset + tensor.bytes()).next_multiple_of(ALIGNMENT);
+        offset += tensor.padded_bytes();
     }
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3_u32.to_le_bytes());
     bytes.extend((tensors.len() as u64).to_le_bytes());
     bytes.extend(entries.to_le_bytes());
-    [bytes, metadata, directory.bytes].concat()
+    bytes.extend(metadata);
+    bytes.extend(directory.bytes);
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+    bytes
 }
 
 fn fill(

@@ -51,6 +51,20 @@ pub enum SynthError {
         /// The directory.
         path: PathBuf,
     },
+    /// The file system has not enough room.
+    #[error(
+        "{} needs {needed} bytes, but its file system has {free} left\n\
+         hint: make room, or take fewer --layers or --experts",
+        .path.display()
+    )]
+    Space {
+        /// What was to be written.
+        path: PathBuf,
+        /// Its bytes.
+        needed: u64,
+        /// The bytes that are free.
+        free: u64,
+    },
     /// An option has a value that cannot be used.
     #[error("{option} is {value}, but must be {expected}")]
     Option {
@@ -67,7 +81,7 @@ pub enum SynthError {
 }
 
 /// Writes a checkpoint into a new directory, or a new GGUF file; `progress` hears the bytes written and the bytes in all.
-/// It has its name only when it is complete.
+/// It has its name only when it is complete, and nothing is left of one that failed.
 pub fn write(
     options: &SynthOptions,
     out: &Path,
@@ -77,45 +91,109 @@ pub fn write(
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
         return Err(SynthError::Exists { path: out.to_owned() });
     }
-    let io_at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| SynthError::Io { path, source }
-    };
     let mut name = out.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = out.with_file_name(name);
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(io_at(&partial))?;
-    }
-    fs::create_dir_all(&partial).map_err(io_at(&partial))?;
+    // A run that was killed may have left one.
+    remove(&partial)?;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(io_at(parent))?;
 
-    if let FileKind::Gguf(experts) = options.file {
-        fs::remove_dir_all(&partial).map_err(io_at(&partial))?;
-        let bytes = gguf::write(&partial, &shape, experts, progress).map_err(io_at(&partial))?;
+    let written = match options.file {
+        FileKind::Gguf(experts) => {
+            check_space(parent, out, gguf::file_bytes(&shape, experts))?;
+            gguf::write(&partial, &shape, experts, progress)
+                .map_err(io_at(&partial))
+                .map(|bytes| SynthReport { bytes, files: 1 })
+        }
+        FileKind::Mlx => {
+            let tensors = plan::tensors(&shape);
+            let shards = shards(&tensors);
+            let small_files = small_files(&shape, &shards);
+            let small_bytes: usize = small_files.iter().map(|(_, contents)| contents.len()).sum();
+            let bytes: u64 = tensors.iter().map(Tensor::bytes).sum();
+            check_space(parent, out, bytes + small_bytes as u64)?;
+            write_directory(&partial, &shape, &shards, &small_files, &mut |done| {
+                progress(done, bytes);
+            })
+            .map(|()| SynthReport { bytes, files: shards.len() })
+        }
+    };
+    let finished = written.and_then(|report| {
+        if out.exists() {
+            fs::remove_dir(out).map_err(io_at(out))?;
+        }
         fs::rename(&partial, out).map_err(io_at(out))?;
-        return Ok(SynthReport { bytes, files: 1 });
+        Ok(report)
+    });
+    if finished.is_err() {
+        // What went wrong is told, rather than that this failed as well.
+        drop(remove(&partial));
     }
-    let tensors = plan::tensors(&shape);
-    let shards = shards(&tensors);
-    let total = tensors.iter().map(Tensor::bytes).sum();
+    finished
+}
+
+/// Writes the files of a checkpoint into a new directory; `progress` hears the bytes of tensors written.
+fn write_directory(
+    directory: &Path,
+    shape: &Shape,
+    shards: &[&[Tensor]],
+    small_files: &[(&str, String)],
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), SynthError> {
+    fs::create_dir(directory).map_err(io_at(directory))?;
     let mut written = 0;
     for (index, shard) in shards.iter().enumerate() {
-        let path = partial.join(shard_name(index, shards.len()));
+        let path = directory.join(shard_name(index, shards.len()));
         let mut advance = |bytes| {
             written += bytes;
-            progress(written, total);
+            progress(written);
         };
-        write::shard(&path, &shape, shard, &mut advance).map_err(io_at(&path))?;
+        write::shard(&path, shape, shard, &mut advance).map_err(io_at(&path))?;
     }
-    for (name, contents) in small_files(&shape, &shards) {
-        let path = partial.join(name);
+    for (name, contents) in small_files {
+        let path = directory.join(name);
         fs::write(&path, contents).map_err(io_at(&path))?;
     }
-    if out.exists() {
-        fs::remove_dir(out).map_err(io_at(out))?;
+    Ok(())
+}
+
+/// Removes a file or a directory, if it is there.
+fn remove(path: &Path) -> Result<(), SynthError> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_at(path)(error)),
+        _ => Ok(()),
     }
-    fs::rename(&partial, out).map_err(io_at(out))?;
-    Ok(SynthReport { bytes: total, files: shards.len() })
+}
+
+/// Refuses what the file system of `parent` has no room for.
+fn check_space(parent: &Path, out: &Path, needed: u64) -> Result<(), SynthError> {
+    match free_bytes(parent) {
+        Some(free) if free < needed => {
+            Err(SynthError::Space { path: out.to_owned(), needed, free })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The bytes that a file system has left for this user, where the system tells.
+#[cfg(unix)]
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let space = rustix::fs::statvfs(directory).ok()?;
+    Some(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// The bytes that a file system has left for this user, where the system tells.
+#[cfg(not(unix))]
+fn free_bytes(_directory: &Path) -> Option<u64> {
+    None
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> SynthError {
+    let path = path.to_owned();
+    move |source| SynthError::Io { path, source }
 }
 
 /// Cuts the tensors into shards, in order.
