@@ -7,7 +7,7 @@ use compute::{ExpertShape, ExpertUses, ExpertWeights, LoadedExpert, Matrix, Matr
 
 use crate::device::{Buffer, Device, Moment, Part, Upload};
 use crate::formats::{is_read_in_place, pack, part_bytes};
-use crate::product::{Items, Operand, share};
+use crate::product::Operand;
 use crate::scratch::Scratch;
 use crate::weights::{WeightsError, check, place};
 
@@ -394,57 +394,4 @@ impl Transit {
 /// A place as `place.wgsl` reads it.
 fn place_word(place: Option<(usize, u32)>) -> u32 {
     place.map_or(NOWHERE, |(buffer, slot)| (buffer as u32) << SLOT_BITS | slot)
-}
-
-/// Where the items of a table are: in which words, how many, and how many uses each has.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Range {
-    begin: u32,
-    len: u32,
-    n_x: usize,
-}
-
-/// Appends the items of experts in slots to the words of a table, up to `most_shared` uses an item: first of
-/// experts with few uses, then of those with many.
-pub(crate) fn append(
-    uses: &ExpertUses,
-    experts: impl Iterator<Item = (u32, u32)> + Clone,
-    most_shared: usize,
-    words: &mut Vec<u32>,
-) -> Vec<Range> {
-    let n_x_of = |expert| share(uses.of(expert).len(), most_shared);
-    let is_many = |expert| n_x_of(expert) == most_shared;
-    let parts = [false, true]
-        .map(|many| experts.clone().filter(move |&(expert, _)| is_many(expert) == many));
-    parts.into_iter().filter_map(|part| append_alike(uses, part, most_shared, words)).collect()
-}
-
-/// The same for experts whose items have room for as many uses as the one with the most needs.
-fn append_alike(
-    uses: &ExpertUses,
-    experts: impl Iterator<Item = (u32, u32)> + Clone,
-    most_shared: usize,
-    words: &mut Vec<u32>,
-) -> Option<Range> {
-    let most = experts.clone().map(|(expert, _)| uses.of(expert).len()).max()?;
-    let (begin, n_x) = (words.len() as u32, share(most, most_shared));
-    let mut len = 0;
-    for (expert, slot) in experts {
-        for uses_here in uses.of(expert).chunks(n_x) {
-            words.extend([slot, uses_here.len() as u32]);
-            let numbers = uses_here.iter().map(|use_| use_.row * uses.top_k() as u32 + use_.rank);
-            words.extend(numbers);
-            words.extend(std::iter::repeat_n(0, n_x - uses_here.len()));
-            len += 1;
-        }
-    }
-    Some(Range { begin, len, n_x })
-}
-
-impl Range {
-    /// The items of a table that was written to the device.
-    pub(crate) fn of(self, table: &Buffer) -> Items<'_> {
-        let Self { begin, len, n_x } = self;
-        Items { table, begin, len, n_x }
-    }
 }

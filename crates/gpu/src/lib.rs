@@ -18,6 +18,7 @@ mod buffers;
 mod delta_net;
 mod delta_state;
 mod device;
+mod expert_kernels;
 mod experts;
 mod formats;
 mod gemm;

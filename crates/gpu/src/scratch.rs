@@ -15,3 +15,11 @@ impl Scratch {
         self.0.as_ref().expect("it was just made")
     }
 }
+
+/// Words on the device, in a buffer that grows as it is needed.
+pub(crate) fn write_words<'a>(device: &Device, to: &'a mut Scratch, words: &[u32]) -> &'a Buffer {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let buffer = to.at_least(device, bytes.len().next_power_of_two());
+    device.write(buffer, 0, &bytes);
+    buffer
+}

@@ -228,7 +228,8 @@ fn rows_of_the_embedding_are_the_stored_ones() {
 
 #[test]
 fn kernels_translate_to_every_language() {
-    crate::gpu::with_place(translate);
+    crate::expert_kernels::with_gated(translate);
+    crate::expert_kernels::with_place(translate);
     crate::groups::with_source(16, translate);
     let q8 = Format::Block(BlockType::Q8_0);
     for format in formats(256) {

@@ -4,8 +4,10 @@
 use compute::{ExpertWeights, RouterSpec};
 
 use crate::buffers::Activations;
+use crate::expert_kernels::sized;
+use crate::gpu::Gpu;
 use crate::gpu::choice::room_for_choices;
-use crate::gpu::{Gpu, gate_with, sized, slots_of};
+use crate::gpu::routed::slots_of;
 use crate::product::{Items, Operand};
 use crate::weights::Weights;
 
@@ -49,7 +51,7 @@ impl Gpu {
         others: Vec<(Operand<'_>, &mut Activations)>,
     ) {
         let mut products = others;
-        let Self { device, gated, shared_inner: [inner, other], .. } = self;
+        let Self { device, expert_kernels, shared_inner: [inner, other], .. } = self;
         let ExpertWeights { gate, up, .. } = weights;
         let (rows, width) = (x.rows(), gate.rows);
         let inner = sized(inner, device, rows, width);
@@ -64,7 +66,7 @@ impl Gpu {
             products.push((Operand::of(up), &mut *other));
             self.products.multiply(device, x, &mut products);
             drop(products);
-            gate_with(device, gated, inner, other);
+            expert_kernels.gate(device, inner, other);
         }
     }
 
@@ -83,7 +85,7 @@ impl Gpu {
         (logits, spec): (&Activations, RouterSpec),
         x: &Activations,
     ) -> bool {
-        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let Self { device, layers, products, expert_kernels, chosen, .. } = self;
         let Some(slots) = slots_of(layers, layer).filter(|slots| slots.is_plain()) else {
             return false;
         };
@@ -94,7 +96,7 @@ impl Gpu {
             return false;
         }
         let uses = x.rows() * spec.top_k;
-        let inner = sized(inner, device, uses, layout.intermediate());
+        let inner = sized(&mut expert_kernels.inner[0], device, uses, layout.intermediate());
         inner.set_rows(uses);
         let choice = (logits, spec, room_for_choices(device, chosen, uses));
         let operand = layout.gate_up(&slots.buffers()[0]);
@@ -105,9 +107,9 @@ impl Gpu {
 
     /// The outputs of experts whose inner activations [`Gpu::choose_and_begin`] has computed.
     pub(super) fn end_chosen(&mut self, layer: usize, uses: usize, out: &Activations) {
-        let Self { device, layers, products, inner: [inner, _], chosen, .. } = self;
+        let Self { device, layers, products, expert_kernels, chosen, .. } = self;
         let slots = slots_of(layers, layer).expect("the first part found them");
-        let inner = inner.as_ref().expect("the first part was computed");
+        let inner = expert_kernels.inner[0].as_ref().expect("the first part was computed");
         let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
         let items = Items { table: &chosen.items, begin: 0, len: uses as u32, n_x: 1 };
         let down = slots.layout.down(&slots.buffers()[0]);
