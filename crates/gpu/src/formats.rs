@@ -14,8 +14,10 @@ pub(crate) const UNIT: usize = 32;
 /// How a kernel decodes a format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decoder {
-    /// The text that defines `unit_of`.
+    /// The text that defines `read_unit` and `half_of`.
     pub(crate) text: &'static str,
+    /// Quads of a unit as it is read: see `weights.wgsl`.
+    pub(crate) stored_quads: u32,
     /// The constants that it is a template of.
     pub(crate) constants: [(&'static str, u32); 3],
 }
@@ -42,6 +44,11 @@ fn scales_number(dtype: FloatType) -> u32 {
 }
 
 impl Decoder {
+    /// The constant that tells [`Self::stored_quads`].
+    pub(crate) fn quads(self) -> (&'static str, u32) {
+        ("STORED_QUADS", self.stored_quads)
+    }
+
     /// The text, one that uses it, and the constants, all by other names: to stand beside another format.
     pub(crate) fn by_other_names(self, user: &str) -> String {
         let text = [self.text, user].concat();
@@ -65,20 +72,21 @@ impl Decoder {
 
 /// How kernels decode a format; `None` if none does.
 pub(crate) fn decoder(format: Format) -> Option<Decoder> {
-    let (text, bits, group, scales) = match format {
+    let (text, stored_quads, bits, group, scales) = match format {
         Format::Affine(Affine { bits, group, scales }) => {
-            (AFFINE, u32::from(bits), u32::from(group), scales_number(scales))
+            (AFFINE, 3, u32::from(bits), u32::from(group), scales_number(scales))
         }
-        Format::Float(dtype) => (FLOAT, 0, 0, scales_number(dtype)),
-        Format::Block(BlockType::Q8_0) => (Q8_0, 8, 0, 0),
-        Format::Block(BlockType::Q4K) => (K4_K5, 4, 9, 0),
-        Format::Block(BlockType::Q5K) => (K4_K5, 5, 11, 0),
-        Format::Block(BlockType::Q6K) => (K6, 6, 0, 0),
-        Format::Block(BlockType::Mxfp4) => (MXFP4, 4, 0, 0),
+        Format::Float(dtype) => (FLOAT, 8, 0, 0, scales_number(dtype)),
+        Format::Block(BlockType::Q8_0) => (Q8_0, 3, 8, 0, 0),
+        Format::Block(BlockType::Q4K) => (K4_K5, 5, 4, 9, 0),
+        Format::Block(BlockType::Q5K) => (K4_K5, 5, 5, 11, 0),
+        Format::Block(BlockType::Q6K) => (K6, 5, 6, 0, 0),
+        Format::Block(BlockType::Mxfp4) => (MXFP4, 2, 4, 0, 0),
         Format::Block(_) => return None,
     };
     let group_name = if text == K4_K5 { "BLOCK_QUADS" } else { "GROUP" };
-    Some(Decoder { text, constants: [("BITS", bits), (group_name, group), ("SCALES", scales)] })
+    let constants = [("BITS", bits), (group_name, group), ("SCALES", scales)];
+    Some(Decoder { text, stored_quads, constants })
 }
 
 /// Bytes of the parts of a matrix on the device.

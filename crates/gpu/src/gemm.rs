@@ -12,7 +12,9 @@ use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
 use crate::formats::decoder;
 use crate::kernel::{KernelSource, unroll};
-use crate::product::{ALL_ROWS, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS};
+use crate::product::{
+    ALL_ROWS, HELD, MOST_WORKGROUPS, MULTIPLY, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS,
+};
 
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 
@@ -68,7 +70,7 @@ pub(crate) fn with_source<T>(
     let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
     let Tile { workgroup, rows, columns } = tile;
     let [a, b, c] = decoder.constants;
-    let constants = [a, b, c, ("N_X", columns), ("N_ROWS", rows)];
+    let constants = [a, b, c, decoder.quads(), ("N_X", columns), ("N_ROWS", rows)];
     let writes: &[bool] = if form.is_grouped {
         &[false, false, false, true, false]
     } else {
@@ -77,7 +79,7 @@ pub(crate) fn with_source<T>(
     let text =
         unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup)]);
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
-    let parts = [WEIGHTS, decoder.text, OPERAND, rows, &text];
+    let parts = [WEIGHTS, decoder.text, OPERAND, MULTIPLY, HELD, rows, &text];
     use_source(&KernelSource {
         name: "GEMM",
         parts: &parts,

@@ -7,9 +7,9 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{Decoder, UNIT, decoder};
+use crate::formats::{Decoder, UNIT, decoder, part_bytes};
 use crate::gemm::{Gemm, Tile};
-use crate::kernel::KernelSource;
+use crate::kernel::{KernelSource, unroll};
 use crate::rowwise::{CHOICE, Chosen};
 use crate::weights::Weights;
 
@@ -18,7 +18,10 @@ pub(crate) const OPERAND: &str = include_str!("kernels/operand.wgsl");
 const ONE: &str =
     concat!(include_str!("kernels/operand.wgsl"), include_str!("kernels/matrix_one.wgsl"));
 const EACH: &str = include_str!("kernels/matrix_each.wgsl");
-const UNITS: &str = include_str!("kernels/units.wgsl");
+pub(crate) const MULTIPLY: &str = include_str!("kernels/multiply.wgsl");
+pub(crate) const HELD: &str = include_str!("kernels/held.wgsl");
+const UNITS: &str =
+    concat!(include_str!("kernels/multiply.wgsl"), include_str!("kernels/units.wgsl"));
 const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
 const PLACES_OTHER: &str = include_str!("kernels/places_other.wgsl");
 const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
@@ -52,6 +55,8 @@ pub(crate) struct Form {
     pub(crate) team_rows: u32,
     /// Units that a lane reads at once.
     pub(crate) ahead: u32,
+    /// Units of all of its rows of activations that a workgroup holds.
+    pub(crate) held: u32,
 }
 
 /// What rows of activations are multiplied with.
@@ -76,9 +81,12 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
-    /// Most units of weights, of all of its rows and of gate and up, that a lane reads at once where a single
+    /// Most quads of weights, of all of its rows and of gate and up, that a lane reads at once where a single
     /// row of activations is multiplied.
     pub ahead: u32,
+    /// Most units of a single row of activations that a workgroup holds: a power of two, from 64. A row that is
+    /// longer is read in parts, for each of which all wait.
+    pub held: u32,
     /// Teams have one row where that makes more workgroups of less than so many: they leave a part of the device
     /// without work.
     pub few_workgroups: u32,
@@ -87,7 +95,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         // Two workgroups for each of the 132 processors of an H100, where it was measured.
-        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 4, few_workgroups: 264 }
+        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 12, held: 128, few_workgroups: 264 }
     }
 }
 
@@ -96,16 +104,33 @@ impl Tuning {
     pub fn of(device: &Device) -> Self {
         if device.is_software() {
             // A CPU has few processors, reads ahead by itself, and takes long to compile what is written out.
-            return Self { ahead: 1, few_workgroups: 2, ..Self::default() };
+            return Self { ahead: 1, held: 64, few_workgroups: 2, ..Self::default() };
         }
-        Self::default()
+        let usual = Self::default();
+        // Beside what is held there are an expert's choice and sums of lanes.
+        let most = if device.workgroup_bytes() >= 32 << 10 { usual.held } else { 64 };
+        Self { held: usual.held.min(most), ..usual }
     }
 
-    /// Units of a row that a lane reads at once: no more than it has.
-    fn ahead_of(self, n_x: usize, is_fused: bool, team_rows: u32, units: u32) -> u32 {
-        let at_once = if is_fused { 2 * team_rows } else { team_rows };
-        let most = if n_x == 1 { self.ahead / at_once } else { 1 };
-        [4, 2].into_iter().find(|&ahead| ahead <= most && 8 * ahead <= units).unwrap_or(1)
+    /// The form of products of so many rows of activations with weights of a format and so many units a row.
+    fn form(
+        self,
+        format: Format,
+        (n_x, of): (usize, Of),
+        (is_fused, team_rows): (bool, u32),
+        units: u32,
+    ) -> Form {
+        let n_matrices = if is_fused { 2 } else { 1 };
+        // Blocks of 256 values are the longest.
+        let quads = (part_bytes(format, 1, 8 * UNIT).iter().sum::<usize>() as u32).div_ceil(8 * 16);
+        let of_a_unit = n_matrices * team_rows * quads;
+        let most = if n_x == 1 { self.ahead / of_a_unit } else { 1 };
+        let is_of_use = |ahead: &u32| *ahead <= most && 8 * ahead <= units;
+        let ahead = [4, 2].into_iter().find(is_of_use).unwrap_or(1);
+        // A whole number for each team.
+        let least = (8 * ahead).max(self.workgroup / 8);
+        let held = if n_x == 1 { units.next_power_of_two().clamp(least, self.held) } else { 64 };
+        Form { format, n_x, is_fused, of, team_rows, ahead, held }
     }
 
     /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
@@ -263,24 +288,39 @@ pub(crate) fn with_source<T>(
         Of::Choice(spec) => (CHOICE, spec),
         _ => ("", RouterSpec { top_k: 0, normalise: false }),
     };
+    let other = match form.of {
+        Of::Each(other) => other.map(decoder_of),
+        _ => None,
+    };
+    let stored = other.map_or(0, |other| other.stored_quads).max(decoder.stored_quads);
+    let team_rows = if form.is_fused { 2 * form.team_rows } else { form.team_rows };
     let [a, b, c] = decoder.constants;
-    let (n_x, top_k) = (form.n_x as u32, spec.top_k as u32);
-    let (rows, ahead) = (("N_ROWS", form.team_rows), ("AHEAD", form.ahead));
-    let constants = [a, b, c, ("N_X", n_x), rows, ahead, ("TOP_K", top_k)];
+    let constants = [
+        a,
+        b,
+        c,
+        ("STORED_QUADS", stored),
+        ("N_X", form.n_x as u32),
+        ("N_ROWS", team_rows),
+        ("AHEAD", form.ahead),
+        ("HELD", form.held),
+        ("TOP_K", spec.top_k as u32),
+    ];
     let writes: &[bool] = match form.of {
         Of::One => &[false, false, false, true],
         Of::Each(_) => &[false, false, false, true, true, true, true],
         Of::Experts => &[false, false, false, true, false],
         Of::Choice(_) => &[false, false, false, true, false, true, true],
     };
-    let (other, formats) = match form.of {
-        Of::Each(Some(other)) => {
-            (decoder_of(other).by_other_names(&[PLACES_OTHER, UNITS].concat()), FORMAT_TWO)
-        }
-        _ => (String::new(), FORMAT_ONE),
+    let (other, formats) = match other {
+        Some(other) => (other.by_other_names(&[PLACES_OTHER, UNITS].concat()), FORMAT_TWO),
+        None => (String::new(), FORMAT_ONE),
     };
     let units = [PLACES_SAME, UNITS].concat();
-    let parts = [WEIGHTS, decoder.text, &units, &other, formats, choice, items, matrix, PRODUCT];
+    let of_lane = 8 * form.held / tuning.workgroup;
+    let product = unroll(PRODUCT, &[("r", team_rows), ("a", form.ahead), ("s", of_lane)]);
+    let parts =
+        [WEIGHTS, decoder.text, HELD, &units, &other, formats, choice, items, matrix, &product];
     use_source(&KernelSource {
         name: "product",
         parts: &parts,
@@ -294,10 +334,11 @@ pub(crate) fn with_source<T>(
 /// Applies a function to the kernel that reads rows of an embedding.
 pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
     let decoder = decoder_of(format);
+    let [a, b, c] = decoder.constants;
     apply(&KernelSource {
         name: "embed",
         parts: &[WEIGHTS, decoder.text, EMBED],
-        constants: &decoder.constants,
+        constants: &[a, b, c, decoder.quads()],
         flags: &[],
         writes: &[false, false, false, true],
         teams: None,
@@ -408,8 +449,7 @@ impl Products {
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
         let units = cols.div_ceil(UNIT) as u32;
-        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
-        let form = Form { format, n_x, is_fused, of, team_rows, ahead };
+        let form = tuning.form(format, (n_x, of), (is_fused, team_rows), units);
         let kernel = self
             .kernels
             .entry(form)
@@ -437,8 +477,7 @@ impl Products {
         let (team_rows, groups) = tuning.cut(is_fused, rows, items);
         let of = Of::Each(other_format);
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
-        let ahead = tuning.ahead_of(n_x, is_fused, team_rows, units);
-        let form = Form { format: first.format, n_x, is_fused, of, team_rows, ahead };
+        let form = tuning.form(first.format, (n_x, of), (is_fused, team_rows), units);
         let kernel = self
             .kernels
             .entry(form)

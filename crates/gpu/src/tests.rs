@@ -143,8 +143,8 @@ fn units_that_are_read_ahead_leave_no_trace() {
         let stored = [5, 70].map(|rows| matrix(&mut random, format, rows, cols));
         let x = random.numbers(cols);
         for device in devices() {
-            let [one, two, four] = [1, 2, 4].map(|ahead| {
-                let tuning = Tuning { ahead, rows: 1, ..Tuning::default() };
+            let [one, two, four] = [(1, 64), (6, 128), (12, 64)].map(|(ahead, held)| {
+                let tuning = Tuning { ahead, held, rows: 1, ..Tuning::default() };
                 let mut gpu = Gpu::new(device.clone());
                 gpu.products = Products::new(tuning);
                 let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
@@ -244,15 +244,18 @@ fn kernels_translate_to_every_language() {
                 .into_iter()
                 .flat_map(|of| [(false, of), (true, of)])
             {
-                for (team_rows, ahead) in [(1, 1), (2, if n_x == 1 { 4 } else { 1 }), (1, 2)] {
-                    let form = Form { format, n_x, is_fused, of, team_rows, ahead };
+                for (team_rows, ahead, held) in
+                    [(1, 1, 64), (2, if n_x == 1 { 4 } else { 1 }, 64), (1, 2, 16 * n_x as u32)]
+                {
+                    let form = Form { format, n_x, is_fused, of, team_rows, ahead, held };
                     with_source(form, Tuning::default(), translate);
                 }
             }
             // Every format by its other names, beside another and beside itself: names must not meet.
             let of = Of::Each(Some(format));
             for first in [q8, format] {
-                let form = Form { format: first, n_x, is_fused: true, of, team_rows: 1, ahead: 1 };
+                let (format, team_rows, ahead, held) = (first, 1, 1, 64);
+                let form = Form { format, n_x, is_fused: true, of, team_rows, ahead, held };
                 with_source(form, Tuning::default(), translate);
             }
         }

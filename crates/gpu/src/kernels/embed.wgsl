@@ -21,11 +21,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (unit >= params.units) {
         return;
     }
-    var w = unit_of(Base(params.codes, params.scales, params.biases), tokens[group.y], unit);
-    for (var i = 0u; i < 32u; i++) {
-        let column = 32u * unit + i;
-        if (column < params.width) {
-            out[group.y * params.width + column] = fma(w.scale[i / 16u], (w.q[i / 4u] * PLACES)[i % 4u], w.bias[i / 16u]);
+    let index = tokens[group.y] * params.units + unit;
+    let stored = read_unit(Base(params.codes, params.scales, params.biases), index);
+    for (var part = 0u; part < 2u; part++) {
+        var w = half_of(stored, index, part);
+        for (var i = 0u; i < 16u; i++) {
+            let column = 32u * unit + 16u * part + i;
+            if (column < params.width) {
+                out[group.y * params.width + column] = fma(w.scale, (w.q[i / 4u] * PLACES)[i % 4u], w.bias);
+            }
         }
     }
 }

@@ -10,14 +10,11 @@
 // (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads): sums must have names of their
 // own to be kept in registers.
 
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.
 const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
-// Quads of a unit of x, scaled by the places of codes: a ninth holds the unscaled sums of both halves, and keeps the
-// lanes' reads out of each other's way.
-const UNIT_QUADS: u32 = 9u;
+const HELD_PLACES = PLACES;
+const ARE_SUMMED: bool = BIASED;
 const ROW_QUADS: u32 = 8u * UNIT_QUADS;
 
 // A unit for each lane of a team, of all rows of x.
@@ -28,20 +25,6 @@ fn base_of(r: u32, offset: u32) -> Base {
         return base_at(offset);
     }
     return up_base_at(offset);
-}
-
-// Half a unit of weights times that of x, whose sum is `x_sum`, added to `sum`.
-fn multiply(w: Half, x: array<vec4<f32>, 4>, x_sum: f32, sum: f32) -> f32 {
-    var products = fma(w.q[0], x[0], vec4<f32>(params.zero));
-    products = fma(w.q[1], x[1], products);
-    products = fma(w.q[2], x[2], products);
-    products = fma(w.q[3], x[3], products);
-    // What is left out where all biases are zero would add zero.
-    var biased = sum;
-    if (BIASED) {
-        biased = fma(w.bias, x_sum, sum);
-    }
-    return fma(w.scale, total(products), biased);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -55,11 +38,11 @@ fn main(entry: Entry) {
     let offset = slot_of(item) * params.stride;
     let first = (entry.group.x * TEAMS + at.team) * OUT_ROWS;
     //: each r
-    let row_$r = min(first + $ru % OUT_ROWS, params.rows - 1u);
+    let row_$r = min(first + $ru % OUT_ROWS, params.rows - 1u) * params.units;
     //: end
     // Where the rows of x are of which a lane reads: in the place of those that are not there, the last.
     //: each s
-    let from_$s = x_row_of(item, min(($su * WORKGROUP + entry.local) / 64u, n - 1u)) * params.x_quads;
+    let from_$s = x_row_of(item, min(($su * TEAMS + at.team) / 8u, n - 1u)) * params.x_quads;
     //: end
     //: each g
     //: each j
@@ -70,31 +53,25 @@ fn main(entry: Entry) {
     //: end
 
     for (var tile = 0u; tile < params.units; tile += 8u) {
-        // All of them are read before the first is needed.
-        let quad = tile * 8u + entry.local % 64u;
+        // All of them, and the weights, are read before the first is needed.
+        let unit = tile + at.lane;
+        //: each r
+        let stored_$r = read_unit(base_of($ru, offset), row_$r + min(unit, params.units - 1u));
+        //: end
+        let quad = (tile + at.team % 8u) * 8u + at.lane;
         let last_quad = params.x_quads - 1u;
         //: each s
-        let value_$s = select(vec4<f32>(), x[from_$s + min(quad, last_quad)] * PLACES, quad <= last_quad);
+        let value_$s = select(vec4<f32>(), x[from_$s + min(quad, last_quad)], quad <= last_quad);
         //: end
         workgroupBarrier();
         //: each s
-        held[($su * WORKGROUP + entry.local) / 8u * UNIT_QUADS + entry.local % 8u] = value_$s;
+        hold(entry, at.lane, $su * TEAMS + at.team, value_$s);
         //: end
         workgroupBarrier();
-        if (BIASED) {
-            for (var i = entry.local; i < N_X * 8u; i += WORKGROUP) {
-                let first = i * UNIT_QUADS;
-                let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
-                let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
-                held[first + 8u] = vec4<f32>(total(low / PLACES), total(high / PLACES), 0.0, 0.0);
-            }
-            workgroupBarrier();
-        }
-        let unit = tile + at.lane;
         if (unit < params.units) {
             for (var part = 0u; part < 2u; part++) {
                 //: each r
-                let w_$r = half_of(base_of($ru, offset), row_$r, unit, part);
+                let w_$r = half_of(stored_$r, row_$r + unit, part);
                 //: end
                 //: each g
                 if ($gu * 8u < n) {

@@ -26,7 +26,7 @@ var<immediate> params: Params;
 @group(0) @binding(6) var<storage, read_write> fourth: array<f32>;
 
 fn matrix_of(group: u32, item: u32) -> Matrix {
-    const SHARE: u32 = TEAMS * N_ROWS;
+    const SHARE: u32 = TEAMS * OUT_ROWS;
     var first = 0u;
     var index = 0u;
     while (index < 3u) {

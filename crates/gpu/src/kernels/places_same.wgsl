@@ -1,5 +1,5 @@
 // Codes are multiplied where they stand: x was scaled for it.
 
-fn unit_in_place(base: Base, row: u32, unit: u32) -> Unit {
-    return unit_of(base, row, unit);
+fn half_in_place(stored: Stored, index: u32, part: u32) -> Half {
+    return half_of(stored, index, part);
 }

@@ -3,9 +3,15 @@
 // for routed experts by `rows_of_experts.wgsl` or `rows_of_choice.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
 // several matrices share their input.
 //
-// A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, and the team
-// adds its lanes: one order, whatever N_X and N_ROWS are. Within a unit, by the group sums of MLX's
-// identity: sum((s q + b) x) = s sum(q x) + b sum(x).
+// A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, of each the lower half
+// first, and the team adds its lanes: one order, whatever N_X and N_ROWS are.
+//
+// Reads take long. So a lane has its next units on their way before it multiplies those that it has, and the first
+// before x is there.
+//
+// What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W of a
+// team; with FUSED, the first half are of gate, the others the same rows of up), $a (units that a lane reads at
+// once) and $s (quads of x that a lane holds): what has a name of its own is kept in registers.
 
 // What a workgroup multiplies with.
 struct Matrix {
@@ -20,52 +26,16 @@ struct Matrix {
     index: u32,
 }
 
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-
 // What x is scaled by: the places of the first format's codes.
 const HELD_PLACES = PLACES;
 const TEAMS: u32 = WORKGROUP / 8u;
-// Units of x in memory of the workgroup, of all of its rows; eight quads each, scaled by the places of codes,
-// and a ninth that holds the unscaled sums of both halves and keeps the lanes' reads out of each other's way.
-const HELD: u32 = 64u;
+// Rows of y of a team.
+const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
+// HELD units of x are in memory of the workgroup, those of all of its rows.
 const TILE: u32 = HELD / N_X;
 const SUMS: u32 = N_ROWS * N_X;
 
-var<workgroup> held: array<vec4<f32>, HELD * 9u>;
-
-// A unit of weights times the unit of x at `at`, added to `sum`. Sums begin with a zero that a compiler does not
-// know, so that it has no choice of which product to round: see `delta_net.rs`.
-fn multiply(w: Unit, at: u32, sum: f32) -> f32 {
-    var low = fma(w.q[0], held[at], vec4<f32>(params.zero));
-    low = fma(w.q[1], held[at + 1u], low);
-    low = fma(w.q[2], held[at + 2u], low);
-    low = fma(w.q[3], held[at + 3u], low);
-    var high = fma(w.q[4], held[at + 4u], vec4<f32>(params.zero));
-    high = fma(w.q[5], held[at + 5u], high);
-    high = fma(w.q[6], held[at + 6u], high);
-    high = fma(w.q[7], held[at + 7u], high);
-    let sums = held[at + 8u];
-    // Half after half, as `gemm.wgsl` does.
-    let lower = fma(w.scale.x, total(low), fma(w.bias.x, sums.x, sum));
-    return fma(w.scale.y, total(high), fma(w.bias.y, sums.y, lower));
-}
-
-// Units of a row of weights that a lane multiplies at once: `unit` of the tile, and those of its next ones that
-// AHEAD (1, 2 or 4) says, as far as the tile is so wide. Reads take long, and several are as quick as one.
-struct Units {
-    row: u32,
-    tile: u32,
-    unit: u32,
-    width: u32,
-}
-
-// Units times those of each row of x, added to sums from `first` on.
-fn add_products(w: Unit, unit: u32, exists: bool, first: u32, sums: ptr<function, array<f32, SUMS>>) {
-    for (var j = 0u; j < N_X; j++) {
-        let sum = (*sums)[first + j];
-        (*sums)[first + j] = select(sum, multiply(w, (j * TILE + unit) * 9u, sum), exists);
-    }
-}
+var<workgroup> held: array<vec4<f32>, HELD * UNIT_QUADS>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(entry: Entry) {
@@ -77,50 +47,65 @@ fn main(entry: Entry) {
     }
     begin(entry, item);
     let matrix = matrix_of(entry.group.x, item);
-    let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * N_ROWS;
+    let last = params.units - 1u;
+    let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * OUT_ROWS;
+    //: each r
+    let row_$r = min(first + $ru % OUT_ROWS, matrix.rows - 1u) * params.units;
+    var base_$r = matrix.base;
+    if ($ru >= OUT_ROWS) {
+        base_$r = matrix.up;
+    }
+    let is_there_$r = $ru < OUT_ROWS || matrix.is_pair;
+    //: each a
+    var next_$r_$a: Stored;
+    if (is_there_$r) {
+        next_$r_$a = read_of(matrix, base_$r, row_$r + min(at.lane + 8u * $au, last));
+    }
+    //: end
+    //: end
     var sums: array<f32, SUMS>;
-    var up_sums: array<f32, SUMS>;
 
     for (var tile = 0u; tile < params.units; tile += TILE) {
-        let width = min(TILE, params.units - tile);
-        workgroupBarrier();
-        for (var i = entry.local; i < HELD * 8u; i += WORKGROUP) {
-            let row = i / 8u / TILE;
-            let unit = i / 8u % TILE;
-            let quad = (tile + unit) * 8u + i % 8u;
-            if (row < n && unit < width) {
-                var value = vec4<f32>(0.0);
-                if (quad < params.x_quads) {
-                    value = x[x_row_of(item, row) * params.x_quads + quad] * HELD_PLACES;
-                }
-                held[i / 8u * 9u + i % 8u] = value;
-            }
+        let end = min(tile + TILE, params.units);
+        //: each s
+        let unit_$s = $su * TEAMS + at.team;
+        let quad_$s = (tile + unit_$s % TILE) * 8u + at.lane;
+        var value_$s = vec4<f32>(0.0);
+        if (unit_$s / TILE < n && quad_$s < params.x_quads) {
+            value_$s = x[x_row_of(item, unit_$s / TILE) * params.x_quads + quad_$s];
         }
+        //: end
         workgroupBarrier();
-        for (var i = entry.local; i < HELD; i += WORKGROUP) {
-            let first = i * 9u;
-            let low = ((held[first] + held[first + 1u]) + held[first + 2u]) + held[first + 3u];
-            let high = ((held[first + 4u] + held[first + 5u]) + held[first + 6u]) + held[first + 7u];
-            held[first + 8u] = vec4<f32>(total(low / HELD_PLACES), total(high / HELD_PLACES), 0.0, 0.0);
-        }
+        //: each s
+        hold(entry, at.lane, unit_$s, value_$s);
+        //: end
         workgroupBarrier();
-        for (var unit = at.lane; unit < width; unit += 8u * AHEAD) {
-            for (var r = 0u; r < N_ROWS; r++) {
-                let row = min(first + r, matrix.rows - 1u);
-                let units = Units(row, tile, unit, width);
-                add_units(matrix, matrix.base, units, r * N_X, &sums);
-                if (FUSED && matrix.is_pair) {
-                    add_units(matrix, matrix.up, units, r * N_X, &up_sums);
+        for (var unit = tile + at.lane; unit < end; unit += 8u * AHEAD) {
+            let then = unit + 8u * AHEAD;
+            //: each r
+            if (is_there_$r) {
+                //: each a
+                let now_$a = next_$r_$a;
+                if (then + 8u * $au <= last) {
+                    next_$r_$a = read_of(matrix, base_$r, row_$r + then + 8u * $au);
                 }
+                //: end
+                //: each a
+                if (unit + 8u * $au < end) {
+                    let own = unit + 8u * $au;
+                    add_unit(matrix, now_$a, row_$r + own, own - tile, $ru * N_X, &sums);
+                }
+                //: end
             }
+            //: end
         }
     }
 
-    for (var r = 0u; r < N_ROWS; r++) {
+    for (var r = 0u; r < OUT_ROWS; r++) {
         for (var j = 0u; j < N_X; j++) {
             var value = team_sum(entry, sums[r * N_X + j]);
             if (FUSED && matrix.is_pair) {
-                value = silu(value) * team_sum(entry, up_sums[r * N_X + j]);
+                value = silu(value) * team_sum(entry, sums[(OUT_ROWS + r) % N_ROWS * N_X + j]);
             }
             if (at.lane == 0u && j < n && first + r < matrix.rows) {
                 keep(matrix, y_row_of(item, j) * matrix.rows + first + r, value);

@@ -1,24 +1,15 @@
-// Units of one format times those of x. Where there are two formats, this stands behind the text of each.
+// A unit of one format times those of x. Where there are two formats, this stands behind the text of each.
 
-fn add_units_of(base: Base, units: Units, first: u32, sums: ptr<function, array<f32, SUMS>>) {
-    let at = units.unit;
-    let a = unit_in_place(base, units.row, units.tile + at);
-    if (AHEAD == 1u) {
-        add_products(a, at, true, first, sums);
-        return;
+// The unit times that of each row of x, `unit` of those that are held, added to sums from `first` on.
+fn add_unit_of(stored: Stored, index: u32, unit: u32, first: u32, sums: ptr<function, array<f32, SUMS>>) {
+    let low = half_in_place(stored, index, 0u);
+    let high = half_in_place(stored, index, 1u);
+    for (var j = 0u; j < N_X; j++) {
+        let at = (j * TILE + unit) * UNIT_QUADS;
+        let x_sums = held[at + 8u].xy;
+        let x_low = array<vec4<f32>, 4>(held[at], held[at + 1u], held[at + 2u], held[at + 3u]);
+        let x_high = array<vec4<f32>, 4>(held[at + 4u], held[at + 5u], held[at + 6u], held[at + 7u]);
+        let sum = multiply(low, x_low, x_sums.x, (*sums)[first + j]);
+        (*sums)[first + j] = multiply(high, x_high, x_sums.y, sum);
     }
-    // Those that are not there are read, and not added.
-    let last = units.width - 1u;
-    let b = unit_in_place(base, units.row, units.tile + min(at + 8u, last));
-    if (AHEAD == 2u) {
-        add_products(a, at, true, first, sums);
-        add_products(b, min(at + 8u, last), at + 8u <= last, first, sums);
-        return;
-    }
-    let c = unit_in_place(base, units.row, units.tile + min(at + 16u, last));
-    let d = unit_in_place(base, units.row, units.tile + min(at + 24u, last));
-    add_products(a, at, true, first, sums);
-    add_products(b, min(at + 8u, last), at + 8u <= last, first, sums);
-    add_products(c, min(at + 16u, last), at + 16u <= last, first, sums);
-    add_products(d, min(at + 24u, last), at + 24u <= last, first, sums);
 }

@@ -10,16 +10,13 @@ struct Base {
     biases: u32,
 }
 
-// 32 neighbouring weights of a row: `scale * q * PLACES + bias`, one scale and bias for each half. PLACES, which
-// each format says, are powers of two: codes become floats where they stand in their word, and whoever
-// multiplies them scales the other factor once instead of moving each code.
-struct Unit {
-    q: array<vec4<f32>, 8>,
-    scale: vec2<f32>,
-    bias: vec2<f32>,
-}
+// 32 neighbouring weights of a row as they are stored: what a lane reads at a time. Each format says which quads hold
+// what; those that it has no use for are never written.
+alias Stored = array<vec4<u32>, STORED_QUADS>;
 
-// The lower or the upper sixteen of them; BIASED tells whether a format has biases.
+// The lower or the upper sixteen of them, as numbers: `scale * q * PLACES + bias`. PLACES, which each format says, are
+// powers of two: codes become floats where they stand in their word, and whoever multiplies them scales the
+// other factor once instead of moving each code. BIASED tells whether a format has biases.
 struct Half {
     q: array<vec4<f32>, 4>,
     scale: f32,

@@ -18,84 +18,92 @@ fn codes_of(window: u32) -> vec4<f32> {
     return as_floats(vec4<u32>(window, window, high, high) & vec4<u32>(MASK, MASK << BITS, MASK, MASK << BITS));
 }
 
-fn quad(at: u32, index: u32) -> vec4<f32> {
-    // Four codes are at most 32 bits, in one word or across two.
-    let bit = 4u * BITS * index;
-    let word = at + bit / 32u;
-    let shift = bit % 32u;
-    var window = words[word] >> shift;
-    if (shift + 4u * BITS > 32u) {
-        window |= words[word + 1u] << (32u - shift);
-    }
-    return codes_of(window);
+const BIASED: bool = true;
+
+// The word with the scale or bias of a group, and what it says.
+fn parameter_word(base: u32, group: u32) -> u32 {
+    return words[base + group / select(2u, 1u, SCALES == 2u)];
 }
 
-fn parameter(base: u32, index: u32) -> f32 {
+fn parameter(word: u32, group: u32) -> f32 {
     if (SCALES == 2u) {
-        return bitcast<f32>(words[base + index]);
+        return bitcast<f32>(word);
     }
-    let pair = words[base + index / 2u];
-    let half = (pair >> (16u * (index % 2u))) & 0xffffu;
+    let half = (word >> (16u * (group % 2u))) & 0xffffu;
     if (SCALES == 1u) {
         return unpack2x16float(half).x;
     }
     return bitcast<f32>(half << 16u);
 }
 
-fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
-    let index = row * params.units + unit;
-    let group = index / (GROUP / 32u);
-    let scale = parameter(base.scales, group);
-    let bias = parameter(base.biases, group);
-    var out: Unit;
-    out.scale = vec2<f32>(scale);
-    out.bias = vec2<f32>(bias);
+// Codes in the first two quads, as they lie; in the third, the words with the scale and the bias.
+fn read_unit(base: Base, index: u32) -> Stored {
+    var stored: Stored;
     if (BITS == 4u) {
-        let w = quads[base.codes / 4u + index];
-        out.q = array<vec4<f32>, 8>(
-            codes_of(w.x), codes_of(w.x >> 16u), codes_of(w.y), codes_of(w.y >> 16u),
-            codes_of(w.z), codes_of(w.z >> 16u), codes_of(w.w), codes_of(w.w >> 16u),
-        );
+        stored[0] = quads[base.codes / 4u + index];
     } else if (BITS == 8u) {
-        let low = quads[base.codes / 4u + 2u * index];
-        let high = quads[base.codes / 4u + 2u * index + 1u];
-        out.q = array<vec4<f32>, 8>(
-            codes_of(low.x), codes_of(low.y), codes_of(low.z), codes_of(low.w),
-            codes_of(high.x), codes_of(high.y), codes_of(high.z), codes_of(high.w),
-        );
+        stored[0] = quads[base.codes / 4u + 2u * index];
+        stored[1] = quads[base.codes / 4u + 2u * index + 1u];
     } else {
         let at = base.codes + index * BITS;
-        out.q = array<vec4<f32>, 8>(
-            quad(at, 0u), quad(at, 1u), quad(at, 2u), quad(at, 3u),
-            quad(at, 4u), quad(at, 5u), quad(at, 6u), quad(at, 7u),
-        );
+        stored[0].x = words[at];
+        stored[0].y = words[at + 1u];
+        if (BITS > 2u) {
+            stored[0].z = words[at + 2u];
+        }
+        if (BITS > 4u) {
+            stored[0].w = words[at + 3u];
+            stored[1].x = words[at + 4u];
+        }
+        if (BITS > 5u) {
+            stored[1].y = words[at + 5u];
+        }
     }
-    return out;
+    let group = index / (GROUP / 32u);
+    stored[2].x = parameter_word(base.scales, group);
+    stored[2].y = parameter_word(base.biases, group);
+    return stored;
 }
 
-const BIASED: bool = true;
-
-fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
-    let index = row * params.units + unit;
-    let group = index / (GROUP / 32u);
-    var out: Half;
-    out.scale = parameter(base.scales, group);
-    out.bias = parameter(base.biases, group);
-    if (BITS == 4u) {
-        let w = quads[base.codes / 4u + index];
-        let codes = select(w.xy, w.zw, part == 1u);
-        out.q = array<vec4<f32>, 4>(
-            codes_of(codes.x), codes_of(codes.x >> 16u), codes_of(codes.y), codes_of(codes.y >> 16u),
-        );
-    } else if (BITS == 8u) {
-        let codes = quads[base.codes / 4u + 2u * index + part];
-        out.q = array<vec4<f32>, 4>(
-            codes_of(codes.x), codes_of(codes.y), codes_of(codes.z), codes_of(codes.w),
-        );
-    } else {
-        let at = base.codes + index * BITS;
-        let first = 4u * part;
-        out.q = array<vec4<f32>, 4>(quad(at, first), quad(at, first + 1u), quad(at, first + 2u), quad(at, first + 3u));
+// The codes of the lower or upper half, from the lowest bit of the first word on.
+fn half_codes(stored: Stored, is_upper: bool) -> vec4<u32> {
+    let a = stored[0];
+    let b = stored[1];
+    if (BITS == 2u) {
+        return select(a, a.yzwx, is_upper);
     }
-    return out;
+    if (BITS == 3u) {
+        let upper = vec4<u32>((a.y >> 16u) | (a.z << 16u), a.z >> 16u, 0u, 0u);
+        return select(a, upper, is_upper);
+    }
+    if (BITS == 4u) {
+        return select(a, a.zwxy, is_upper);
+    }
+    if (BITS == 5u) {
+        let upper = vec4<u32>((a.z >> 16u) | (a.w << 16u), (a.w >> 16u) | (b.x << 16u), b.x >> 16u, 0u);
+        return select(a, upper, is_upper);
+    }
+    if (BITS == 6u) {
+        return select(a, vec4<u32>(a.w, b.x, b.y, 0u), is_upper);
+    }
+    return select(a, b, is_upper);
+}
+
+// Four codes are at most 32 bits, in one word or across two.
+fn quad(codes: vec4<u32>, index: u32) -> vec4<f32> {
+    let bit = 4u * BITS * index;
+    let word = bit / 32u;
+    let shift = bit % 32u;
+    var window = codes[word] >> shift;
+    if (shift + 4u * BITS > 32u) {
+        window |= codes[word + 1u] << (32u - shift);
+    }
+    return codes_of(window);
+}
+
+fn half_of(stored: Stored, index: u32, part: u32) -> Half {
+    let group = index / (GROUP / 32u);
+    let codes = half_codes(stored, part == 1u);
+    let q = array<vec4<f32>, 4>(quad(codes, 0u), quad(codes, 1u), quad(codes, 2u), quad(codes, 3u));
+    return Half(q, parameter(stored[2].x, group), parameter(stored[2].y, group));
 }

@@ -2,6 +2,7 @@
 // have six-bit scales and minima; `w = d * scale * q - dmin * min`.
 
 const PLACES = PLACES_OF_BYTES;
+const BIASED: bool = true;
 
 fn bytes_of(codes: u32, high: u32, unit: u32) -> vec4<f32> {
     var q = (codes >> (4u * (unit % 2u))) & 0x0f0f0f0fu;
@@ -29,50 +30,30 @@ fn parameters_of(head: vec4<u32>, unit: u32) -> vec2<f32> {
     return vec2<f32>(d.x * f32(scale), -d.y * f32(low));
 }
 
-fn unit_of(base: Base, row: u32, unit_in_row: u32) -> Unit {
-    let index = row * params.units + unit_in_row;
-    let unit = index % 8u;
+// The first quad of the block, codes of the unit and of the one that has the other nibbles, fifth bits.
+fn read_unit(base: Base, index: u32) -> Stored {
     let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
-    let parameters = parameters_of(quads[at], unit);
-    var high_a = vec4<u32>(0u);
-    var high_b = vec4<u32>(0u);
-    var codes = at + 1u + 2u * (unit / 2u);
+    var codes = at + 1u + index % 8u / 2u * 2u;
+    var stored: Stored;
+    stored[0] = quads[at];
     if (BITS == 5u) {
-        high_a = quads[at + 1u];
-        high_b = quads[at + 2u];
         codes += 2u;
+        stored[3] = quads[at + 1u];
+        stored[4] = quads[at + 2u];
     }
-    let a = quads[codes];
-    let b = quads[codes + 1u];
-    var out: Unit;
-    out.scale = vec2<f32>(parameters.x);
-    out.bias = vec2<f32>(parameters.y);
-    out.q = array<vec4<f32>, 8>(
-        bytes_of(a.x, high_a.x, unit), bytes_of(a.y, high_a.y, unit),
-        bytes_of(a.z, high_a.z, unit), bytes_of(a.w, high_a.w, unit),
-        bytes_of(b.x, high_b.x, unit), bytes_of(b.y, high_b.y, unit),
-        bytes_of(b.z, high_b.z, unit), bytes_of(b.w, high_b.w, unit),
-    );
-    return out;
+    stored[1] = quads[codes];
+    stored[2] = quads[codes + 1u];
+    return stored;
 }
 
-const BIASED: bool = true;
-
-fn half_of(base: Base, row: u32, unit_in_row: u32, part: u32) -> Half {
-    let index = row * params.units + unit_in_row;
+fn half_of(stored: Stored, index: u32, part: u32) -> Half {
     let unit = index % 8u;
-    let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
-    let parameters = parameters_of(quads[at], unit);
-    var high = vec4<u32>();
-    var codes = at + 1u + 2u * (unit / 2u) + part;
-    if (BITS == 5u) {
-        high = quads[at + 1u + part];
-        codes += 2u;
-    }
-    let w = quads[codes];
+    let parameters = parameters_of(stored[0], unit);
+    let codes = select(stored[1], stored[2], part == 1u);
+    let high = select(stored[3], stored[4], part == 1u);
     let q = array<vec4<f32>, 4>(
-        bytes_of(w.x, high.x, unit), bytes_of(w.y, high.y, unit),
-        bytes_of(w.z, high.z, unit), bytes_of(w.w, high.w, unit),
+        bytes_of(codes.x, high.x, unit), bytes_of(codes.y, high.y, unit),
+        bytes_of(codes.z, high.z, unit), bytes_of(codes.w, high.w, unit),
     );
     return Half(q, parameters.x, parameters.y);
 }

@@ -2,6 +2,7 @@
 // nibbles are the first sixteen values.
 
 const PLACES = vec4<f32>(1.0);
+const BIASED: bool = false;
 
 fn values(codes: u32) -> vec4<f32> {
     let code = unpack4xU8(codes);
@@ -13,29 +14,18 @@ fn values(codes: u32) -> vec4<f32> {
     return select(value, -value, code >= vec4<u32>(8u));
 }
 
-fn unit_of(base: Base, row: u32, unit: u32) -> Unit {
-    let index = row * params.units + unit;
-    let exponent = (words[base.scales + index / 4u] >> (8u * (index % 4u))) & 255u;
-    let w = quads[base.codes / 4u + index];
-    let low = w & vec4<u32>(0x0f0f0f0fu);
-    let high = (w >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
-    var out: Unit;
-    // The smallest power is not a normal number: half of the next.
-    out.scale = vec2<f32>(select(bitcast<f32>(exponent << 23u), bitcast<f32>(0x00400000u), exponent == 0u));
-    out.bias = vec2<f32>(0.0);
-    out.q = array<vec4<f32>, 8>(
-        values(low.x), values(low.y), values(low.z), values(low.w),
-        values(high.x), values(high.y), values(high.z), values(high.w),
-    );
-    return out;
+// Codes, and the word with the exponent.
+fn read_unit(base: Base, index: u32) -> Stored {
+    var stored: Stored;
+    stored[0] = quads[base.codes / 4u + index];
+    stored[1].x = words[base.scales + index / 4u];
+    return stored;
 }
 
-const BIASED: bool = false;
-
-fn half_of(base: Base, row: u32, unit: u32, part: u32) -> Half {
-    let index = row * params.units + unit;
-    let exponent = (words[base.scales + index / 4u] >> (8u * (index % 4u))) & 255u;
-    let w = (quads[base.codes / 4u + index] >> vec4<u32>(4u * part)) & vec4<u32>(0x0f0f0f0fu);
+fn half_of(stored: Stored, index: u32, part: u32) -> Half {
+    let exponent = (stored[1].x >> (8u * (index % 4u))) & 255u;
+    let w = (stored[0] >> vec4<u32>(4u * part)) & vec4<u32>(0x0f0f0f0fu);
+    // The smallest power is not a normal number: half of the next.
     let scale = select(bitcast<f32>(exponent << 23u), bitcast<f32>(0x00400000u), exponent == 0u);
     return Half(array<vec4<f32>, 4>(values(w.x), values(w.y), values(w.z), values(w.w)), scale, 0.0);
 }
