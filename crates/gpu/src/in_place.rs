@@ -179,8 +179,7 @@ mod tests {
     use compute::{Backend, ExpertUses, ExpertWeights, Matrix, Routing};
 
     use super::*;
-    use crate::testing::{Random, download, gpus, upload};
-    use crate::tests::experts;
+    use crate::testing::{Random, download, experts, gpus, upload};
 
     const SLOT_BYTES: usize = 256 << 10;
 

@@ -9,8 +9,12 @@ pub(crate) mod mixers;
 
 pub(crate) use support::{Random, assert_close, matrix, upload as host};
 
+use checkpoint::Format;
+use compute::{Backend, ExpertShape, ExpertWeights, LoadedExpert};
+
 use crate::buffers::Activations;
 use crate::device::{Device, DeviceOptions, adapters};
+use crate::experts::{ExpertLayout, shapes};
 use crate::gpu::Gpu;
 use crate::kernel::KernelSource;
 
@@ -66,6 +70,38 @@ pub(crate) fn upload(device: &Device, values: &[f32], width: usize) -> Activatio
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     device.write(&activations.buffer, 0, &bytes);
     activations
+}
+
+/// Experts with these formats of gate, up and down.
+pub(crate) fn experts(random: &mut Random, n: u32, formats: [Format; 3]) -> Vec<LoadedExpert> {
+    let [gate, up, down] = formats;
+    let one = |index| LoadedExpert {
+        index,
+        weights: ExpertWeights {
+            gate: matrix(random, gate, 64, 256),
+            up: matrix(random, up, 64, 256),
+            down: matrix(random, down, 256, 64),
+        },
+    };
+    (0..n).map(one).collect()
+}
+
+/// Makes room for so many of some experts in layer 0, in buffers of at most `per_buffer` of them.
+pub(crate) fn make_room(gpu: &mut Gpu, experts: &[LoadedExpert], room: usize, per_buffer: usize) {
+    let matrices = shapes(&experts[0].weights);
+    let slot = ExpertLayout::new(matrices).expect("known formats").bytes;
+    gpu.slot_buffer_bytes = per_buffer as u64 * slot;
+    let shape = ExpertShape { n_experts: experts.len(), matrices };
+    let held = gpu.reserve_experts(&[Some(shape)], room as u64 * slot).expect("memory");
+    assert_eq!(held, [room]);
+}
+
+/// The same, and lets the first of them be there.
+pub(crate) fn hold(gpu: &mut Gpu, experts: &[LoadedExpert], room: usize, per_buffer: usize) {
+    make_room(gpu, experts, room, per_buffer);
+    for expert in &experts[..room] {
+        gpu.hold_expert(0, expert).expect("there is room");
+    }
 }
 
 /// The rows of activations.
