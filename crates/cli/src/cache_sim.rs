@@ -3,18 +3,41 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::io::BufReader;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::Args;
 use engine::cache::{self, Frecency, PolicyKind, SimulatedHits, Trace};
 use engine::format_bytes;
 use serde_json::{Value, json};
 
-use crate::args::CacheSimArgs;
+use crate::args::{positive, size};
 use crate::output;
 
 /// Shares of all experts that are simulated when nothing is asked for.
 const SHARES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8];
+
+#[derive(Args, Debug)]
+pub struct CacheSimArgs {
+    /// The recorded routing.
+    pub trace: PathBuf,
+    /// Numbers of slots to simulate; default: some shares of all experts.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
+    pub slots: Vec<usize>,
+    /// Sizes of the memory for routed experts to simulate, such as 4G,8G.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = size)]
+    pub sizes: Vec<u64>,
+    /// Do not count the first N passes, such as the prompt's.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: usize,
+    /// Also try the default policy with other half-lives, in uses of an average expert.
+    #[arg(long, value_name = "USES", value_delimiter = ',', value_parser = positive_real)]
+    pub half_life: Vec<f64>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn cache_sim(args: CacheSimArgs) -> anyhow::Result<ExitCode> {
@@ -98,4 +121,11 @@ pub fn cache_sim(args: CacheSimArgs) -> anyhow::Result<ExitCode> {
     }
     output::stream(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn positive_real(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("must be a number above 0".to_owned()),
+    }
 }
