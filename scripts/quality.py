@@ -170,7 +170,7 @@ def main():
     parser.add_argument("eval", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--flash-moe", default="flash-moe", help="the program")
-    parser.add_argument("--only", nargs="+", default=[], help="names of copies; the results of all others are left as they are")
+    parser.add_argument("--only", nargs="+", default=[], help="names of copies, or bf16; the results of all others are left as they are")
     parser.add_argument("--limit", type=int, help="the first so many documents and requests of each file, for a trial")
     parser.add_argument("--texts", action="store_true", help="texts alone, no requests")
     parser.add_argument("--threads", type=int)
@@ -196,23 +196,32 @@ def main():
     def expert_bytes(name):
         if results_of(name, "texts").exists():
             return json.loads(results_of(name, "texts").read_text())["facts"]["expert_bytes"]
-        return next(p["expert_bytes"] for p in json.loads(OUT.read_text()) if p["model"] == name)
+        return recorded[name]["expert_bytes"]
 
+    recorded = {p["model"]: p for p in json.loads(args.out.read_text())} if args.out.exists() else {}
+    table_of_copies = list(copies(work, expert_bytes))
+    names = ["bf16", *(name for name, *_ in table_of_copies)]
+    if unknown := set(args.only) - set(names):
+        sys.exit(f"no copy is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    is_wanted = lambda name: not args.only or name in args.only
     # The model against itself writes the predictions with which all others are compared.
     texts = ["--text", *files(TEXTS), "--against"]
-    done = [("bf16", "as trained", 16, evaluate("bf16", "texts", args.model, [*texts, args.model, "--keep-reference", reference]))]
-    for name, method, bits, options in copies(work, expert_bytes):
-        if args.only and name not in args.only and not results_of(name, "texts").exists():
+    of_texts = evaluate("bf16", "texts", args.model, [*texts, args.model, "--keep-reference", reference])
+    done = [("bf16", "as trained", 16, of_texts)] if is_wanted("bf16") else []
+    for name, method, bits, options in table_of_copies:
+        if not is_wanted(name):
             continue
         copy = work / "copies" / name
         if not copy.exists():
             run([args.flash_moe, "quantize", args.model, copy, *(options() if callable(options) else options), *threads])
         done.append((name, method, bits, evaluate(name, "texts", copy, [*texts, reference])))
-    points = []
+    points = recorded if args.only else {}
     for name, method, bits, of_texts in done:
         model = args.model if name == "bf16" else work / "copies" / name
         requests = None if args.texts else evaluate(name, "requests", model, ["--tools", *files(REQUESTS)])
-        points.append(point(name, method, bits, of_texts, requests))
+        points[name] = point(name, method, bits, of_texts, requests)
+    place = lambda name: names.index(name) if name in names else len(names)
+    points = [points[name] for name in sorted(points, key=place)]
     args.out.write_text("[\n" + ",\n".join(json.dumps(p) for p in points) + "\n]\n")
     print(table(points))
 
