@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::sampler::{Sampling, TokenLogprob};
 use crate::session::Session;
 use crate::usage::Usage;
-use crate::writer::Writer;
+use crate::writer::{Scores, Writer};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +56,30 @@ pub struct Step {
     pub usage: Usage,
     /// Set on the last step.
     pub finish: Option<FinishReason>,
+}
+
+impl Engine {
+    /// Appends tokens to a session and gives the best token after them, as a generation at temperature 0 does for
+    /// each token: it is chosen where the model is computed, and the logits stay there.
+    pub fn best_after(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+    ) -> Result<(u32, Usage), Error> {
+        let mut usage = Usage::default();
+        let best_of = Some(self.config().vocab_size);
+        let mut n_left = tokens.len();
+        for chunk in tokens.chunks(self.prompt_chunk()) {
+            n_left -= chunk.len();
+            let wants_logits = |row: usize| n_left == 0 && row + 1 == chunk.len();
+            let part = Part { session, tokens: chunk, wants_logits: &wants_logits };
+            usage += &self.forward_for(&mut [part], best_of)?;
+        }
+        match self.scores(0).filter(|_| !tokens.is_empty()) {
+            Some(Scores::Best(token)) => Ok((token, usage)),
+            _ => Err(Error::EmptyPrompt),
+        }
+    }
 }
 
 /// A running generation: iterate for its steps. Dropping it ends it.

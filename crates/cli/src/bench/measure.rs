@@ -182,9 +182,8 @@ impl<'a> Bench<'a> {
         let (usage, token_seconds, seconds) = match work {
             Work::Prompt(length) => {
                 let prompt = tokens.take(length);
-                let last = |index| index + 1 == length;
                 let begin = Instant::now();
-                let usage = engine.evaluate(session, &prompt, last, |_, _| {})?;
+                let (_, usage) = engine.best_after(session, &prompt)?;
                 (usage, Vec::new(), begin.elapsed().as_secs_f64())
             }
             Work::Decode(_) => {
@@ -269,7 +268,7 @@ fn cells(
     Ok(cells)
 }
 
-/// Computes tokens one by one, all with logits, and takes each one's time.
+/// Computes tokens one by one, each with the best token after it, and takes each one's time.
 fn decode(
     engine: &mut Engine,
     session: &mut Session,
@@ -279,7 +278,7 @@ fn decode(
     let mut seconds = Vec::with_capacity(tokens.len());
     for token in tokens.chunks(1) {
         let begin = Instant::now();
-        usage += &engine.evaluate(session, token, |_| true, |_, _| {})?;
+        usage += &engine.best_after(session, token)?.1;
         seconds.push(begin.elapsed().as_secs_f64());
     }
     Ok((usage, seconds))

@@ -42,6 +42,28 @@ fn a_generation_ends_at_its_limit_and_at_the_models_end() {
 }
 
 #[test]
+fn the_best_token_is_what_a_greedy_generation_says() {
+    // The prompt is longer than a chunk.
+    let mut engine = demo(EngineOptions { prompt_chunk: Some(2), ..streaming() });
+    let prompt = tokens(&engine, "Once upon a time there was a");
+    let mut session = engine.session().expect("a session");
+    let (mut best, usage) = engine.best_after(&mut session, &prompt).expect("it goes well");
+    assert_eq!((usage.tokens, session.tokens().len()), (prompt.len(), prompt.len()));
+    let mut ours = vec![best];
+    for _ in 1..5 {
+        (best, _) = engine.best_after(&mut session, &[best]).expect("it goes well");
+        ours.push(best);
+    }
+    // Not what the pass before has left.
+    let nothing = engine.best_after(&mut session, &[]);
+    assert!(matches!(nothing, Err(Error::EmptyPrompt)), "{nothing:?}");
+    drop(session);
+    let five = GenerateOptions { max_tokens: Some(5), ..GenerateOptions::default() };
+    let said = generate(&mut engine, "Once upon a time there was a", five);
+    assert_eq!(said.iter().filter_map(|step| step.token).collect::<Vec<_>>(), ours);
+}
+
+#[test]
 fn logprobs_are_those_of_the_model() {
     let mut engine = demo(streaming());
     let options =
