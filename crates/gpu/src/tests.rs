@@ -173,7 +173,7 @@ fn tiles_of_every_size_give_the_bits_of_single_rows() {
             let x = random.numbers(n_x * cols);
             let many = upload(&device, &x, cols);
             let mut out = Activations::new(&device, n_x, rows);
-            let mut products = Products::new(Tuning::default()).with_tile(tile);
+            let mut products = Products::new(Tuning::of(&device)).with_tile(tile);
             products.multiply(&device, &many, &mut [(Operand::of(&weights), &mut out)]);
             let together = download(&device, &out);
             for row in [0, 15, 16, 23, 24, 44] {

@@ -76,7 +76,7 @@ pub fn gemm_rate(
         up: is_fused.then(|| words(1)),
         stride: (stride / 4) as u32,
     };
-    let mut products = Products::new(Tuning::default());
+    let mut products = Products::new(Tuning::of(device));
     if let Some(tile) = tile {
         products = products.with_tile(tile);
     }

@@ -35,7 +35,7 @@ pub fn upload_rates(
     case: ProductCase,
 ) -> Result<UploadRates, GpuError> {
     let slots = device.buffer((block * n) as u64);
-    let mut stream = Stream::new(device, case, Tuning::default());
+    let mut stream = Stream::new(device, case, Tuning::of(device));
     // Words that tell where they belong.
     let word = |index: usize| (index as u32).wrapping_mul(0x9e37_79b9);
     let failed = |error| GpuError::Failed(format!("memory for a measurement: {error}"));
