@@ -166,6 +166,7 @@ fn server_options(args: &ServeArgs) -> anyhow::Result<ServerOptions> {
         deadline: Duration::from_secs(args.deadline),
         grace: Duration::from_secs(args.grace),
         log: !args.quiet,
+        ..ServerOptions::default()
     })
 }
 

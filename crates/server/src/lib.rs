@@ -9,6 +9,7 @@
 mod api;
 mod app;
 mod ask;
+mod connections;
 mod engine_thread;
 mod error;
 mod facts;
@@ -90,10 +91,9 @@ impl Server {
     /// Answers until `stop` is done; then lets answers under way end, for as long as the options allow.
     pub fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let Self { app, listener, thread, runtime, .. } = self;
-        let service = router::router(Arc::clone(&app));
-        let service = service.into_make_service_with_connect_info::<SocketAddr>();
+        let router = router::router(Arc::clone(&app));
         let engine = app.engine.clone();
-        let result = runtime.block_on(async move {
+        runtime.block_on(async move {
             let closing = Arc::clone(&app);
             let shutdown = async move {
                 tokio::select! { () = stop => {} () = closing.engine.gone() => {} }
@@ -109,15 +109,14 @@ impl Server {
                 drop(closing.wait_for(|closing| *closing).await);
                 tokio::time::sleep(app.options.grace.saturating_add(CLOSING)).await;
             };
-            let serve = axum::serve(listener, service).with_graceful_shutdown(shutdown);
-            tokio::select! { result = serve.into_future() => result, () = late => Ok(()) }
+            let serve = connections::serve(listener, router, app.options.head_time, shutdown);
+            tokio::select! { () = serve => {} () = late => {} }
         });
         engine.end();
         // Connections that are still open end with it, and nobody waits for prompts that are being made.
         runtime.shutdown_background();
         // It ends by itself only in a panic, which has said what it was.
         let ended = thread.join();
-        result?;
         ended.map_err(|_| Error::EngineGone)
     }
 

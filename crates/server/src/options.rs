@@ -25,6 +25,9 @@ pub struct ServerOptions {
     pub queue: usize,
     /// Longest body of a request.
     pub body_bytes: usize,
+    /// Longest time in which the head of a request has to arrive, from the connection's beginning or the end of the
+    /// answer before it.
+    pub head_time: Duration,
     /// Longest time from a request to the end of its answer.
     pub deadline: Duration,
     /// How long a shutdown waits for answers under way.
@@ -44,6 +47,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             queue: 128,
             body_bytes: 16 << 20,
+            head_time: Duration::from_secs(30),
             deadline: Duration::from_secs(3600),
             grace: Duration::from_secs(10),
             log: true,

@@ -65,6 +65,24 @@ fn what_takes_too_long_ends() {
 }
 
 #[test]
+fn who_does_not_send_a_request_loses_the_connection() {
+    let served = Served::with(|_, options| options.head_time = Duration::from_millis(500));
+    // Nothing, a part, and a second request that does not come.
+    for begin in
+        ["", "GET /health HTTP/1.1\r\nhost: loc", "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"]
+    {
+        let mut slow = TcpStream::connect(served.address).expect("the server listens");
+        slow.write_all(begin.as_bytes()).expect("the server reads");
+        let seen = in_time(move || std::io::read_to_string(slow).expect("the server ends it"));
+        assert_eq!(seen.contains("200 OK"), begin.ends_with("\r\n\r\n"), "{seen}");
+    }
+    // An answer may take longer than that.
+    let body = long(json!({ "max_tokens": 300 }));
+    let answer = served.send("POST", "/v1/completions", &[], &body);
+    assert!(answer.body.contains("[DONE]"), "{answer:?}");
+}
+
+#[test]
 fn health_is_told_while_the_engine_computes() {
     let served = Served::with(|engine, _| engine.sessions = 1);
     let mut open = served.open("POST", "/v1/completions", &[], &long(json!({})));
