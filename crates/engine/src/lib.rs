@@ -22,6 +22,8 @@ mod constraint;
 mod device;
 mod engine;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod generate;
 mod gpu_probe;
 mod heat;

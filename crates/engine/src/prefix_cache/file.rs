@@ -41,7 +41,7 @@ pub(crate) fn file_bytes(shape: SavedShape) -> u64 {
 }
 
 /// All bytes before the parts.
-fn header(identity: &Key, id: EntryId, shape: SavedShape) -> [u8; HEADER_BYTES] {
+pub(crate) fn header(identity: &Key, id: EntryId, shape: SavedShape) -> [u8; HEADER_BYTES] {
     let kind: u32 = match id.kind {
         Kind::KeysAndValues => 0,
         Kind::Recurrent => 1,
@@ -70,8 +70,7 @@ fn compare(found: &[u8; HEADER_BYTES], expected: &[u8; HEADER_BYTES]) -> Result<
     }
 }
 
-/// Reads the file of an entry. Nothing of it is believed before the checksum was compared, and no more
-/// memory is taken than an entry of this shape has bytes.
+/// Reads the file of an entry.
 pub(crate) fn read(
     path: &Path,
     identity: &Key,
@@ -83,11 +82,22 @@ pub(crate) fn read(
     if !metadata.is_file() {
         return Err(FileError::NotOne);
     }
-    let mut file = File::open(path)?;
+    parse(&mut File::open(path)?, metadata.len(), identity, id, shape)
+}
+
+/// The parts in a file of so many bytes. Nothing of it is believed before the checksum was compared, and no more
+/// memory is taken than an entry of this shape has bytes.
+pub(crate) fn parse(
+    file: &mut impl Read,
+    len: u64,
+    identity: &Key,
+    id: EntryId,
+    shape: SavedShape,
+) -> Result<SavedParts, FileError> {
     let mut found = [0; HEADER_BYTES];
-    read_exact(&mut file, &mut found)?;
+    read_exact(file, &mut found)?;
     compare(&found, &header(identity, id, shape))?;
-    if metadata.len() != file_bytes(shape) {
+    if len != file_bytes(shape) {
         return Err(FileError::Length);
     }
     let mut hasher = blake3::Hasher::new();
@@ -95,19 +105,19 @@ pub(crate) fn read(
     let mut parts = Vec::with_capacity(shape.n_parts);
     for _ in 0..shape.n_parts {
         let mut part = vec![0; shape.part_bytes];
-        read_exact(&mut file, &mut part)?;
+        read_exact(file, &mut part)?;
         hasher.update(&part);
         parts.push(part);
     }
     let mut checksum = [0; CHECKSUM_BYTES];
-    read_exact(&mut file, &mut checksum)?;
+    read_exact(file, &mut checksum)?;
     match hasher.finalize() == checksum {
         true => Ok(parts),
         false => Err(FileError::Damaged),
     }
 }
 
-fn read_exact(file: &mut File, out: &mut [u8]) -> Result<(), FileError> {
+fn read_exact(file: &mut impl Read, out: &mut [u8]) -> Result<(), FileError> {
     file.read_exact(out).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => FileError::Length,
         _ => FileError::Io(error),

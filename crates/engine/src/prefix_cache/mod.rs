@@ -10,7 +10,7 @@
 //! a bound.
 
 mod disk;
-mod file;
+pub(crate) mod file;
 pub(crate) mod key;
 mod memory;
 pub(crate) mod stats;
