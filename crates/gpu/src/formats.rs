@@ -14,9 +14,9 @@ pub(crate) const UNIT: usize = 32;
 /// How a kernel decodes a format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decoder {
-    /// The text that defines `read_unit` and `half_of`.
+    /// The text that defines `read_half` and `half_of`.
     pub(crate) text: &'static str,
-    /// Quads of a unit as it is read: see `weights.wgsl`.
+    /// Quads of half a unit as it is read: see `weights.wgsl`.
     pub(crate) stored_quads: u32,
     /// The constants that it is a template of.
     pub(crate) constants: [(&'static str, u32); 3],
@@ -74,13 +74,13 @@ impl Decoder {
 pub(crate) fn decoder(format: Format) -> Option<Decoder> {
     let (text, stored_quads, bits, group, scales) = match format {
         Format::Affine(Affine { bits, group, scales }) => {
-            (AFFINE, 3, u32::from(bits), u32::from(group), scales_number(scales))
+            (AFFINE, 2, u32::from(bits), u32::from(group), scales_number(scales))
         }
-        Format::Float(dtype) => (FLOAT, 8, 0, 0, scales_number(dtype)),
-        Format::Block(BlockType::Q8_0) => (Q8_0, 3, 8, 0, 0),
-        Format::Block(BlockType::Q4K) => (K4_K5, 5, 4, 9, 0),
-        Format::Block(BlockType::Q5K) => (K4_K5, 5, 5, 11, 0),
-        Format::Block(BlockType::Q6K) => (K6, 5, 6, 0, 0),
+        Format::Float(dtype) => (FLOAT, 4, 0, 0, scales_number(dtype)),
+        Format::Block(BlockType::Q8_0) => (Q8_0, 2, 8, 0, 0),
+        Format::Block(BlockType::Q4K) => (K4_K5, 3, 4, 9, 0),
+        Format::Block(BlockType::Q5K) => (K4_K5, 3, 5, 11, 0),
+        Format::Block(BlockType::Q6K) => (K6, 3, 6, 0, 0),
         Format::Block(BlockType::Mxfp4) => (MXFP4, 2, 4, 0, 0),
         Format::Block(_) => return None,
     };

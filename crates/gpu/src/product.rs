@@ -1,5 +1,7 @@
 //! Products of activations with stored weights, of one matrix or of the experts of a layer.
 
+mod form;
+
 use std::collections::HashMap;
 
 use checkpoint::Format;
@@ -7,30 +9,15 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{Decoder, UNIT, decoder, part_bytes};
+use crate::formats::UNIT;
 use crate::gemm::{Gemm, Tile};
-use crate::kernel::{KernelSource, unroll};
-use crate::rowwise::{CHOICE, Chosen};
+use crate::rowwise::Chosen;
 use crate::weights::Weights;
 
-pub(crate) const WEIGHTS: &str = include_str!("kernels/weights.wgsl");
-pub(crate) const OPERAND: &str = include_str!("kernels/operand.wgsl");
-const ONE: &str =
-    concat!(include_str!("kernels/operand.wgsl"), include_str!("kernels/matrix_one.wgsl"));
-const EACH: &str = include_str!("kernels/matrix_each.wgsl");
-pub(crate) const MULTIPLY: &str = include_str!("kernels/multiply.wgsl");
-pub(crate) const HELD: &str = include_str!("kernels/held.wgsl");
-const UNITS: &str =
-    concat!(include_str!("kernels/multiply.wgsl"), include_str!("kernels/units.wgsl"));
-const PLACES_SAME: &str = include_str!("kernels/places_same.wgsl");
-const PLACES_OTHER: &str = include_str!("kernels/places_other.wgsl");
-const FORMAT_ONE: &str = include_str!("kernels/format_one.wgsl");
-const FORMAT_TWO: &str = include_str!("kernels/format_two.wgsl");
-pub(crate) const ALL_ROWS: &str = include_str!("kernels/rows_all.wgsl");
-pub(crate) const ROWS_OF_EXPERTS: &str = include_str!("kernels/rows_of_experts.wgsl");
-const ROWS_OF_CHOICE: &str = include_str!("kernels/rows_of_choice.wgsl");
-const PRODUCT: &str = include_str!("kernels/product.wgsl");
-const EMBED: &str = include_str!("kernels/embed.wgsl");
+pub use form::Tuning;
+pub(crate) use form::{
+    ALL_ROWS, Form, HELD, MULTIPLY, OPERAND, Of, ROWS_OF_EXPERTS, WEIGHTS, with_embed, with_source,
+};
 
 /// Most workgroups in one dimension of a dispatch, in every API.
 pub(crate) const MOST_WORKGROUPS: u32 = 65_535;
@@ -43,126 +30,6 @@ const MOST_ROWS_OF_EACH: usize = 4;
 const MOST_MATRICES: usize = 4;
 /// In the place of the number of a matrix.
 const NONE: u32 = u32::MAX;
-
-/// A form of the product kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Form {
-    pub(crate) format: Format,
-    pub(crate) n_x: usize,
-    pub(crate) is_fused: bool,
-    pub(crate) of: Of,
-    /// Rows of weights of a team of lanes.
-    pub(crate) team_rows: u32,
-    /// Units that a lane reads at once.
-    pub(crate) ahead: u32,
-    /// Units of all of its rows of activations that a workgroup holds.
-    pub(crate) held: u32,
-    /// Whether workgroups go on with further rows of weights.
-    pub(crate) loops: bool,
-}
-
-/// What rows of activations are multiplied with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Of {
-    /// All with one matrix.
-    One,
-    /// All with each of several, the last of which may be of another format.
-    Each(Option<Format>),
-    /// Some with those of some experts.
-    Experts,
-    /// Each with those of the experts that the router chooses for it.
-    Choice(RouterSpec),
-}
-
-/// How the products are cut; results are the same bits whatever it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuning {
-    /// Lanes of a workgroup: a multiple of 8, at most 256.
-    pub workgroup: u32,
-    /// Rows of weights of a team of eight lanes.
-    pub rows: u32,
-    /// The same where gate and up are computed together.
-    pub fused_rows: u32,
-    /// Most quads of weights, of all of its rows and of gate and up, that a lane reads at once where a single
-    /// row of activations is multiplied.
-    pub ahead: u32,
-    /// Most units of a single row of activations that a workgroup holds: a power of two, from 64. A row that is
-    /// longer is read in parts, for each of which all wait.
-    pub held: u32,
-    /// Teams have one row where that makes more workgroups of less than so many: they leave a part of the device
-    /// without work.
-    pub few_workgroups: u32,
-    /// Workgroups of a product with one row of activations; where its rows of weights need more, each of these has
-    /// several shares, one after another.
-    pub most_workgroups: u32,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        // Two workgroups for each of the 132 processors of an H100, where it was measured.
-        Self {
-            workgroup: 128,
-            rows: 2,
-            fused_rows: 1,
-            ahead: 12,
-            held: 128,
-            few_workgroups: 264,
-            most_workgroups: u32::MAX,
-        }
-    }
-}
-
-impl Tuning {
-    /// What is best on a device.
-    pub fn of(device: &Device) -> Self {
-        if device.is_software() {
-            // A CPU has few processors, reads ahead by itself, and takes long to compile what is written out.
-            return Self { ahead: 1, held: 64, few_workgroups: 2, ..Self::default() };
-        }
-        let usual = Self::default();
-        // Beside what is held there are an expert's choice and sums of lanes.
-        let most = if device.workgroup_bytes() >= 32 << 10 { usual.held } else { 64 };
-        Self { held: usual.held.min(most), ..usual }
-    }
-
-    /// The form of products of so many rows of activations with weights of a format and so many units a row.
-    fn form(
-        self,
-        format: Format,
-        (n_x, of): (usize, Of),
-        (is_fused, team_rows): (bool, u32),
-        units: u32,
-    ) -> Form {
-        let n_matrices = if is_fused { 2 } else { 1 };
-        // Blocks of 256 values are the longest.
-        let quads = (part_bytes(format, 1, 8 * UNIT).iter().sum::<usize>() as u32).div_ceil(8 * 16);
-        let of_a_unit = n_matrices * team_rows * quads;
-        let most = if n_x == 1 { self.ahead / of_a_unit } else { 1 };
-        let is_of_use = |ahead: &u32| *ahead <= most && 8 * ahead <= units;
-        let ahead = [4, 2].into_iter().find(is_of_use).unwrap_or(1);
-        // A whole number for each team.
-        let least = (8 * ahead).max(self.workgroup / 8);
-        let held = if n_x == 1 { units.next_power_of_two().clamp(least, self.held) } else { 64 };
-        Form { format, n_x, is_fused, of, team_rows, ahead, held, loops: false }
-    }
-
-    /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
-    /// each number of rows. With few workgroups a part of the device would do nothing.
-    fn cut(
-        self,
-        is_fused: bool,
-        rows: impl Iterator<Item = u32> + Clone,
-        times: u32,
-    ) -> (u32, u32) {
-        let groups = |team_rows: u32| -> u32 {
-            let share = self.workgroup / 8 * team_rows;
-            rows.clone().map(|rows| rows.div_ceil(share)).sum()
-        };
-        let most = if is_fused { self.fused_rows } else { self.rows };
-        let team_rows = if groups(most) * times < self.few_workgroups { 1 } else { most };
-        (team_rows, groups(team_rows))
-    }
-}
 
 /// Compiled products, made when they are first needed.
 #[derive(Debug, Default)]
@@ -279,85 +146,6 @@ impl<'a> Group<'a> {
 /// How many rows share the decoding of weights when there are so many, `most` of which can.
 pub(crate) fn share(n_rows: usize, most: usize) -> usize {
     SHARES.into_iter().find(|&n_x| n_x >= n_rows).unwrap_or(most)
-}
-
-fn decoder_of(format: Format) -> Decoder {
-    decoder(format).expect("formats were checked when weights were loaded")
-}
-
-/// Calls `use_source` with the source of a form.
-pub(crate) fn with_source<T>(
-    form: Form,
-    tuning: Tuning,
-    use_source: impl FnOnce(&KernelSource<'_>) -> T,
-) -> T {
-    let decoder = decoder_of(form.format);
-    let (items, matrix) = match form.of {
-        Of::One => (ALL_ROWS, ONE),
-        Of::Each(_) => (ALL_ROWS, EACH),
-        Of::Experts => (ROWS_OF_EXPERTS, ONE),
-        Of::Choice(_) => (ROWS_OF_CHOICE, ONE),
-    };
-    let (choice, spec) = match form.of {
-        Of::Choice(spec) => (CHOICE, spec),
-        _ => ("", RouterSpec { top_k: 0, normalise: false }),
-    };
-    let other = match form.of {
-        Of::Each(other) => other.map(decoder_of),
-        _ => None,
-    };
-    let stored = other.map_or(0, |other| other.stored_quads).max(decoder.stored_quads);
-    let team_rows = if form.is_fused { 2 * form.team_rows } else { form.team_rows };
-    let [a, b, c] = decoder.constants;
-    let constants = [
-        a,
-        b,
-        c,
-        ("STORED_QUADS", stored),
-        ("N_X", form.n_x as u32),
-        ("N_ROWS", team_rows),
-        ("AHEAD", form.ahead),
-        ("HELD", form.held),
-        ("LOOPS", form.loops.into()),
-        ("TOP_K", spec.top_k as u32),
-    ];
-    let writes: &[bool] = match form.of {
-        Of::One => &[false, false, false, true],
-        Of::Each(_) => &[false, false, false, true, true, true, true],
-        Of::Experts => &[false, false, false, true, false],
-        Of::Choice(_) => &[false, false, false, true, false, true, true],
-    };
-    let (other, formats) = match other {
-        Some(other) => (other.by_other_names(&[PLACES_OTHER, UNITS].concat()), FORMAT_TWO),
-        None => (String::new(), FORMAT_ONE),
-    };
-    let units = [PLACES_SAME, UNITS].concat();
-    let of_lane = 8 * form.held / tuning.workgroup;
-    let product = unroll(PRODUCT, &[("r", team_rows), ("a", form.ahead), ("s", of_lane)]);
-    let parts =
-        [WEIGHTS, decoder.text, HELD, &units, &other, formats, choice, items, matrix, &product];
-    use_source(&KernelSource {
-        name: "product",
-        parts: &parts,
-        constants: &constants,
-        flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
-        writes,
-        teams: Some(tuning.workgroup),
-    })
-}
-
-/// Applies a function to the kernel that reads rows of an embedding.
-pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
-    let decoder = decoder_of(format);
-    let [a, b, c] = decoder.constants;
-    apply(&KernelSource {
-        name: "embed",
-        parts: &[WEIGHTS, decoder.text, EMBED],
-        constants: &[a, b, c, decoder.quads()],
-        flags: &[],
-        writes: &[false, false, false, true],
-        teams: None,
-    })
 }
 
 impl Products {

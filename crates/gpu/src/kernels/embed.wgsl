@@ -22,9 +22,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let index = tokens[group.y] * params.units + unit;
-    let stored = read_unit(Base(params.codes, params.scales, params.biases), index);
+    let base = Base(params.codes, params.scales, params.biases);
     for (var part = 0u; part < 2u; part++) {
-        var w = half_of(stored, index, part);
+        var w = half_of(read_half(base, index, part), index, part);
         for (var i = 0u; i < 16u; i++) {
             let column = 32u * unit + 16u * part + i;
             if (column < params.width) {

@@ -53,11 +53,7 @@ fn main(entry: Entry) {
     //: end
 
     for (var tile = 0u; tile < params.units; tile += 8u) {
-        // All of them, and the weights, are read before the first is needed.
-        let unit = tile + at.lane;
-        //: each r
-        let stored_$r = read_unit(base_of($ru, offset), row_$r + min(unit, params.units - 1u));
-        //: end
+        // All of them are read before the first is needed.
         let quad = (tile + at.team % 8u) * 8u + at.lane;
         let last_quad = params.x_quads - 1u;
         //: each s
@@ -68,8 +64,12 @@ fn main(entry: Entry) {
         hold(entry, at.lane, $su * TEAMS + at.team, value_$s);
         //: end
         workgroupBarrier();
+        let unit = tile + at.lane;
         if (unit < params.units) {
             for (var part = 0u; part < 2u; part++) {
+                //: each r
+                let stored_$r = read_half(base_of($ru, offset), row_$r + unit, part);
+                //: end
                 //: each r
                 let w_$r = half_of(stored_$r, row_$r + unit, part);
                 //: end

@@ -43,6 +43,11 @@ fn row_of(matrix: Matrix, group: u32, team: u32, r: u32) -> u32 {
     return min((group * TEAMS + team) * OUT_ROWS + r % OUT_ROWS, matrix.rows - 1u);
 }
 
+// Both halves of a unit.
+fn read_both(matrix: Matrix, base: Base, index: u32) -> array<Stored, 2> {
+    return array<Stored, 2>(read_of(matrix, base, index, 0u), read_of(matrix, base, index, 1u));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(entry: Entry) {
     let at = lanes(entry);
@@ -63,9 +68,9 @@ fn main(entry: Entry) {
     }
     let is_there_$r = $ru < OUT_ROWS || matrix.is_pair;
     //: each a
-    var next_$r_$a: Stored;
+    var next_$r_$a: array<Stored, 2>;
     if (is_there_$r) {
-        next_$r_$a = read_of(matrix, base_$r, row_$r + min(at.lane + 8u * $au, last));
+        next_$r_$a = read_both(matrix, base_$r, row_$r + min(at.lane + 8u * $au, last));
     }
     //: end
     //: end
@@ -96,22 +101,24 @@ fn main(entry: Entry) {
             }
             for (var unit = tile + at.lane; unit < end; unit += 8u * AHEAD) {
                 let then = unit + 8u * AHEAD;
+                //: each a
+                var now_$a: array<array<Stored, 2>, N_ROWS>;
+                var at_$a: array<u32, N_ROWS>;
                 //: each r
                 if (is_there_$r) {
-                    //: each a
-                    let now_$a = next_$r_$a;
+                    now_$a[$r] = next_$r_$a;
+                    at_$a[$r] = row_$r + unit + 8u * $au;
                     if (then + 8u * $au <= last) {
-                        next_$r_$a = read_of(matrix, base_$r, row_$r + then + 8u * $au);
+                        next_$r_$a = read_both(matrix, base_$r, row_$r + then + 8u * $au);
                     } else if (LOOPS == 1u) {
-                        next_$r_$a = read_of(matrix, base_$r, row_then_$r + min(at.lane + 8u * $au, last));
+                        next_$r_$a = read_both(matrix, base_$r, row_then_$r + min(at.lane + 8u * $au, last));
                     }
-                    //: end
-                    //: each a
-                    if (unit + 8u * $au < end) {
-                        let own = unit + 8u * $au;
-                        add_unit(matrix, now_$a, row_$r + own, own - tile, $ru * N_X, &sums);
-                    }
-                    //: end
+                }
+                //: end
+                //: end
+                //: each a
+                if (unit + 8u * $au < end) {
+                    add_units(matrix, now_$a, at_$a, unit + 8u * $au - tile, &sums);
                 }
                 //: end
             }

@@ -1,15 +1,27 @@
-// A unit of one format times those of x. Where there are two formats, this stands behind the text of each.
+// Units of one format times one of x. Where there are two formats, this stands behind the text of each.
 
-// The unit times that of each row of x, `unit` of those that are held, added to sums from `first` on.
-fn add_unit_of(stored: Stored, index: u32, unit: u32, first: u32, sums: ptr<function, array<f32, SUMS>>) {
-    let low = half_in_place(stored, index, 0u);
-    let high = half_in_place(stored, index, 1u);
-    for (var j = 0u; j < N_X; j++) {
-        let at = (j * TILE + unit) * UNIT_QUADS;
-        let x_sums = held[at + 8u].xy;
-        let x_low = array<vec4<f32>, 4>(held[at], held[at + 1u], held[at + 2u], held[at + 3u]);
-        let x_high = array<vec4<f32>, 4>(held[at + 4u], held[at + 5u], held[at + 6u], held[at + 7u]);
-        let sum = multiply(low, x_low, x_sums.x, (*sums)[first + j]);
-        (*sums)[first + j] = multiply(high, x_high, x_sums.y, sum);
+// The same unit of the first n_rows of a team's rows, times that of each row of x, `unit` of those that are held. What is
+// held is read once for all rows of W; half a unit is decoded at a time, so that few registers hold it.
+fn add_units_of(stored: array<array<Stored, 2>, N_ROWS>, at: array<u32, N_ROWS>, n_rows: u32, unit: u32, sums: ptr<function, array<f32, SUMS>>) {
+    //: each p
+    {
+        //: each r
+        var w_$r: Half;
+        if ($ru < n_rows) {
+            w_$r = half_in_place(stored[$r][$p], at[$r], $pu);
+        }
+        //: end
+        for (var j = 0u; j < N_X; j++) {
+            let begin = (j * TILE + unit) * UNIT_QUADS;
+            let quad = begin + 4u * $pu;
+            let x = array<vec4<f32>, 4>(held[quad], held[quad + 1u], held[quad + 2u], held[quad + 3u]);
+            let x_sum = held[begin + 8u][$p];
+            //: each r
+            if ($ru < n_rows) {
+                (*sums)[$ru * N_X + j] = multiply(w_$r, x, x_sum, (*sums)[$ru * N_X + j]);
+            }
+            //: end
+        }
     }
+    //: end
 }

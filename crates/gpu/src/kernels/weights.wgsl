@@ -10,11 +10,11 @@ struct Base {
     biases: u32,
 }
 
-// 32 neighbouring weights of a row as they are stored: what a lane reads at a time. Each format says which quads hold
-// what; those that it has no use for are never written.
+// A unit is 32 neighbouring weights of a row: what a lane takes at a time. This is one half of it as it is stored; each format
+// says which quads hold what, and those that it has no use for are never written.
 alias Stored = array<vec4<u32>, STORED_QUADS>;
 
-// The lower or the upper sixteen of them, as numbers: `scale * q * PLACES + bias`. PLACES, which each format says, are
+// The lower (part 0) or the upper (part 1) sixteen of a unit, as numbers: `scale * q * PLACES + bias`. PLACES, which each format says, are
 // powers of two: codes become floats where they stand in their word, and whoever multiplies them scales the
 // other factor once instead of moving each code. BIASED tells whether a format has biases.
 struct Half {

@@ -36,57 +36,28 @@ fn parameter(word: u32, group: u32) -> f32 {
     return bitcast<f32>(half << 16u);
 }
 
-// Codes in the first two quads, as they lie; in the third, the words with the scale and the bias.
-fn read_unit(base: Base, index: u32) -> Stored {
+// The words of the codes; those with the scale and the bias.
+fn read_half(base: Base, index: u32, part: u32) -> Stored {
     var stored: Stored;
     if (BITS == 4u) {
         stored[0] = quads[base.codes / 4u + index];
     } else if (BITS == 8u) {
-        stored[0] = quads[base.codes / 4u + 2u * index];
-        stored[1] = quads[base.codes / 4u + 2u * index + 1u];
+        stored[0] = quads[base.codes / 4u + 2u * index + part];
     } else {
-        let at = base.codes + index * BITS;
+        // From the word that holds the first of them.
+        let at = base.codes + index * BITS + part * (BITS / 2u);
         stored[0].x = words[at];
-        stored[0].y = words[at + 1u];
         if (BITS > 2u) {
+            stored[0].y = words[at + 1u];
+        }
+        if (BITS > 3u) {
             stored[0].z = words[at + 2u];
-        }
-        if (BITS > 4u) {
-            stored[0].w = words[at + 3u];
-            stored[1].x = words[at + 4u];
-        }
-        if (BITS > 5u) {
-            stored[1].y = words[at + 5u];
         }
     }
     let group = index / (GROUP / 32u);
-    stored[2].x = parameter_word(base.scales, group);
-    stored[2].y = parameter_word(base.biases, group);
+    stored[1].x = parameter_word(base.scales, group);
+    stored[1].y = parameter_word(base.biases, group);
     return stored;
-}
-
-// The codes of the lower or upper half, from the lowest bit of the first word on.
-fn half_codes(stored: Stored, is_upper: bool) -> vec4<u32> {
-    let a = stored[0];
-    let b = stored[1];
-    if (BITS == 2u) {
-        return select(a, a.yzwx, is_upper);
-    }
-    if (BITS == 3u) {
-        let upper = vec4<u32>((a.y >> 16u) | (a.z << 16u), a.z >> 16u, 0u, 0u);
-        return select(a, upper, is_upper);
-    }
-    if (BITS == 4u) {
-        return select(a, a.zwxy, is_upper);
-    }
-    if (BITS == 5u) {
-        let upper = vec4<u32>((a.z >> 16u) | (a.w << 16u), (a.w >> 16u) | (b.x << 16u), b.x >> 16u, 0u);
-        return select(a, upper, is_upper);
-    }
-    if (BITS == 6u) {
-        return select(a, vec4<u32>(a.w, b.x, b.y, 0u), is_upper);
-    }
-    return select(a, b, is_upper);
 }
 
 // Four codes are at most 32 bits, in one word or across two.
@@ -102,8 +73,15 @@ fn quad(codes: vec4<u32>, index: u32) -> vec4<f32> {
 }
 
 fn half_of(stored: Stored, index: u32, part: u32) -> Half {
+    var codes = stored[0];
+    if (BITS == 4u) {
+        codes = select(codes, codes.zwxy, part == 1u);
+    }
+    if (BITS == 3u || BITS == 5u) {
+        // An upper half begins in the middle of a word.
+        codes = select(codes, (codes >> vec4<u32>(16u)) | (codes.yzwx << vec4<u32>(16u)), part == 1u);
+    }
     let group = index / (GROUP / 32u);
-    let codes = half_codes(stored, part == 1u);
     let q = array<vec4<f32>, 4>(quad(codes, 0u), quad(codes, 1u), quad(codes, 2u), quad(codes, 3u));
-    return Half(q, parameter(stored[2].x, group), parameter(stored[2].y, group));
+    return Half(q, parameter(stored[1].x, group), parameter(stored[1].y, group));
 }

@@ -30,27 +30,25 @@ fn parameters_of(head: vec4<u32>, unit: u32) -> vec2<f32> {
     return vec2<f32>(d.x * f32(scale), -d.y * f32(low));
 }
 
-// The first quad of the block, codes of the unit and of the one that has the other nibbles, fifth bits.
-fn read_unit(base: Base, index: u32) -> Stored {
+// The first quad of the block; codes, with those of the unit that has the other nibbles; fifth bits.
+fn read_half(base: Base, index: u32, part: u32) -> Stored {
     let at = base.codes / 4u + index / 8u * BLOCK_QUADS;
-    var codes = at + 1u + index % 8u / 2u * 2u;
+    var codes = at + 1u + index % 8u / 2u * 2u + part;
     var stored: Stored;
     stored[0] = quads[at];
     if (BITS == 5u) {
         codes += 2u;
-        stored[3] = quads[at + 1u];
-        stored[4] = quads[at + 2u];
+        stored[2] = quads[at + 1u + part];
     }
     stored[1] = quads[codes];
-    stored[2] = quads[codes + 1u];
     return stored;
 }
 
 fn half_of(stored: Stored, index: u32, part: u32) -> Half {
     let unit = index % 8u;
     let parameters = parameters_of(stored[0], unit);
-    let codes = select(stored[1], stored[2], part == 1u);
-    let high = select(stored[3], stored[4], part == 1u);
+    let codes = stored[1];
+    let high = stored[2];
     let q = array<vec4<f32>, 4>(
         bytes_of(codes.x, high.x, unit), bytes_of(codes.y, high.y, unit),
         bytes_of(codes.z, high.z, unit), bytes_of(codes.w, high.w, unit),

@@ -14,8 +14,8 @@ fn values(codes: u32) -> vec4<f32> {
     return select(value, -value, code >= vec4<u32>(8u));
 }
 
-// Codes, and the word with the exponent.
-fn read_unit(base: Base, index: u32) -> Stored {
+// Codes of both halves, and the word with the exponent.
+fn read_half(base: Base, index: u32, part: u32) -> Stored {
     var stored: Stored;
     stored[0] = quads[base.codes / 4u + index];
     stored[1].x = words[base.scales + index / 4u];
