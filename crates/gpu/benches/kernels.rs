@@ -1,8 +1,10 @@
 //! Kernels on a GPU: the costs of meetings and dispatches, and rates of products beside what the device
 //! can read. The first adapter is used. Words choose what is measured: `meeting`, `upload`, `products`, `prompts`,
-//! `attention`; `--all` tries every way of cutting the products, and tiles of several sizes; `--ahead` how many units
-//! of weights a lane reads at once.
+//! `attention`; `--all` tries every way of cutting the products, and tiles of several sizes; `--ahead` how many quads
+//! of weights a lane reads at once, how much of a row of activations a workgroup holds, and fewer workgroups that go on
+//! with further rows.
 
+use std::fmt;
 use std::time::Duration;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
@@ -100,6 +102,28 @@ fn upload(device: &Device, block: usize, from_place: bool, case: ProductCase) {
     );
 }
 
+/// How much is read at once, each way apart from the others.
+fn reading(usual: Tuning) -> Vec<Tuning> {
+    let ahead = [3, 6, 12, 24].map(|ahead| Tuning { ahead, ..usual });
+    let held = Tuning { held: 64, ..usual };
+    let most = [528, 1056, 2112].map(|most_workgroups| Tuning { most_workgroups, ..usual });
+    ahead.into_iter().chain([held]).chain(most).collect()
+}
+
+/// A cut of the products, as it is printed.
+struct Cut<'a>(&'a Tuning);
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tuning { workgroup, rows, fused_rows, ahead, held, most_workgroups, .. } = self.0;
+        write!(f, "{workgroup} lanes, {rows} rows ({fused_rows}), {ahead} ahead, {held} held")?;
+        match *most_workgroups {
+            u32::MAX => Ok(()),
+            most => write!(f, ", {most} workgroups"),
+        }
+    }
+}
+
 /// What is tried of the products.
 enum Tried {
     Nothing,
@@ -141,15 +165,15 @@ fn products(device: &Device, tried: &Tried) {
                 [1, 2, 4].map(|rows| Tuning { rows, fused_rows: rows, ..all })
             })
             .collect(),
-        Tried::Ahead => [1, 2, 4, 8].map(|ahead| Tuning { ahead, ..usual }).to_vec(),
+        Tried::Ahead => reading(usual),
         Tried::Nothing => vec![usual],
     };
     for (name, case) in cases {
         for tuning in &tunings {
             let rate = product_rate(device, case, *tuning).expect("the device works");
             println!(
-                "{name:34} {:?}: {:8.1} us, {:7.1} GB/s",
-                (tuning.workgroup, tuning.rows.max(tuning.fused_rows), tuning.ahead),
+                "{name:34} {}: {:8.1} us, {:7.1} GB/s",
+                Cut(tuning),
                 1e6 * rate.seconds,
                 rate.bytes as f64 / rate.seconds / 1e9
             );

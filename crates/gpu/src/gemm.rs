@@ -119,9 +119,9 @@ impl Gemm {
             .entry(form)
             .or_insert_with(|| with_source(form, tile, |source| device.kernel(source)));
         let [n_x_or_begin, x_div, items] = numbers;
-        let words = operand.words(n_x_or_begin, x_div);
         let team_rows = if up.is_some() { tile.rows / 2 } else { tile.rows };
         let groups = (rows as u32).div_ceil(tile.workgroup / 8 * team_rows);
+        let words = operand.words(n_x_or_begin, x_div, groups);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let buffers = [buffer, buffer, &x.buffer, &y.buffer];
         let all = table.map(|table| [buffer, buffer, &x.buffer, &y.buffer, table]);

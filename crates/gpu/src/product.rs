@@ -57,6 +57,8 @@ pub(crate) struct Form {
     pub(crate) ahead: u32,
     /// Units of all of its rows of activations that a workgroup holds.
     pub(crate) held: u32,
+    /// Whether workgroups go on with further rows of weights.
+    pub(crate) loops: bool,
 }
 
 /// What rows of activations are multiplied with.
@@ -90,12 +92,23 @@ pub struct Tuning {
     /// Teams have one row where that makes more workgroups of less than so many: they leave a part of the device
     /// without work.
     pub few_workgroups: u32,
+    /// Workgroups of a product with one row of activations; where its rows of weights need more, each of these has
+    /// several shares, one after another.
+    pub most_workgroups: u32,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         // Two workgroups for each of the 132 processors of an H100, where it was measured.
-        Self { workgroup: 128, rows: 2, fused_rows: 1, ahead: 12, held: 128, few_workgroups: 264 }
+        Self {
+            workgroup: 128,
+            rows: 2,
+            fused_rows: 1,
+            ahead: 12,
+            held: 128,
+            few_workgroups: 264,
+            most_workgroups: u32::MAX,
+        }
     }
 }
 
@@ -130,7 +143,7 @@ impl Tuning {
         // A whole number for each team.
         let least = (8 * ahead).max(self.workgroup / 8);
         let held = if n_x == 1 { units.next_power_of_two().clamp(least, self.held) } else { 64 };
-        Form { format, n_x, is_fused, of, team_rows, ahead, held }
+        Form { format, n_x, is_fused, of, team_rows, ahead, held, loops: false }
     }
 
     /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
@@ -155,7 +168,7 @@ impl Tuning {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     tuning: Tuning,
-    kernels: HashMap<Form, Kernel>,
+    pub(crate) kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
     gemm: Gemm,
 }
@@ -201,8 +214,8 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// What `operand.wgsl` reads of it, with two numbers whose meaning is told there.
-    pub(crate) fn words(&self, n_x_or_begin: u32, x_div: u32) -> [u32; 13] {
+    /// What `operand.wgsl` reads of it, with numbers whose meaning is told there.
+    pub(crate) fn words(&self, n_x_or_begin: u32, x_div: u32, n_groups: u32) -> [u32; 14] {
         let [codes, scales, biases] = self.parts;
         let [up_codes, up_scales, up_biases] = self.up.unwrap_or_default();
         let (rows, units) = (self.rows as u32, self.cols.div_ceil(UNIT) as u32);
@@ -220,6 +233,7 @@ impl<'a> Operand<'a> {
             n_x_or_begin,
             x_div,
             quads,
+            n_groups,
             zero,
         ]
     }
@@ -229,7 +243,7 @@ impl<'a> Operand<'a> {
 /// another.
 #[derive(Default)]
 struct Group<'a> {
-    products: Vec<(Operand<'a>, &'a Buffer)>,
+    products: Vec<(Operand<'a>, &'a Activations)>,
     /// The first of another format, and the format.
     other: Option<(u32, Format)>,
     /// The one that has an [`Operand::up`], and where that is.
@@ -257,7 +271,7 @@ impl<'a> Group<'a> {
             }
         }
         self.pair = operand.up.map(|up| (place as u32, up)).or(self.pair);
-        self.products.push((*operand, &y.buffer));
+        self.products.push((*operand, y));
         true
     }
 }
@@ -304,6 +318,7 @@ pub(crate) fn with_source<T>(
         ("N_ROWS", team_rows),
         ("AHEAD", form.ahead),
         ("HELD", form.held),
+        ("LOOPS", form.loops.into()),
         ("TOP_K", spec.top_k as u32),
     ];
     let writes: &[bool] = match form.of {
@@ -449,12 +464,16 @@ impl Products {
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
         let units = cols.div_ceil(UNIT) as u32;
-        let form = tuning.form(format, (n_x, of), (is_fused, team_rows), units);
+        let mut form = tuning.form(format, (n_x, of), (is_fused, team_rows), units);
+        let most = (tuning.most_workgroups / items).max(1);
+        // What is held has to be a whole row.
+        form.loops = of == Of::One && n_x == 1 && units <= form.held && groups > most;
+        let groups = if form.loops { most } else { groups };
         let kernel = self
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
-        let words = operand.words(n_x_or_begin, x_div);
+        let words = operand.words(n_x_or_begin, x_div, groups);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
         buffers[4..4 + tables.len()].copy_from_slice(tables);
@@ -470,7 +489,12 @@ impl Products {
         items: u32,
         x: &Activations,
     ) {
+        let n_rows = x.rows() as u32;
+        if let [(operand, y)] = &group.products[..] {
+            return self.start(device, operand, (n_x, Of::One), &[], [n_rows, 1, items], x, y);
+        }
         let [(first, first_y), ..] = group.products[..] else { return };
+        let first_y = &first_y.buffer;
         let (other, other_format) = group.other.unzip();
         let (is_fused, tuning) = (group.pair.is_some(), self.tuning);
         let rows = group.products.iter().map(|(operand, _)| operand.rows as u32);
@@ -482,18 +506,18 @@ impl Products {
             .kernels
             .entry(form)
             .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
-        let mut words = [0; 4 * MOST_MATRICES + 9];
+        let mut words = [0; 4 * MOST_MATRICES + 10];
         // Nothing goes to outputs without a matrix.
         let mut buffers =
             [first.buffer, first.buffer, &x.buffer, first_y, first_y, first_y, first_y];
         for (index, (operand, y)) in group.products.iter().enumerate() {
             words[4 * index..4 * index + 3].copy_from_slice(&operand.parts);
             words[4 * index + 3] = operand.rows as u32;
-            buffers[3 + index] = y;
+            buffers[3 + index] = &y.buffer;
         }
         let (pair, [up, up_scales, up_biases]) = group.pair.unwrap_or((NONE, [0; 3]));
-        let n_rows = x.rows() as u32;
-        let rest = [up, up_scales, up_biases, pair, units, n_rows, quads, other.unwrap_or(NONE)];
+        let other = other.unwrap_or(NONE);
+        let rest = [up, up_scales, up_biases, pair, units, n_rows, quads, other, groups];
         words[4 * MOST_MATRICES..][..rest.len()].copy_from_slice(&rest);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         device.dispatch(kernel, &buffers, &words, [groups, items, 1]);

@@ -139,18 +139,25 @@ fn units_that_are_read_ahead_leave_no_trace() {
         let stored = [5, 70].map(|rows| matrix(&mut random, format, rows, cols));
         let x = random.numbers(cols);
         for device in devices() {
-            let [one, two, four] = [(1, 64), (6, 128), (12, 64)].map(|(ahead, held)| {
-                let tuning = Tuning { ahead, held, rows: 1, ..Tuning::default() };
+            let all = [(1, 64, u32::MAX), (6, 128, 1), (12, 64, u32::MAX), (12, 64, 2)];
+            let [one, two, four, looped] = all.map(|(ahead, held, most_workgroups)| {
+                let tuning = Tuning { ahead, held, rows: 1, most_workgroups, ..Tuning::default() };
                 let mut gpu = Gpu::new(device.clone());
                 gpu.products = Products::new(tuning);
                 let weights = stored.each_ref().map(|m| gpu.put(m).expect("the format is known"));
                 let mut outs = [5, 70].map(|rows| gpu.buffer(1, rows));
                 let x = upload(&device, &x, cols);
-                gpu.project(&x, &weights.each_ref(), &mut outs.each_mut());
+                for (weights, out) in weights.iter().zip(&mut outs) {
+                    gpu.project(&x, &[weights], &mut [out]);
+                }
+                let loops = gpu.products.kernels.keys().any(|form| form.loops);
+                let is_asked = most_workgroups < 5 && cols <= 32 * held as usize;
+                assert_eq!(loops, is_asked, "workgroups that go on");
                 outs.map(|out| download(&device, &out))
             });
             assert_eq!(one, two, "{format} of {cols}, {}", name(&device));
             assert_eq!(one, four, "{format} of {cols}, {}", name(&device));
+            assert_eq!(one, looped, "{format} of {cols}, {}", name(&device));
         }
     }
 }
@@ -243,7 +250,16 @@ fn kernels_translate_to_every_language() {
                 for (team_rows, ahead, held) in
                     [(1, 1, 64), (2, if n_x == 1 { 4 } else { 1 }, 64), (1, 2, 16 * n_x as u32)]
                 {
-                    let form = Form { format, n_x, is_fused, of, team_rows, ahead, held };
+                    let form = Form {
+                        format,
+                        n_x,
+                        is_fused,
+                        of,
+                        team_rows,
+                        ahead,
+                        held,
+                        loops: ahead == 2,
+                    };
                     with_source(form, Tuning::default(), translate);
                 }
             }
@@ -251,7 +267,8 @@ fn kernels_translate_to_every_language() {
             let of = Of::Each(Some(format));
             for first in [q8, format] {
                 let (format, team_rows, ahead, held) = (first, 1, 1, 64);
-                let form = Form { format, n_x, is_fused: true, of, team_rows, ahead, held };
+                let loops = false;
+                let form = Form { format, n_x, is_fused: true, of, team_rows, ahead, held, loops };
                 with_source(form, Tuning::default(), translate);
             }
         }

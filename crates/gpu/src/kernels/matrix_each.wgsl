@@ -15,6 +15,8 @@ struct Params {
     x_quads: u32,
     // The first matrix of the other format.
     other: u32,
+    // Workgroups of all: none goes on with other rows.
+    n_groups: u32,
     zero: f32,
 }
 

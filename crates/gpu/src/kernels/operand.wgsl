@@ -21,6 +21,8 @@ struct Params {
     x_div: u32,
     // Quads of a row of x.
     x_quads: u32,
+    // Workgroups of an item.
+    n_groups: u32,
     // Zero, which a compiler does not know: it has no choice of which product to round.
     zero: f32,
 }

@@ -7,7 +7,8 @@
 // first, and the team adds its lanes: one order, whatever N_X and N_ROWS are.
 //
 // Reads take long. So a lane has its next units on their way before it multiplies those that it has, and the first
-// before x is there.
+// before x is there. With LOOPS = 1, there are fewer workgroups than rows need: each goes on with other rows and the
+// x that it holds, which is a whole row.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W of a
 // team; with FUSED, the first half are of gate, the others the same rows of up), $a (units that a lane reads at
@@ -37,6 +38,11 @@ const SUMS: u32 = N_ROWS * N_X;
 
 var<workgroup> held: array<vec4<f32>, HELD * UNIT_QUADS>;
 
+// The row of W that is a team's with this number, or the last if there is none.
+fn row_of(matrix: Matrix, group: u32, team: u32, r: u32) -> u32 {
+    return min((group * TEAMS + team) * OUT_ROWS + r % OUT_ROWS, matrix.rows - 1u);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(entry: Entry) {
     let at = lanes(entry);
@@ -48,9 +54,9 @@ fn main(entry: Entry) {
     begin(entry, item);
     let matrix = matrix_of(entry.group.x, item);
     let last = params.units - 1u;
-    let first = ((entry.group.x - matrix.group) * TEAMS + at.team) * OUT_ROWS;
+    var group = entry.group.x - matrix.group;
     //: each r
-    let row_$r = min(first + $ru % OUT_ROWS, matrix.rows - 1u) * params.units;
+    var row_$r = row_of(matrix, group, at.team, $ru) * params.units;
     var base_$r = matrix.base;
     if ($ru >= OUT_ROWS) {
         base_$r = matrix.up;
@@ -63,53 +69,73 @@ fn main(entry: Entry) {
     }
     //: end
     //: end
-    var sums: array<f32, SUMS>;
 
-    for (var tile = 0u; tile < params.units; tile += TILE) {
-        let end = min(tile + TILE, params.units);
-        //: each s
-        let unit_$s = $su * TEAMS + at.team;
-        let quad_$s = (tile + unit_$s % TILE) * 8u + at.lane;
-        var value_$s = vec4<f32>(0.0);
-        if (unit_$s / TILE < n && quad_$s < params.x_quads) {
-            value_$s = x[x_row_of(item, unit_$s / TILE) * params.x_quads + quad_$s];
-        }
+    var is_held = false;
+    loop {
+        // Where this team goes on: the same rows again where it does not.
+        //: each r
+        let row_then_$r = row_of(matrix, group + LOOPS * params.n_groups, at.team, $ru) * params.units;
         //: end
-        workgroupBarrier();
-        //: each s
-        hold(entry, at.lane, unit_$s, value_$s);
-        //: end
-        workgroupBarrier();
-        for (var unit = tile + at.lane; unit < end; unit += 8u * AHEAD) {
-            let then = unit + 8u * AHEAD;
-            //: each r
-            if (is_there_$r) {
-                //: each a
-                let now_$a = next_$r_$a;
-                if (then + 8u * $au <= last) {
-                    next_$r_$a = read_of(matrix, base_$r, row_$r + then + 8u * $au);
+        var sums: array<f32, SUMS>;
+        for (var tile = 0u; tile < params.units; tile += TILE) {
+            let end = min(tile + TILE, params.units);
+            if (!is_held) {
+                //: each s
+                let unit_$s = $su * TEAMS + at.team;
+                let quad_$s = (tile + unit_$s % TILE) * 8u + at.lane;
+                var value_$s = vec4<f32>(0.0);
+                if (unit_$s / TILE < n && quad_$s < params.x_quads) {
+                    value_$s = x[x_row_of(item, unit_$s / TILE) * params.x_quads + quad_$s];
                 }
                 //: end
-                //: each a
-                if (unit + 8u * $au < end) {
-                    let own = unit + 8u * $au;
-                    add_unit(matrix, now_$a, row_$r + own, own - tile, $ru * N_X, &sums);
+                workgroupBarrier();
+                //: each s
+                hold(entry, at.lane, unit_$s, value_$s);
+                //: end
+                workgroupBarrier();
+            }
+            for (var unit = tile + at.lane; unit < end; unit += 8u * AHEAD) {
+                let then = unit + 8u * AHEAD;
+                //: each r
+                if (is_there_$r) {
+                    //: each a
+                    let now_$a = next_$r_$a;
+                    if (then + 8u * $au <= last) {
+                        next_$r_$a = read_of(matrix, base_$r, row_$r + then + 8u * $au);
+                    } else if (LOOPS == 1u) {
+                        next_$r_$a = read_of(matrix, base_$r, row_then_$r + min(at.lane + 8u * $au, last));
+                    }
+                    //: end
+                    //: each a
+                    if (unit + 8u * $au < end) {
+                        let own = unit + 8u * $au;
+                        add_unit(matrix, now_$a, row_$r + own, own - tile, $ru * N_X, &sums);
+                    }
+                    //: end
                 }
                 //: end
             }
-            //: end
         }
-    }
 
-    for (var r = 0u; r < OUT_ROWS; r++) {
-        for (var j = 0u; j < N_X; j++) {
-            var value = team_sum(entry, sums[r * N_X + j]);
-            if (FUSED && matrix.is_pair) {
-                value = silu(value) * team_sum(entry, sums[(OUT_ROWS + r) % N_ROWS * N_X + j]);
-            }
-            if (at.lane == 0u && j < n && first + r < matrix.rows) {
-                keep(matrix, y_row_of(item, j) * matrix.rows + first + r, value);
+        let first = (group * TEAMS + at.team) * OUT_ROWS;
+        for (var r = 0u; r < OUT_ROWS; r++) {
+            for (var j = 0u; j < N_X; j++) {
+                var value = team_sum(entry, sums[r * N_X + j]);
+                if (FUSED && matrix.is_pair) {
+                    value = silu(value) * team_sum(entry, sums[(OUT_ROWS + r) % N_ROWS * N_X + j]);
+                }
+                if (at.lane == 0u && j < n && first + r < matrix.rows) {
+                    keep(matrix, y_row_of(item, j) * matrix.rows + first + r, value);
+                }
             }
         }
+        group += params.n_groups;
+        if (LOOPS == 0u || group * TEAMS * OUT_ROWS >= matrix.rows) {
+            break;
+        }
+        is_held = true;
+        //: each r
+        row_$r = row_then_$r;
+        //: end
     }
 }
