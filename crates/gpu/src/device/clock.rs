@@ -6,8 +6,9 @@
 //! costs lies between spans. Taking timestamps costs time itself, so totals are longer than without.
 //!
 //! The clocks of device and host are tied by what must be true: a kernel begins after the host handed it over, and
-//! ends before the host saw that it was done. Each submission narrows that interval; the middle is taken, and half its
-//! width is told with each span.
+//! ends before the host saw that it was done. Each submission narrows that interval; while it is wide, a time near its
+//! beginning is taken, for the host often sees late but an idle device begins at once, else the middle. How far the
+//! truth may be from there is told with each span.
 
 #![expect(unsafe_code, reason = "what is below wgpu leaves it to the caller to use it rightly")]
 
@@ -31,6 +32,8 @@ pub(super) const FEATURES: wgpu::Features =
 const STAMP_BYTES: u64 = 8;
 /// How much faster or slower one clock may be than the other: more than crystals differ.
 const DRIFT: f64 = 1e-4;
+/// Nanoseconds after which an idle device has mostly begun with what was handed over.
+const LATENCY: f64 = 50e3;
 
 /// A device's clock.
 pub(super) struct Clock {
@@ -139,14 +142,20 @@ impl Clock {
             tie.narrow(first, last, stamps.handed_over, seen);
         }
         let Some(tie) = &self.tie else { return };
+        // The tie may have moved since the last submission; spans keep their lengths and their order.
+        let begins = ticks.first().map(|ticks| tie.on_host(tie.since_origin(*ticks, self.period)));
+        let late = self.last_end.zip(begins);
+        let late = late.map_or(Duration::ZERO, |(last, next)| last.saturating_duration_since(next));
+        let amount = tie.uncertainty_ns().saturating_add(late.as_nanos() as u64);
         let mut is_first = true;
         for (pair, name) in ticks.as_chunks().0.iter().zip(&stamps.names) {
-            let [begin, end] = pair.map(|ticks| tie.on_host(tie.since_origin(ticks, self.period)));
-            // The tie may have moved since the last submission.
+            let [begin, end] =
+                pair.map(|ticks| tie.on_host(tie.since_origin(ticks, self.period)) + late);
+            // Rounded, or by a clock that jumped.
             let begin = self.last_end.map_or(begin, |last| begin.max(last));
             let end = end.max(begin);
             self.last_end = Some(end);
-            let (kind, amount) = (Kind::Kernel { is_first }, tie.uncertainty_ns());
+            let kind = Kind::Kernel { is_first };
             let (layer, expert) = (None, None);
             self.recorder.record(&Span { kind, name, begin, end, layer, expert, amount });
             is_first = false;
@@ -246,13 +255,16 @@ impl Tie {
     }
 
     fn on_host(&self, time: f64) -> Instant {
-        let offset = self.low.midpoint(self.high);
         // Casts of floats saturate; nothing happened before the epoch.
-        self.epoch + Duration::from_nanos((time + offset) as u64)
+        self.epoch + Duration::from_nanos((time + self.offset()) as u64)
     }
 
     fn uncertainty_ns(&self) -> u64 {
-        ((self.high - self.low) / 2.0).ceil() as u64
+        (self.high - self.offset()).ceil() as u64
+    }
+
+    fn offset(&self) -> f64 {
+        self.low.midpoint(self.high).min(self.low + LATENCY)
     }
 }
 
@@ -282,5 +294,9 @@ mod tests {
         tie.narrow(0.0, 10.0, at(20_000_000), at(20_000_100));
         assert_eq!((tie.low, tie.high), (20_000_000.0, 20_000_090.0));
         assert_eq!(tie.on_host(0.0), at(20_000_045));
+        // Where the host saw it late, that does not make the work late.
+        let mut tie = Tie::new(0, epoch);
+        tie.narrow(0.0, 0.0, at(0), at(1_000_000));
+        assert_eq!((tie.on_host(0.0), tie.uncertainty_ns()), (at(50_000), 950_000));
     }
 }
