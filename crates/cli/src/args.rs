@@ -89,7 +89,7 @@ pub struct RunArgs {
     /// Show where the time went, for the prompt and for a generated token; with --json, for each token.
     #[arg(long)]
     pub timing: bool,
-    /// Record every phase, every read and what each thread computes, for Perfetto or Chrome's trace viewer.
+    /// Record every phase, every read, what each thread computes and every kernel on a GPU, for Perfetto or Chrome's trace viewer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Record which experts are asked for, for cache-sim.

@@ -132,6 +132,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("{}", timing::heat_map_line(report));
         }
         timing::print(&answer.prompt, &answer.decode, answer.steps.get(1..).unwrap_or_default());
+        if let Some(report) = trace.as_ref().and_then(|trace| trace.recorder().kernels()) {
+            timing::print_kernels(&report);
+        }
     }
     if let Some(trace) = trace {
         trace.finish()?;

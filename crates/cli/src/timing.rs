@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{HeatReport, Phase, ReaderReport, Usage};
+use engine::{HeatReport, KernelReport, Phase, ReaderReport, Usage};
 use serde_json::{Value, json};
 
 /// Prints a table with columns for the whole prompt, a token of it, and a generated token.
@@ -104,6 +104,30 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
         row("median token", String::new(), "", milliseconds(median));
         row("slowest token", String::new(), "", milliseconds(slowest));
     }
+}
+
+/// Prints what each kernel of a GPU took of a token, and how long the GPU did nothing.
+pub fn print_kernels(report: &KernelReport) {
+    let tokens = report.tokens.max(1) as f64;
+    let row = |name: &str, count: String, time: Duration| {
+        let share = 100.0 * time.as_secs_f64() / report.wall.as_secs_f64().max(1e-9);
+        let each = 1e6 * time.as_secs_f64() / tokens;
+        eprintln!("{name:<44}{count:>12}{each:>12.1} us{share:>9.1} %");
+    };
+    let count = |n: u64| format!("{:.1}", n as f64 / tokens);
+    let all = format!("GPU, of {} tokens one by one", report.tokens);
+    eprintln!("\n{all:<44}{:>12}{:>15}{:>11}", "a token", "time a token", "share");
+    for kernel in &report.kernels {
+        row(kernel.name, count(kernel.count), kernel.time);
+    }
+    row("nothing, between kernels", String::new(), report.between_kernels);
+    row("nothing, between submissions", String::new(), report.between_submissions);
+    let runs = report.kernels.iter().map(|kernel| kernel.count).sum();
+    row("total", count(runs), report.wall);
+    let microseconds = 1e6 * report.uncertainty.as_secs_f64();
+    eprintln!(
+        "timestamps take time, too; the GPU's clock is the host's within {microseconds:.1} us"
+    );
 }
 
 /// How experts are read, in a line.

@@ -1,4 +1,4 @@
-//! `--trace FILE`: a record of phases, reads and the work of threads for a trace viewer.
+//! `--trace FILE`: a record of phases, reads and the work of threads and GPUs for a trace viewer.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -34,6 +34,9 @@ impl Trace {
         let (kept, dropped) = self.recorder.counts();
         let path = self.path.display();
         eprintln!("trace: {kept} spans in {path}; open it in ui.perfetto.dev or chrome://tracing");
+        for note in self.recorder.notes() {
+            eprintln!("trace: {note}");
+        }
         if dropped > 0 {
             eprintln!("trace: {dropped} later spans were dropped, because the record was full");
         }

@@ -238,6 +238,20 @@ mod gpus {
         !cfg!(target_os = "linux") || files.iter().any(|file| Path::new(file).exists())
     }
 
+    /// Opens a GPU, which tells the recorder of the options when kernels run, if there is one and it can.
+    fn open(adapter: &Adapter, options: &EngineOptions) -> Result<gpu::Device, gpu::GpuError> {
+        let Some(recorder) = &options.recorder else {
+            return gpu::Device::open(adapter, DeviceOptions::default());
+        };
+        match gpu::Device::open_traced(adapter, DeviceOptions::default(), recorder.clone()) {
+            Err(error @ gpu::GpuError::NoTimestamps { .. }) => {
+                recorder.note(error.to_string());
+                gpu::Device::open(adapter, DeviceOptions::default())
+            }
+            opened => opened,
+        }
+    }
+
     /// Does something on a GPU: the one of a number, or the best.
     pub(super) fn on_gpu<T: OnDevice>(
         options: &EngineOptions,
@@ -247,7 +261,7 @@ mod gpus {
         let adapters = gpu::adapters();
         let (available, index) = (adapters.len(), index.unwrap_or(0));
         let device = match adapters.get(index) {
-            Some(adapter) => gpu::Device::open(adapter, DeviceOptions::default()),
+            Some(adapter) => open(adapter, options),
             None if available == 0 => Err(gpu::GpuError::NoAdapter),
             None => Err(gpu::GpuError::NoSuchAdapter { index, available }),
         };

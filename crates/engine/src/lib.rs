@@ -79,4 +79,4 @@ pub mod cache {
 pub use compute::{Isa, KvType, Routing};
 pub use experts::{LookAhead, ReaderKind, ReaderProbe, ReaderReport, parse_size};
 pub use model::{LayerPass, Lossy, ObserveExperts, Phase, RoutedLayer};
-pub use trace::{DEFAULT_SPANS, Recorder};
+pub use trace::{DEFAULT_SPANS, KernelReport, Recorder};

@@ -81,7 +81,7 @@ pub(crate) fn with_source<T>(
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
     let parts = [WEIGHTS, decoder.text, OPERAND, MULTIPLY, HELD, rows, &text];
     use_source(&KernelSource {
-        name: "GEMM",
+        name: &crate::names::gemm(&form),
         parts: &parts,
         constants: &constants,
         flags: &[("FUSED", form.is_fused)],

@@ -29,6 +29,7 @@ mod in_place;
 mod kernel;
 mod kv_cache;
 pub mod measure;
+mod names;
 mod product;
 mod rowwise;
 mod scratch;

@@ -1,5 +1,5 @@
 //! The record as JSON for trace viewers: one track for passes and their phases, one for each thread that
-//! computes, one for each reader.
+//! computes, one for a GPU, one for each reader.
 //!
 //! Viewers want the spans of a track nested or apart. On the main track they are: a pass holds layers,
 //! a layer holds phases. Reads of one reader may overlap, when it is a queue and not a thread; they
@@ -21,7 +21,7 @@ pub(crate) fn order(event: &Event) -> (u64, u8, u64) {
     let rank = match event.kind {
         Kind::Pass => 0,
         Kind::Phase => 1,
-        Kind::Read { .. } | Kind::Work { .. } => 2,
+        Kind::Read { .. } | Kind::Work { .. } | Kind::Kernel { .. } => 2,
     };
     (event.begin_ns, rank, event.end_ns)
 }
@@ -35,6 +35,7 @@ pub(crate) fn write(events: &[Event], dropped: u64, out: &mut dyn Write) -> io::
     write_main(out, events)?;
     let mut next_track = MAIN_TRACK + 1;
     write_work(out, events, &mut next_track)?;
+    write_kernels(out, events, &mut next_track)?;
     write_reads(out, events, &mut next_track)?;
     writeln!(out, "]}}")
 }
@@ -82,10 +83,23 @@ fn write_work(out: &mut dyn Write, events: &[Event], next_track: &mut u32) -> io
                 let track = tracks[&thread];
                 write_span(out, track, format_args!("{}", event.name), &Event { layer, ..*event })?;
             }
-            Kind::Pass | Kind::Read { .. } => {}
+            Kind::Pass | Kind::Read { .. } | Kind::Kernel { .. } => {}
         }
     }
     Ok(())
+}
+
+/// What a GPU did, if it told.
+fn write_kernels(out: &mut dyn Write, events: &[Event], next_track: &mut u32) -> io::Result<()> {
+    let is_kernel = |event: &&Event| matches!(event.kind, Kind::Kernel { .. });
+    let mut kernels = events.iter().filter(is_kernel).peekable();
+    if kernels.peek().is_none() {
+        return Ok(());
+    }
+    let track = *next_track;
+    *next_track += 1;
+    write_track_name(out, track, format_args!("GPU"))?;
+    kernels.try_for_each(|event| write_span(out, track, format_args!("{}", event.name), event))
 }
 
 /// Reads, each on a track where it overlaps no other, and a counter of the bytes in flight.
@@ -145,6 +159,7 @@ fn write_span(
         Kind::Phase => "compute",
         Kind::Read { .. } => "read",
         Kind::Work { .. } => "work",
+        Kind::Kernel { .. } => "kernel",
     };
     let duration = event.end_ns.saturating_sub(event.begin_ns);
     write!(out, ",\n{{\"ph\":\"X\",\"pid\":1,\"tid\":{track},\"name\":\"{name}\",")?;
@@ -166,6 +181,7 @@ fn write_span(
         Kind::Pass => argument("tokens", event.amount)?,
         Kind::Read { .. } => argument("bytes", event.amount)?,
         Kind::Work { .. } => argument("tasks", event.amount)?,
+        Kind::Kernel { .. } => argument("uncertainty_ns", event.amount)?,
         Kind::Phase => {}
     }
     write!(out, "}}}}")

@@ -8,12 +8,16 @@
 #![forbid(unsafe_code)]
 
 mod chrome;
+mod kernels;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+pub use kernels::{KernelReport, KernelTotal};
 
 /// Spans that a recorder holds when nothing else is said: 24 MiB, some 140 tokens of a model with 40
 /// layers on two threads, whose shares of operations are three quarters of all spans.
@@ -36,6 +40,11 @@ pub enum Kind {
         /// Which thread; 0 is the one that runs the pass.
         thread: u8,
     },
+    /// A kernel on a GPU, by the GPU's clock; its amount is by how many nanoseconds that may be off the host's.
+    Kernel {
+        /// Whether it is the first of those that were handed over together.
+        is_first: bool,
+    },
 }
 
 /// A piece of work with its beginning and end.
@@ -53,7 +62,7 @@ pub struct Span {
     pub layer: Option<usize>,
     /// The routed expert it was for.
     pub expert: Option<u32>,
-    /// Tokens, bytes or tasks.
+    /// Tokens, bytes, tasks or nanoseconds, as its kind says.
     pub amount: u64,
 }
 
@@ -71,6 +80,7 @@ struct Shared {
 struct Log {
     events: Vec<Event>,
     dropped: u64,
+    notes: Vec<String>,
 }
 
 /// A span as it is kept.
@@ -97,7 +107,11 @@ impl Recorder {
             epoch: Instant::now(),
             recording: AtomicBool::new(true),
             capacity,
-            log: Mutex::new(Log { events: Vec::with_capacity(capacity), dropped: 0 }),
+            log: Mutex::new(Log {
+                events: Vec::with_capacity(capacity),
+                dropped: 0,
+                notes: Vec::new(),
+            }),
         }))
     }
 
@@ -111,9 +125,48 @@ impl Recorder {
         self.0.recording.store(recording, Ordering::Relaxed);
     }
 
+    /// Whether it is recording.
+    pub fn is_recording(&self) -> bool {
+        self.0.recording.load(Ordering::Relaxed)
+    }
+
+    /// Notes what a reader of the record has to know, such as what it lacks and why.
+    pub fn note(&self, note: String) {
+        self.lock().notes.push(note);
+    }
+
+    /// What was noted.
+    pub fn notes(&self) -> Vec<String> {
+        self.lock().notes.clone()
+    }
+
+    /// Where the time of a GPU went while single tokens were decoded; `None` if no kernel was recorded then.
+    pub fn kernels(&self) -> Option<KernelReport> {
+        let mut log = self.lock();
+        log.events.sort_unstable_by_key(chrome::order);
+        KernelReport::of(&log.events)
+    }
+
+    /// The spans that are kept, by time.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut log = self.lock();
+        log.events.sort_unstable_by_key(chrome::order);
+        let time = |ns| self.0.epoch + Duration::from_nanos(ns);
+        let spans = log.events.iter().map(|event| Span {
+            kind: event.kind,
+            name: event.name,
+            begin: time(event.begin_ns),
+            end: time(event.end_ns),
+            layer: (event.layer != NO_LAYER).then_some(usize::from(event.layer)),
+            expert: (event.expert != NO_EXPERT).then_some(event.expert),
+            amount: event.amount,
+        });
+        spans.collect()
+    }
+
     /// Keeps a span, or counts it as dropped when the record is full.
     pub fn record(&self, span: &Span) {
-        if !self.0.recording.load(Ordering::Relaxed) {
+        if !self.is_recording() {
             return;
         }
         let since_epoch = |time: Instant| {
@@ -155,6 +208,18 @@ impl Recorder {
     }
 }
 
+/// A name that lives as long as the program. Each is kept once and for ever: for names of which there are few.
+pub fn intern(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.into());
+    names.insert(kept);
+    kept
+}
+
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kept, dropped) = self.counts();
@@ -178,10 +243,8 @@ impl Eq for Recorder {}
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-    use std::time::Duration;
-
     use serde_json::Value;
+    use std::collections::HashMap;
 
     use super::*;
 
@@ -291,6 +354,55 @@ mod tests {
             .filter_map(|event| event["args"]["name"].as_str())
             .collect();
         assert_eq!(names, ["passes", "compute 0", "compute 1", "reader 0, lane 1"]);
+    }
+
+    #[test]
+    fn kernels_have_a_track_and_are_summed_up_over_single_tokens() {
+        let kernel =
+            |name, begin, end, is_first| (Kind::Kernel { is_first }, name, begin, end, None);
+        let recorder = recorder_with(&[
+            kernel("product", 1, 5, true),
+            kernel("product", 12, 15, true),
+            kernel("norm", 16, 17, false),
+            kernel("product", 20, 25, true),
+            kernel("product", 31, 32, true),
+        ]);
+        assert_eq!(recorder.kernels(), None, "no token was decoded");
+        let at = |us| recorder.0.epoch + Duration::from_micros(us);
+        for (begin, end, amount) in [(0, 9, 8), (10, 18, 1), (19, 30, 1)] {
+            let (kind, name, begin, end) = (Kind::Pass, "pass", at(begin), at(end));
+            recorder.record(&Span { kind, name, begin, end, layer: None, expert: None, amount });
+        }
+        let us = Duration::from_micros;
+        let total = |name, count, time| KernelTotal { name, count, time: us(time) };
+        let expected = KernelReport {
+            tokens: 2,
+            wall: us(20),
+            between_kernels: us(1),
+            between_submissions: us(2 + 2 + 1 + 5),
+            uncertainty: Duration::from_nanos(7),
+            kernels: vec![total("product", 2, 8), total("norm", 1, 1)],
+        };
+        assert_eq!(recorder.kernels(), Some(expected), "neither the prompt's nor later ones");
+
+        let trace = written(&recorder);
+        let names: Vec<&Value> = trace["traceEvents"]
+            .as_array()
+            .expect("a list of events")
+            .iter()
+            .filter(|event| event["ph"] == "M")
+            .map(|event| &event["args"]["name"])
+            .collect();
+        assert_eq!(names, ["flash-moe", "passes", "GPU"]);
+        let on_gpu = spans(&trace).into_iter().filter(|span| span.1 == 1).count();
+        assert_eq!(on_gpu, 5);
+    }
+
+    #[test]
+    fn names_are_kept_once() {
+        let name = intern(&format!("pro{}", "duct"));
+        assert_eq!(name, "product");
+        assert!(std::ptr::eq(name, intern("product")));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The graphics adapters of this machine.
 
+use crate::device::clock;
+
 /// A graphics adapter that is there.
 #[derive(Clone, Debug)]
 pub struct Adapter {
@@ -70,6 +72,11 @@ impl Adapter {
     pub fn driver(&self) -> String {
         let info = self.info();
         format!("{} {}", info.driver, info.driver_info).trim().to_owned()
+    }
+
+    /// Whether it tells when each kernel begins and ends.
+    pub fn has_timestamps(&self) -> bool {
+        self.raw.features().contains(clock::FEATURES)
     }
 
     /// Bytes that a kernel can reach through one binding.

@@ -18,6 +18,8 @@ pub(crate) struct Kernel {
     pub(super) layout: Option<Arc<Layout>>,
     pub(super) n_bindings: usize,
     pub(super) id: u64,
+    /// A name for people, where somebody wants to know when it runs.
+    pub(super) name: &'static str,
     owner: Arc<Shared>,
 }
 
@@ -54,9 +56,12 @@ impl Device {
             .map_err(|reason| self.fail(format_args!("kernel {}: {reason}", source.name)))
             .ok()
             .unzip();
-        let id = lock(&self.shared.recording).new_id();
+        let mut recording = lock(&self.shared.recording);
+        let id = recording.new_id();
+        let name = if recording.clock.is_some() { trace::intern(source.name) } else { "" };
+        drop(recording);
         let (n_bindings, owner) = (source.writes.len(), Arc::clone(&self.shared));
-        Kernel { pipeline, layout, n_bindings, id, owner }
+        Kernel { pipeline, layout, n_bindings, id, name, owner }
     }
 }
 

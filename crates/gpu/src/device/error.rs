@@ -25,6 +25,12 @@ pub enum GpuError {
         /// What is missing.
         what: &'static str,
     },
+    /// The adapter cannot tell when each kernel runs.
+    #[error("{adapter} has no timestamps between kernels: when they run cannot be recorded")]
+    NoTimestamps {
+        /// Its name.
+        adapter: String,
+    },
     /// The driver refused.
     #[error("{adapter} could not be opened: {reason}")]
     Refused {

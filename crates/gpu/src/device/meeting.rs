@@ -36,6 +36,10 @@ impl Device {
         }
         drop(recording);
         self.shared.wait_for(submission);
+        let mut recording = lock(&self.shared.recording);
+        if recording.clock.is_some() {
+            recording.retire(&self.shared);
+        }
     }
 
     /// Copies bytes to the host, replacing what `out` held: waits for the device. Numbers are multiples of

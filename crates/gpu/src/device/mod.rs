@@ -9,6 +9,7 @@
 mod adapter;
 mod adapter_memory;
 mod buffer;
+mod clock;
 mod compile;
 #[cfg(any(target_os = "linux", windows))]
 mod copy_queue;
@@ -34,12 +35,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use compute::Handoffs;
+use trace::Recorder;
 use wgpu::BufferUses;
 use wgpu::hal;
 
 pub use adapter::{Adapter, adapters};
 pub(crate) use buffer::Buffer;
 use buffer::Grave;
+use clock::Clock;
 pub(crate) use compile::Kernel;
 use compile::Layout;
 pub use error::GpuError;
@@ -132,6 +135,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Device {
     /// Opens an adapter.
     pub fn open(adapter: &Adapter, options: DeviceOptions) -> Result<Self, GpuError> {
+        Self::open_with(adapter, options, None)
+    }
+
+    /// Opens an adapter that has timestamps, and tells a recorder when each kernel runs.
+    pub fn open_traced(
+        adapter: &Adapter,
+        options: DeviceOptions,
+        recorder: Recorder,
+    ) -> Result<Self, GpuError> {
+        if !adapter.has_timestamps() {
+            return Err(GpuError::NoTimestamps { adapter: adapter.name() });
+        }
+        Self::open_with(adapter, options, Some(recorder))
+    }
+
+    fn open_with(
+        adapter: &Adapter,
+        options: DeviceOptions,
+        recorder: Option<Recorder>,
+    ) -> Result<Self, GpuError> {
         let info = adapter.info();
         let offered = adapter.raw().features();
         if !offered.contains(wgpu::Features::IMMEDIATES) {
@@ -141,6 +164,8 @@ impl Device {
         // A sum of eight lanes must not reach into another subgroup.
         let subgroups = options.subgroups && has_subgroups && info.subgroup_min_size >= 8;
         let features = wgpu::Features::IMMEDIATES | (offered & wgpu::Features::SUBGROUP);
+        let timing = if recorder.is_some() { clock::FEATURES } else { wgpu::Features::empty() };
+        let features = features | timing;
         let limits = adapter.raw().limits();
         let refused = |reason| GpuError::Refused { adapter: info.name.clone(), reason };
         let opened = open::open(adapter.raw(), features, &limits).ok_or_else(|| {
@@ -148,6 +173,7 @@ impl Device {
         })?;
         let Opened { device, queue, special } =
             opened.map_err(|error| refused(error::explain(&error)))?;
+        let clock = recorder.map(|recorder| Clock::new(recorder, recording::SUBMIT_AFTER, &*queue));
         let is_software = info.device_type == wgpu::DeviceType::Cpu;
         // SAFETY: fences need nothing.
         let fence = unsafe { device.create_fence() };
@@ -168,7 +194,7 @@ impl Device {
                 kernel_cache: OnceLock::new(),
                 readback: Mutex::default(),
                 landing: Mutex::default(),
-                recording: Mutex::default(),
+                recording: Mutex::new(Recording::new(clock)),
                 uploads: Uploads::default(),
                 graves: Mutex::default(),
                 failure: Mutex::default(),

@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU64;
+use std::time::Instant;
 
 use compute::Handoffs;
 use wgpu::BufferUses;
 use wgpu::hal;
 
+use crate::device::clock::{Clock, Stamps};
 use crate::device::compile::Kernel;
 use crate::device::hazards::{Hazards, States};
 use crate::device::mapped::Ring;
@@ -22,7 +24,7 @@ use crate::device::{Buffer, Grave, IMMEDIATE_BYTES, MAX_BINDINGS, Moment, Shared
 /// Dispatches after which work is handed to the device although nobody waits for it, so that it computes
 /// while more is recorded: few while it has nothing to do, many when it is busy anyway.
 const SUBMIT_FIRST: u32 = 8;
-const SUBMIT_AFTER: u32 = 96;
+pub(super) const SUBMIT_AFTER: u32 = 96;
 
 /// A kernel and the buffers that it is started on.
 type GroupKey = [u64; MAX_BINDINGS + 1];
@@ -50,6 +52,8 @@ pub(super) struct Recording {
     submitted: u64,
     last_id: u64,
     pub(super) counts: Handoffs,
+    /// Where somebody wants to know when kernels run.
+    pub(super) clock: Option<Clock>,
 }
 
 /// Commands that were handed over.
@@ -57,6 +61,8 @@ struct Submission {
     number: u64,
     encoder: Box<dyn hal::DynCommandEncoder>,
     commands: Box<dyn hal::DynCommandBuffer>,
+    /// When its kernels run.
+    stamps: Option<Stamps>,
 }
 
 /// Hashes numbers that are counted up: nobody chooses them.
@@ -82,6 +88,11 @@ impl Hasher for WordHasher {
 }
 
 impl Recording {
+    /// Nothing yet, on a device with a clock or without.
+    pub(super) fn new(clock: Option<Clock>) -> Self {
+        Self { clock, ..Self::default() }
+    }
+
     /// A number that no buffer or kernel had.
     pub(super) fn new_id(&mut self) -> u64 {
         self.last_id += 1;
@@ -142,7 +153,13 @@ impl Recording {
             if !immediates.is_empty() {
                 encoder.set_immediates(&*layout.pipeline, 0, immediates);
             }
+            if let Some(clock) = &mut self.clock {
+                clock.before(&mut **encoder);
+            }
             encoder.dispatch_workgroups(workgroups);
+            if let Some(clock) = &mut self.clock {
+                clock.after(&mut **encoder, kernel.name);
+            }
         }
         self.n_dispatches += 1;
         self.counts.dispatches += 1;
@@ -319,7 +336,11 @@ impl Recording {
             // SAFETY: the encoder is not recording.
             unsafe { encoder.begin_encoding(None) }.map(|()| encoder)
         });
-        begun.map_err(|error| shared.fail_with(&error)).ok()
+        let mut encoder = begun.map_err(|error| shared.fail_with(&error)).ok()?;
+        if let Some(clock) = &mut self.clock {
+            clock.begin(shared, &mut *encoder);
+        }
+        Some(encoder)
     }
 
     /// Hands over what was recorded.
@@ -347,6 +368,8 @@ impl Recording {
         mut encoder: Box<dyn hal::DynCommandEncoder>,
         number: u64,
     ) -> Result<(), hal::DeviceError> {
+        let clock = self.clock.as_mut();
+        let stamps = clock.and_then(|clock| clock.end(shared, &mut *encoder));
         #[cfg(any(target_os = "linux", windows))]
         let handle = match &shared.special {
             Special::Vulkan(vulkan) => vulkan::semaphore(shared.fence())
@@ -356,7 +379,7 @@ impl Recording {
         // SAFETY: the encoder records, outside of passes.
         let commands = unsafe { encoder.end_encoding() }?;
         // Even if it cannot be handed over, what it uses is kept until it is certain that nothing runs.
-        self.in_flight.push_back(Submission { number, encoder, commands });
+        self.in_flight.push_back(Submission { number, encoder, commands, stamps });
         let Some(Submission { commands, .. }) = self.in_flight.back() else { return Ok(()) };
         #[cfg(any(target_os = "linux", windows))]
         if let Some((vulkan, handle, semaphore)) = handle {
@@ -386,10 +409,13 @@ impl Recording {
     /// Takes back what submissions used that are done.
     pub(super) fn retire(&mut self, shared: &Shared) {
         let done = shared.done();
+        let seen = Instant::now();
         while self.in_flight.front().is_some_and(|submission| submission.number <= done) {
-            let Some(Submission { mut encoder, commands, .. }) = self.in_flight.pop_front() else {
-                break;
-            };
+            let Some(submission) = self.in_flight.pop_front() else { break };
+            let Submission { mut encoder, commands, stamps, .. } = submission;
+            if let (Some(clock), Some(stamps)) = (&mut self.clock, stamps) {
+                clock.done(shared, stamps, seen);
+            }
             // SAFETY: the commands are this encoder's only ones, and done.
             unsafe { encoder.reset_all(vec![commands]) };
             self.idle.push(encoder);
@@ -414,9 +440,17 @@ impl Recording {
             unsafe { encoder.discard_encoding() };
             self.idle.push(encoder);
         }
-        for Submission { mut encoder, commands, .. } in self.in_flight.drain(..) {
+        for Submission { mut encoder, commands, stamps, .. } in self.in_flight.drain(..) {
             // SAFETY: the commands are this encoder's only ones, and the device does nothing.
             unsafe { encoder.reset_all(vec![commands]) };
+            if let Some(stamps) = stamps {
+                // SAFETY: the device does nothing.
+                unsafe { stamps.destroy(shared) };
+            }
+        }
+        if let Some(mut clock) = self.clock.take() {
+            // SAFETY: the device does nothing.
+            unsafe { clock.destroy(shared) };
         }
         self.idle.clear();
         let groups = self.groups.drain().map(|(_, group)| Grave::Group(group));

@@ -1,11 +1,12 @@
 //! Recording, from the outside: what is read is what was recorded, in its order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use compute::memory::Arena;
+use trace::{Kind, Recorder};
 
-use crate::device::{Buffer, Device, Kernel, Part};
+use crate::device::{Buffer, Device, DeviceOptions, Kernel, Part, adapters};
 use crate::kernel::KernelSource;
 use crate::testing::{Random, devices};
 
@@ -254,4 +255,71 @@ fn blocks_are_copied_from_where_they_lie_and_kept_until_then() {
             assert_eq!(Arc::strong_count(&block), 1, "nobody else keeps it");
         }
     }
+}
+
+/// Rounds of a kernel on what the last one gave, with meetings in between; gives the result.
+fn rounds(device: &Device, kernel: &Kernel, n_rounds: u32) -> Vec<u32> {
+    let buffers = [0, 1].map(|_| device.buffer(4 * LEN as u64));
+    for round in 0..n_rounds {
+        let (x, y) = ((round % 2) as usize, ((round + 1) % 2) as usize);
+        step(device, kernel, &buffers[x], &buffers[y], round);
+        if round % 50 == 7 {
+            device.wait();
+        }
+    }
+    words(device, &buffers[(n_rounds % 2) as usize])
+}
+
+/// The best device, telling a recorder of its kernels. `None` where tests are without devices.
+fn traced(recorder: &Recorder) -> Option<Device> {
+    if devices().is_empty() {
+        return None;
+    }
+    let adapter = adapters().into_iter().next()?;
+    assert!(adapter.has_timestamps(), "devices that test this have timestamps");
+    let options = DeviceOptions { subgroups: true, checked: true };
+    Some(Device::open_traced(&adapter, options, recorder.clone()).expect("it opens"))
+}
+
+#[test]
+fn every_dispatch_has_a_span_and_results_are_the_same() {
+    let recorder = Recorder::new(10_000);
+    let Some(device) = traced(&recorder) else { return };
+    let begin = Instant::now();
+    let kernel = device.kernel(&source("step", &[STEP]));
+    let result = rounds(&device, &kernel, 300);
+    let end = Instant::now();
+    for plain in devices() {
+        let kernel = plain.kernel(&source("step", &[STEP]));
+        assert_eq!(rounds(&plain, &kernel, 300), result, "with a clock and without");
+    }
+
+    let spans = recorder.spans();
+    assert_eq!(spans.len() as u64, device.counts().dispatches, "of each dispatch one");
+    assert_eq!(spans.len(), 300);
+    let firsts = spans.iter().filter(|span| span.kind == Kind::Kernel { is_first: true }).count();
+    assert!((2..=device.counts().submissions as usize).contains(&firsts), "{firsts}");
+    let mut last = None;
+    for span in &spans {
+        assert!(matches!(span.kind, Kind::Kernel { .. }));
+        assert_eq!(span.name, "step");
+        assert!(span.begin <= span.end && last.is_none_or(|last| last <= span.begin));
+        let slack = Duration::from_nanos(span.amount);
+        assert!(span.begin + slack >= begin && span.end <= end + slack, "within its uncertainty");
+        last = Some(span.end);
+    }
+    assert!(spans.last().is_some_and(|span| span.end > spans[0].begin), "the clock goes on");
+}
+
+#[test]
+fn the_record_of_kernels_is_bounded_and_may_pause() {
+    let recorder = Recorder::new(10);
+    let Some(device) = traced(&recorder) else { return };
+    let kernel = device.kernel(&source("step", &[STEP]));
+    recorder.set_recording(false);
+    rounds(&device, &kernel, 100);
+    assert_eq!(recorder.counts(), (0, 0), "nobody wanted to know");
+    recorder.set_recording(true);
+    rounds(&device, &kernel, 100);
+    assert_eq!(recorder.counts(), (10, 90));
 }

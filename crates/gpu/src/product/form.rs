@@ -205,7 +205,7 @@ pub(crate) fn with_source<T>(
     let parts =
         [WEIGHTS, decoder.text, HELD, &units, &other, formats, choice, items, matrix, &product];
     use_source(&KernelSource {
-        name: "product",
+        name: &crate::names::product(&form),
         parts: &parts,
         constants: &constants,
         flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
