@@ -111,6 +111,10 @@ pub struct DevicesArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Find how the work is cut best on each GPU and keep it for later starts; some seconds for each. Answers do not
+    /// depend on it.
+    #[arg(long, conflicts_with = "json")]
+    pub tune: bool,
 }
 
 /// What the answer has to be.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use engine::{DeviceInfo, format_bytes, measure};
 use serde_json::{Value, json};
 
@@ -16,6 +17,9 @@ const HOST_BYTES: usize = 512 << 20;
 
 /// Runs the command.
 pub fn devices(args: DevicesArgs) -> anyhow::Result<ExitCode> {
+    if args.tune {
+        return tune();
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu = measure::memory_bandwidth(threads, HOST_BYTES, TIME);
     let cpu = Cpu { threads, read_bandwidth: cpu.map_err(|error| error.to_string()) };
@@ -25,6 +29,19 @@ pub fn devices(args: DevicesArgs) -> anyhow::Result<ExitCode> {
     } else {
         output::stream(&to_text(&cpu, &gpus))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tune() -> anyhow::Result<ExitCode> {
+    let directory = crate::cache::directory()
+        .context("there is no directory to keep what is found in: set FLASH_MOE_CACHE to one")?;
+    let mut printed = Ok(());
+    engine::tune_gpus(&directory, &mut |line| {
+        if printed.is_ok() {
+            printed = output::stream(&format!("{line}\n"));
+        }
+    })?;
+    printed?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -103,7 +103,7 @@ pub(crate) fn check(options: &EngineOptions, inventory: &Inventory) -> Result<()
     }
 }
 
-pub use gpus::{HAS_GPUS, gpus};
+pub use gpus::{HAS_GPUS, gpus, tune_gpus};
 
 /// GPUs, where the program was built with them.
 #[cfg(feature = "gpu")]
@@ -151,6 +151,34 @@ mod gpus {
             }
         });
         infos.collect()
+    }
+
+    /// Finds how products are cut best on each GPU, and keeps it in a directory for later starts; `told` hears of all
+    /// that is found. A GPU that is software is left as it is.
+    pub fn tune_gpus(directory: &Path, told: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let options = DeviceOptions { checked: false, ..DeviceOptions::default() };
+        for (index, adapter) in gpu::adapters().iter().enumerate() {
+            told(&format!("gpu:{index} {}", adapter.name()));
+            if adapter.is_software() {
+                told("  is the CPU, through a driver in software, and left as it is");
+                continue;
+            }
+            let tuned = gpu::Device::open(adapter, options).and_then(|device| {
+                let mut gain = 1.0;
+                let found = gpu::tune(&device, &mut |compared: &gpu::Compared| {
+                    gain *= compared.gain;
+                    let gpu::Compared { best, among, .. } = compared;
+                    told(&format!("  {best}: best of {among}, {gain:.2} x as fast as usual"));
+                })?;
+                Ok((device, found))
+            });
+            let (device, found) = tuned.map_err(|error| Error::Gpu(error.to_string()))?;
+            let path = device.keep_tuning(directory, found).map_err(|error| {
+                Error::Gpu(format!("{} cannot be written: {error}", directory.display()))
+            })?;
+            told(&format!("  kept in {}; remove it to go back", path.display()));
+        }
+        Ok(())
     }
 
     fn read_bandwidth(adapter: &Adapter, duration: Duration) -> Result<f64, String> {
@@ -269,6 +297,7 @@ mod gpus {
         // Mesa's drivers for CPUs keep what they compile themselves.
         if let Some(directory) = options.kernel_cache.as_deref().filter(|_| !device.is_software()) {
             device.keep_kernels(directory);
+            device.use_tuning(directory);
         }
         let gpu = gpu::Gpu::new(device);
         let gpu = if options.copy_experts { gpu.copying() } else { gpu };
@@ -282,6 +311,7 @@ mod gpus {
 /// GPUs, where the program was built without them.
 #[cfg(not(feature = "gpu"))]
 mod gpus {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::{DeviceInfo, OnDevice};
@@ -297,6 +327,11 @@ mod gpus {
     /// No GPUs.
     pub fn gpus(_: Duration) -> Vec<DeviceInfo> {
         Vec::new()
+    }
+
+    /// No GPUs.
+    pub fn tune_gpus(_: &Path, _: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        Err(Error::Gpu(WITHOUT.to_owned()))
     }
 
     pub(super) fn faster_gpu(_: &EngineOptions, _: &Inventory) -> Result<(usize, String), String> {

@@ -51,7 +51,7 @@ mod writer;
 pub use budget::{DevicePlan, MemoryPlan, format_bytes};
 pub use compute::best;
 pub use constraint::{Constraint, ConstraintError};
-pub use device::{DeviceInfo, HAS_GPUS, gpus};
+pub use device::{DeviceInfo, HAS_GPUS, gpus, tune_gpus};
 pub use engine::{Engine, Part, plan_memory, settle_device};
 pub use error::Error;
 pub use generate::{FinishReason, GenerateOptions, Generation, Step};

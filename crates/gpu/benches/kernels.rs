@@ -4,7 +4,6 @@
 //! of weights a lane reads at once, how much of a row of activations a workgroup holds, and fewer workgroups that go on
 //! with further rows.
 
-use std::fmt;
 use std::time::Duration;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
@@ -110,20 +109,6 @@ fn reading(usual: Tuning) -> Vec<Tuning> {
     ahead.into_iter().chain([held]).chain(most).collect()
 }
 
-/// A cut of the products, as it is printed.
-struct Cut<'a>(&'a Tuning);
-
-impl fmt::Display for Cut<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tuning { workgroup, rows, fused_rows, ahead, held, most_workgroups, .. } = self.0;
-        write!(f, "{workgroup} lanes, {rows} rows ({fused_rows}), {ahead} ahead, {held} held")?;
-        match *most_workgroups {
-            u32::MAX => Ok(()),
-            most => write!(f, ", {most} workgroups"),
-        }
-    }
-}
-
 /// What is tried of the products.
 enum Tried {
     Nothing,
@@ -173,7 +158,7 @@ fn products(device: &Device, tried: &Tried) {
             let rate = product_rate(device, case, *tuning).expect("the device works");
             println!(
                 "{name:34} {}: {:8.1} us, {:7.1} GB/s",
-                Cut(tuning),
+                tuning,
                 1e6 * rate.seconds,
                 rate.bytes as f64 / rate.seconds / 1e9
             );

@@ -37,6 +37,7 @@ mod scratch;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tune;
 mod weights;
 
 pub use bandwidth::read_bandwidth;
@@ -47,4 +48,5 @@ pub use gemm::Tile;
 pub use gpu::Gpu;
 pub use kv_cache::KvCache;
 pub use product::Tuning;
+pub use tune::{Compared, tune};
 pub use weights::{ModelNeeds, Weights, WeightsError};

@@ -58,21 +58,12 @@ pub fn product_rate(
     tuning: Tuning,
 ) -> Result<ProductRate, GpuError> {
     let mut stream = Stream::new(device, case, tuning);
-    let mut run = || {
-        let begin = Instant::now();
-        stream.record(device);
-        device.wait();
-        begin.elapsed().as_secs_f64() / DISPATCHES as f64
-    };
-    run();
-    let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
-    device.check()?;
-    times.sort_by(f64::total_cmp);
-    Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds: times[REPEATS / 2] })
+    let seconds = stream.seconds(device, tuning)?;
+    Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds })
 }
 
 /// Products that are measured, or that something else is measured beside.
-struct Stream {
+pub(crate) struct Stream {
     case: ProductCase,
     weights: Buffer,
     /// Words at which codes, scales and biases of the first two matrices begin.
@@ -86,7 +77,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(device: &Device, case: ProductCase, tuning: Tuning) -> Self {
+    pub(crate) fn new(device: &Device, case: ProductCase, tuning: Tuning) -> Self {
         let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = case;
         let mut sizes = part_bytes(format, rows, cols).to_vec();
         sizes.extend_from_within(..);
@@ -119,6 +110,22 @@ impl Stream {
             y,
             products: Products::new(tuning),
         }
+    }
+
+    /// Median seconds of a dispatch with this cut, among many that follow each other.
+    pub(crate) fn seconds(&mut self, device: &Device, tuning: Tuning) -> Result<f64, GpuError> {
+        self.products = Products::new(tuning);
+        let mut run = || {
+            let begin = Instant::now();
+            self.record(device);
+            device.wait();
+            begin.elapsed().as_secs_f64() / DISPATCHES as f64
+        };
+        run();
+        let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
+        device.check()?;
+        times.sort_by(f64::total_cmp);
+        Ok(times[REPEATS / 2])
     }
 
     /// Bytes of weights that a dispatch reads.

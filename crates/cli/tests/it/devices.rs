@@ -27,6 +27,18 @@ fn devices_are_listed_with_their_speeds() {
 }
 
 #[test]
+fn gpus_that_are_software_are_not_tuned() {
+    let gpus = json(&["devices"])["gpus"].as_array().expect("a list").clone();
+    let Some(gpu) = gpus.first() else { return };
+    // A real one would be measured for seconds, and a file be left.
+    if gpus.iter().all(|gpu| gpu["software"] == true) {
+        let printed = stdout(&["devices", "--tune"]);
+        assert!(printed.contains(gpu["name"].as_str().expect("a name")), "{printed}");
+        assert!(printed.contains("left as it is"), "{printed}");
+    }
+}
+
+#[test]
 fn a_choice_that_is_left_open_is_explained() {
     let model = fixture("qwen35moe-tiny");
     let plan = json(&["inspect", text(&model)]);

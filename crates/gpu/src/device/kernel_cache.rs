@@ -71,10 +71,7 @@ impl Device {
             return;
         }
         let mut hasher = blake3::Hasher::new();
-        for part in [&shared.name, &shared.api, &shared.driver] {
-            hasher.update(part.as_bytes()).update(b"\0");
-        }
-        let key = hasher.update(&driver_key).finalize();
+        let key = hasher.update(self.identity().as_bytes()).update(&driver_key).finalize();
         let path = directory.join(format!("gpu-{}.kernels", &key.to_hex()[..16]));
         let file = read(&path).unwrap_or_default();
         let known = contents(&file, key);

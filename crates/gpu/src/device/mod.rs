@@ -55,6 +55,8 @@ use recording::Recording;
 use upload::Uploads;
 pub(crate) use upload::{Part, Upload};
 
+use crate::product::Tuning;
+
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;
 /// Most bindings of a kernel.
@@ -102,6 +104,8 @@ struct Shared {
     special: Special,
     layouts: Mutex<Vec<Arc<Layout>>>,
     kernel_cache: OnceLock<KernelCache>,
+    /// How products are cut, where that was found by measuring.
+    tuning: OnceLock<Tuning>,
     readback: Mutex<Readback>,
     landing: Mutex<Landing>,
     recording: Mutex<Recording>,
@@ -192,6 +196,7 @@ impl Device {
                 special,
                 layouts: Mutex::default(),
                 kernel_cache: OnceLock::new(),
+                tuning: OnceLock::new(),
                 readback: Mutex::default(),
                 landing: Mutex::default(),
                 recording: Mutex::new(Recording::new(clock)),
@@ -212,6 +217,25 @@ impl Device {
     /// Its name, with the interface through which it is reached.
     pub fn name(&self) -> String {
         format!("{} ({})", self.shared.name, self.shared.api)
+    }
+
+    /// A name of the adapter with its driver, by which files about it are found.
+    pub(crate) fn identity(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.shared.name, &self.shared.api, &self.shared.driver] {
+            hasher.update(part.as_bytes()).update(b"\0");
+        }
+        hasher.finalize()
+    }
+
+    /// How products are cut, if that was found by measuring.
+    pub(crate) fn tuning(&self) -> Option<Tuning> {
+        self.shared.tuning.get().copied()
+    }
+
+    /// Cuts products so from now on; the first says how.
+    pub(crate) fn set_tuning(&self, tuning: Tuning) {
+        self.shared.tuning.get_or_init(|| tuning);
     }
 
     /// Whether it is the CPU in disguise.

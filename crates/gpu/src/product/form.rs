@@ -82,12 +82,13 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        // Two workgroups for each of the 132 processors of an H100, where it was measured.
+        // Two workgroups for each of the 132 processors of an H100, where cuts were measured; what is read ahead, by the
+        // registers that it takes. `devices --tune` finds what is best on a device.
         Self {
             workgroup: 128,
             rows: 2,
             fused_rows: 1,
-            ahead: 12,
+            ahead: 6,
             held: 128,
             few_workgroups: 264,
             most_workgroups: u32::MAX,
@@ -96,16 +97,24 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// What is best on a device.
+    /// What was found to be best on a device, or is usual on such a one.
     pub fn of(device: &Device) -> Self {
+        device.tuning().unwrap_or_else(|| Self::usual(device))
+    }
+
+    /// What is usual on such a device.
+    pub fn usual(device: &Device) -> Self {
         if device.is_software() {
             // A CPU has few processors, reads ahead by itself, and takes long to compile what is written out.
             return Self { ahead: 1, held: 64, few_workgroups: 2, ..Self::default() };
         }
-        let usual = Self::default();
-        // Beside what is held there are an expert's choice and sums of lanes.
-        let most = if device.workgroup_bytes() >= 32 << 10 { usual.held } else { 64 };
-        Self { held: usual.held.min(most), ..usual }
+        Self { held: Self::most_held(device), ..Self::default() }
+    }
+
+    /// Most units of a row of activations for which a workgroup of a device has room: beside them there are an expert's
+    /// choice and sums of lanes.
+    pub(crate) fn most_held(device: &Device) -> u32 {
+        if device.workgroup_bytes() >= 32 << 10 { 128 } else { 64 }
     }
 
     /// The form of products of so many rows of activations with weights of a format and so many units a row.
