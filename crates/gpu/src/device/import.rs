@@ -12,6 +12,7 @@ use wgpu::hal;
 
 #[cfg(any(target_os = "linux", windows))]
 use crate::device::lock;
+#[cfg(any(target_os = "linux", windows))]
 use crate::device::open::Special;
 use crate::device::{Buffer, Device, Shared};
 
