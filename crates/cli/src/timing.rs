@@ -109,14 +109,16 @@ pub fn print(prompt: &Usage, decode: &Usage, decode_steps: &[Usage]) {
 /// Prints what each kernel of a GPU took of a token, and how long the GPU did nothing.
 pub fn print_kernels(report: &KernelReport) {
     let tokens = report.tokens.max(1) as f64;
+    // "nothing, between submissions" is the longest of the others.
+    let width = report.kernels.iter().map(|kernel| kernel.name.len()).fold(28, usize::max) + 2;
     let row = |name: &str, count: String, time: Duration| {
         let share = 100.0 * time.as_secs_f64() / report.wall.as_secs_f64().max(1e-9);
         let each = 1e6 * time.as_secs_f64() / tokens;
-        eprintln!("{name:<44}{count:>12}{each:>12.1} us{share:>9.1} %");
+        eprintln!("{name:<width$}{count:>12}{each:>12.1} us{share:>9.1} %");
     };
     let count = |n: u64| format!("{:.1}", n as f64 / tokens);
     let all = format!("GPU, of {} tokens one by one", report.tokens);
-    eprintln!("\n{all:<44}{:>12}{:>15}{:>11}", "a token", "time a token", "share");
+    eprintln!("\n{all:<width$}{:>12}{:>15}{:>11}", "a token", "time a token", "share");
     for kernel in &report.kernels {
         row(kernel.name, count(kernel.count), kernel.time);
     }
