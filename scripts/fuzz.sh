@@ -37,7 +37,7 @@ for target in gguf safetensors_header config routing_trace prefix_entry; do
         -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 -verbosity=0 \
         -print_final_stats=1 >"$log" 2>&1; then
         tail -n 60 "$log" >&2
-        echo "$target: a crash was found, see fuzz/artifacts/$target" >&2
+        echo "$target: a crash was found (see fuzz/artifacts/$target), or it did not run" >&2
         exit 1
     fi
     grep "^stat::number_of_executed_units" "$log"

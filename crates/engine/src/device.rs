@@ -173,7 +173,7 @@ mod gpus {
                 Ok((device, found))
             });
             let (device, found) = tuned.map_err(|error| Error::Gpu(error.to_string()))?;
-            let path = device.keep_tuning(directory, found).map_err(|error| {
+            let path = found.keep(&device, directory).map_err(|error| {
                 Error::Gpu(format!("{} cannot be written: {error}", directory.display()))
             })?;
             told(&format!("  kept in {}; remove it to go back", path.display()));
@@ -297,9 +297,12 @@ mod gpus {
         // Mesa's drivers for CPUs keep what they compile themselves.
         if let Some(directory) = options.kernel_cache.as_deref().filter(|_| !device.is_software()) {
             device.keep_kernels(directory);
-            device.use_tuning(directory);
         }
         let gpu = gpu::Gpu::new(device);
+        let gpu = match options.kernel_cache.as_deref() {
+            Some(directory) => gpu.tuned(directory),
+            None => gpu,
+        };
         let gpu = if options.copy_experts { gpu.copying() } else { gpu };
         match options.lossy.device_split {
             true => task.run(gpu.beside(super::cpu(options, None)?)),

@@ -59,13 +59,16 @@ pub struct Step {
 }
 
 impl Engine {
-    /// Appends tokens to a session and gives the best token after them, as a generation at temperature 0 does for
-    /// each token: it is chosen where the model is computed, and the logits stay there.
+    /// Appends tokens to a session and gives the best token after them, of all that the head has: it is chosen where the
+    /// model is computed, as a generation at temperature 0 has it chosen, and the logits stay there.
     pub fn best_after(
         &mut self,
         session: &mut Session,
         tokens: &[u32],
     ) -> Result<(u32, Usage), Error> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
         let mut usage = Usage::default();
         let best_of = Some(self.config().vocab_size);
         let mut n_left = tokens.len();
@@ -75,9 +78,9 @@ impl Engine {
             let part = Part { session, tokens: chunk, wants_logits: &wants_logits };
             usage += &self.forward_for(&mut [part], best_of)?;
         }
-        match self.scores(0).filter(|_| !tokens.is_empty()) {
+        match self.scores(0) {
             Some(Scores::Best(token)) => Ok((token, usage)),
-            _ => Err(Error::EmptyPrompt),
+            _ => unreachable!("the last token's best was wanted, and is finite"),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::formats;
 use crate::gpu::Gpu;
 use crate::host::Host;
 use crate::kv_cache::KvCache;
+use crate::product::Tuning;
 use crate::rowwise::{Addend, Norm};
 use crate::weights::Weights;
 
@@ -41,7 +42,8 @@ impl Backend for Gpu {
     type DeltaState = DeltaState;
 
     fn name(&self) -> String {
-        format!("gpu {}", self.device.name())
+        let is_usual = self.products.tuning() == Tuning::of(&self.device);
+        format!("gpu {}{}", self.device.name(), if is_usual { "" } else { ", tuned" })
     }
 
     fn memory(&self) -> Memory {

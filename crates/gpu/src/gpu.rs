@@ -5,6 +5,7 @@ mod routed;
 mod together;
 
 use compute::{Cpu, ExpertUses, Handoffs, Matrix, Routing};
+use std::path::Path;
 
 use crate::attention::AttentionKernels;
 use crate::best::Best;
@@ -92,6 +93,15 @@ impl Gpu {
             uses: ExpertUses::new(0),
             groups: Groups::default(),
             device,
+        }
+    }
+
+    /// Cuts products as was found best on this device before, if that is kept in the directory.
+    #[must_use]
+    pub fn tuned(self, directory: &Path) -> Self {
+        match Tuning::kept(&self.device, directory) {
+            Some(tuning) => Self { products: Products::new(tuning), ..self },
+            None => self,
         }
     }
 

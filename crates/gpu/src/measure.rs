@@ -57,14 +57,14 @@ pub fn product_rate(
     case: ProductCase,
     tuning: Tuning,
 ) -> Result<ProductRate, GpuError> {
-    let mut stream = Stream::new(device, case, tuning);
-    let seconds = stream.seconds(device, tuning)?;
+    let mut stream = Stream::new(device, case);
+    let seconds = stream.seconds(device, &mut Products::new(tuning))?;
     Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds })
 }
 
 /// Products that are measured, or that something else is measured beside.
 pub(crate) struct Stream {
-    case: ProductCase,
+    pub(crate) case: ProductCase,
     weights: Buffer,
     /// Words at which codes, scales and biases of the first two matrices begin.
     parts: [[u32; 3]; 2],
@@ -73,11 +73,10 @@ pub(crate) struct Stream {
     table: Buffer,
     x: Activations,
     y: Activations,
-    products: Products,
 }
 
 impl Stream {
-    pub(crate) fn new(device: &Device, case: ProductCase, tuning: Tuning) -> Self {
+    pub(crate) fn new(device: &Device, case: ProductCase) -> Self {
         let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = case;
         let mut sizes = part_bytes(format, rows, cols).to_vec();
         sizes.extend_from_within(..);
@@ -108,16 +107,18 @@ impl Stream {
             table: device.buffer_with(&bytes),
             x,
             y,
-            products: Products::new(tuning),
         }
     }
 
-    /// Median seconds of a dispatch with this cut, among many that follow each other.
-    pub(crate) fn seconds(&mut self, device: &Device, tuning: Tuning) -> Result<f64, GpuError> {
-        self.products = Products::new(tuning);
+    /// Median seconds of a dispatch, among many that follow each other.
+    pub(crate) fn seconds(
+        &mut self,
+        device: &Device,
+        products: &mut Products,
+    ) -> Result<f64, GpuError> {
         let mut run = || {
             let begin = Instant::now();
-            self.record(device);
+            self.record(device, products);
             device.wait();
             begin.elapsed().as_secs_f64() / DISPATCHES as f64
         };
@@ -136,8 +137,9 @@ impl Stream {
     }
 
     /// Records [`DISPATCHES`] products, each of which waits for the one before.
-    fn record(&mut self, device: &Device) {
-        let ProductCase { format, rows, cols, experts, is_fused, n_x, .. } = self.case;
+    fn record(&mut self, device: &Device, products: &mut Products) {
+        let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = self.case;
+        let stride = (self.stride / 4) as u32;
         let operand = Operand {
             buffer: &self.weights,
             format,
@@ -145,12 +147,21 @@ impl Stream {
             cols,
             parts: self.parts[0],
             up: is_fused.then_some(self.parts[1]),
-            stride: (self.stride / 4) as u32,
+            stride,
         };
         for index in 0..DISPATCHES {
+            if experts == 1 {
+                // As the trunk is multiplied.
+                let slot = (index * 7 % pool) as u32 * stride;
+                let shifted = |parts: [u32; 3]| parts.map(|part| part + slot);
+                let (parts, up) = (shifted(operand.parts), operand.up.map(shifted));
+                let operand = Operand { parts, up, ..operand };
+                products.multiply(device, &self.x, &mut [(operand, &mut self.y)]);
+                continue;
+            }
             let begin = (index * experts * (2 + n_x)) as u32;
             let items = Items { table: &self.table, begin, len: experts as u32, n_x };
-            self.products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
+            products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
         }
     }
 }

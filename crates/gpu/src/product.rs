@@ -151,12 +151,19 @@ pub(crate) fn share(n_rows: usize, most: usize) -> usize {
 impl Products {
     /// No kernels yet, of this tuning.
     pub(crate) fn new(tuning: Tuning) -> Self {
+        assert!([64, 128, 256].contains(&tuning.workgroup), "{tuning:?}");
+        assert!(tuning.held >= 64 && tuning.held.is_power_of_two(), "{tuning:?}");
         Self { tuning, ..Self::default() }
     }
 
     /// The same for products of many rows.
     pub(crate) fn with_tile(self, tile: Tile) -> Self {
         Self { gemm: Gemm::new(Some(tile)), ..self }
+    }
+
+    /// How they are cut.
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.tuning
     }
 
     /// Most rows that can share the decoding of weights.

@@ -8,7 +8,7 @@ use compute::{Backend, ExpertWeights, Matrix, RouterSpec};
 use crate::buffers::Activations;
 use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
-use crate::product::{Form, Of, Operand, Products, Tuning, with_embed, with_source};
+use crate::product::{Form, Items, Of, Operand, Products, Tuning, with_embed, with_source};
 use crate::testing::{Random, assert_close, devices, download, matrix, name, translate, upload};
 
 /// Formats that the device knows and whose groups fit `cols`.
@@ -162,6 +162,60 @@ fn units_that_are_read_ahead_leave_no_trace() {
     }
 }
 
+/// Products of single rows with one matrix, with pairs, and with experts, cut in every way that `tune.rs` may find best.
+#[test]
+fn every_cut_gives_the_same_bits() {
+    let (rows, cols) = (40, 1056);
+    let affine = Format::Affine(Affine { bits: 4, group: 32, scales: FloatType::F16 });
+    for device in devices() {
+        for format in [Format::Block(BlockType::Q8_0), affine] {
+            let mut random = Random::new(21);
+            // Gate above up, in one buffer.
+            let both = matrix(&mut random, format, 2 * rows, cols);
+            let gpu = Gpu::new(device.clone());
+            let both = gpu.put(&both).expect("the format is known");
+            let [codes, scales, biases] =
+                crate::formats::part_bytes(format, rows, cols).map(|bytes| (bytes / 4) as u32);
+            let [first, second, third] = both.parts;
+            let all = Operand::of(&both);
+            let up = [first + codes, second + scales, third + biases];
+            let pair = Operand { rows, up: Some(up), ..all };
+            let x = upload(&device, &random.numbers(cols), cols);
+            let table = [0, 1, 0].map(u32::to_le_bytes).concat();
+            let table = device.buffer_with(&table);
+            let of = |tuning: Tuning| {
+                let mut products = Products::new(tuning);
+                let [mut one, mut gated] =
+                    [2 * rows, rows].map(|width| Activations::new(&device, 1, width));
+                products.multiply(&device, &x, &mut [(all, &mut one)]);
+                let mut values = download(&device, &one);
+                // Both of a dispatch, one of them a pair.
+                products.multiply(&device, &x, &mut [(all, &mut one), (pair, &mut gated)]);
+                values.extend(download(&device, &one));
+                values.extend(download(&device, &gated));
+                products.multiply(&device, &x, &mut [(pair, &mut gated)]);
+                values.extend(download(&device, &gated));
+                let items = Items { table: &table, begin: 0, len: 1, n_x: 1 };
+                products.multiply_experts(&device, &pair, items, 1, &x, &gated);
+                values.extend(download(&device, &gated));
+                values
+            };
+            let usual = Tuning { few_workgroups: 0, ..Tuning::of(&device) };
+            let expected = of(usual);
+            let (apart, together) = expected[..4 * rows].split_at(2 * rows);
+            assert_eq!(apart, together, "{format}, {}", name(&device));
+            for tuning in [
+                Tuning { workgroup: 64, rows: 4, fused_rows: 2, ahead: 24, ..usual },
+                Tuning { workgroup: 256, fused_rows: 2, ahead: 24, most_workgroups: 1, ..usual },
+                Tuning { rows: 1, ahead: 12, most_workgroups: 2, ..usual },
+                Tuning { ahead: 6, held: 128, most_workgroups: 1, ..usual },
+            ] {
+                assert_eq!(of(tuning), expected, "{format}, {tuning}, {}", name(&device));
+            }
+        }
+    }
+}
+
 #[test]
 fn tiles_of_every_size_give_the_bits_of_single_rows() {
     let tile = |workgroup, rows, columns| Tile { workgroup, rows, columns };
@@ -262,6 +316,13 @@ fn kernels_translate_to_every_language() {
                     };
                     with_source(form, Tuning::default(), translate);
                 }
+            }
+            for workgroup in [64, 256] {
+                let tuning = Tuning { workgroup, ..Tuning::default() };
+                let (of, team_rows, ahead, held) = (Of::Experts, 4, 1, 64);
+                let form =
+                    Form { format, n_x, is_fused: true, of, team_rows, ahead, held, loops: false };
+                with_source(form, tuning, translate);
             }
             // Every format by its other names, beside another and beside itself: names must not meet.
             let of = Of::Each(Some(format));

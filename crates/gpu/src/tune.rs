@@ -8,9 +8,9 @@ use std::{fs, io};
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
 
-use crate::device::{Device, GpuError};
+use crate::device::{Device, GpuError, replace_file};
 use crate::measure::{ProductCase, Stream};
-use crate::product::Tuning;
+use crate::product::{Products, Tuning};
 
 /// What a file begins with; the number changes when kernels do so much that old findings mean nothing.
 const TITLE: &str = "flash-moe tuning 1";
@@ -31,7 +31,7 @@ pub struct Compared {
 }
 
 /// Finds the best cuts of products of single rows on a device, one property after another; `told` hears of each. Takes
-/// some 300 MB of its memory, and some seconds.
+/// some 400 MB of its memory, and some seconds.
 pub fn tune(device: &Device, told: &mut dyn FnMut(&Compared)) -> Result<Tuning, GpuError> {
     search(device, &cases(device), told)
 }
@@ -41,14 +41,15 @@ fn search(
     cases: &[ProductCase],
     told: &mut dyn FnMut(&Compared),
 ) -> Result<Tuning, GpuError> {
-    let mut best = Tuning::usual(device);
-    let mut streams: Vec<Stream> =
-        cases.iter().map(|&case| Stream::new(device, case, best)).collect();
+    let mut best = Tuning::of(device);
+    let mut streams: Vec<Stream> = cases.iter().map(|&case| Stream::new(device, case)).collect();
     device.check()?;
-    for others in properties(device) {
+    for (of, others) in properties(device) {
         let mut candidates = vec![best];
         candidates.extend(others(best).into_iter().filter(|other| *other != best));
-        let times = compare(device, &mut streams, &candidates)?;
+        let streams =
+            streams.iter_mut().filter(|stream| of == Changes::All || stream.case.experts == 1);
+        let times = compare(device, streams, &candidates)?;
         let (index, time) = (0..times.len())
             .map(|index| (index, times[index]))
             .min_by(|a, b| a.1.total_cmp(&b.1))
@@ -81,44 +82,58 @@ fn cases(device: &Device) -> [ProductCase; 5] {
     ]
 }
 
+/// Which products a property changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Changes {
+    All,
+    /// Those with one matrix.
+    Single,
+}
+
 type Others = fn(Tuning) -> Vec<Tuning>;
 
 /// What is tried, one after another, beside the best so far.
-fn properties(device: &Device) -> Vec<Others> {
-    let mut all: Vec<Others> = vec![
-        |t| [3, 6, 12, 24].map(|ahead| Tuning { ahead, ..t }).into(),
-        |t| [64, 128, 256].map(|workgroup| Tuning { workgroup, ..t }).into(),
-        |t| [1, 2, 4].map(|rows| Tuning { rows, ..t }).into(),
-        |t| [1, 2].map(|fused_rows| Tuning { fused_rows, ..t }).into(),
-        |t| [264, 528, 1056, 2112, u32::MAX].map(|n| Tuning { most_workgroups: n, ..t }).into(),
+fn properties(device: &Device) -> Vec<(Changes, Others)> {
+    use Changes::{All, Single};
+    let mut all: Vec<(Changes, Others)> = vec![
+        (All, |t| [3, 6, 12, 24].map(|ahead| Tuning { ahead, ..t }).into()),
+        (All, |t| [64, 128, 256].map(|workgroup| Tuning { workgroup, ..t }).into()),
+        (All, |t| [1, 2, 4].map(|rows| Tuning { rows, ..t }).into()),
+        (All, |t| [1, 2].map(|fused_rows| Tuning { fused_rows, ..t }).into()),
+        (Single, |t| {
+            [264, 528, 1056, 2112, u32::MAX].map(|n| Tuning { most_workgroups: n, ..t }).into()
+        }),
     ];
     if Tuning::most_held(device) > 64 {
-        all.push(|t| [64, 128].map(|held| Tuning { held, ..t }).into());
+        all.push((All, |t| [64, 128].map(|held| Tuning { held, ..t }).into()));
     }
     all
 }
 
 /// The geometric mean of the cases' times with each candidate; of each, the best round counts, because other work
 /// only makes it slower.
-fn compare(
+fn compare<'a>(
     device: &Device,
-    streams: &mut [Stream],
+    streams: impl Iterator<Item = &'a mut Stream>,
     candidates: &[Tuning],
 ) -> Result<Vec<f64>, GpuError> {
+    // What is compiled once serves all rounds.
+    let mut all: Vec<Products> = candidates.iter().map(|tuning| Products::new(*tuning)).collect();
     let mut logarithms = vec![0.0; candidates.len()];
-    let weight = 1.0 / streams.len() as f64;
+    let mut n_cases = 0.0;
     for stream in streams {
+        n_cases += 1.0;
         let mut best = vec![f64::INFINITY; candidates.len()];
         for _ in 0..ROUNDS {
-            for (candidate, best) in candidates.iter().zip(&mut best) {
-                *best = best.min(stream.seconds(device, *candidate)?);
+            for (products, best) in all.iter_mut().zip(&mut best) {
+                *best = best.min(stream.seconds(device, products)?);
             }
         }
         for (sum, best) in logarithms.iter_mut().zip(&best) {
-            *sum += weight * best.ln();
+            *sum += best.ln();
         }
     }
-    Ok(logarithms.into_iter().map(f64::exp).collect())
+    Ok(logarithms.into_iter().map(|sum: f64| (sum / n_cases).exp()).collect())
 }
 
 impl fmt::Display for Tuning {
@@ -145,12 +160,12 @@ impl Tuning {
 
     fn to_text(self) -> String {
         let lines = NAMES.iter().zip(self.numbers()).map(|(name, n)| format!("{name} {n}\n"));
-        format!("{TITLE}\n{}", lines.collect::<String>())
+        format!("{TITLE}\n{}end\n", lines.collect::<String>())
     }
 
     /// What a file says, if it is one that could have been written for a device with so much held at most.
     fn from_text(text: &str, most_held: u32) -> Option<Self> {
-        let mut lines = text.lines();
+        let mut lines = text.strip_suffix("\nend\n")?.lines();
         if lines.next() != Some(TITLE) {
             return None;
         }
@@ -173,43 +188,48 @@ impl Tuning {
     }
 }
 
-impl Device {
-    fn tuning_file(&self, directory: &Path) -> PathBuf {
-        directory.join(format!("gpu-{}.tuning", &self.identity().to_hex()[..16]))
+/// The file of what was found on a device.
+fn file(device: &Device, directory: &Path) -> PathBuf {
+    directory.join(format!("gpu-{}.tuning", &device.identity().to_hex()[..16]))
+}
+
+impl Tuning {
+    /// What was found best on a device before, if that is kept in the directory.
+    pub fn kept(device: &Device, directory: &Path) -> Option<Self> {
+        let text = fs::read_to_string(file(device, directory)).ok()?;
+        Self::from_text(&text, Self::most_held(device))
     }
 
-    /// Cuts products as was found best on this device before, if that is kept in the directory. To be called before
-    /// there is a backend on it.
-    pub fn use_tuning(&self, directory: &Path) {
-        let text = fs::read_to_string(self.tuning_file(directory)).unwrap_or_default();
-        if let Some(tuning) = Tuning::from_text(&text, Tuning::most_held(self)) {
-            self.set_tuning(tuning);
-        }
-    }
-
-    /// Keeps what was found best on this device; returns the file.
-    pub fn keep_tuning(&self, directory: &Path, tuning: Tuning) -> io::Result<PathBuf> {
-        let path = self.tuning_file(directory);
-        fs::create_dir_all(directory)?;
-        fs::write(&path, tuning.to_text())?;
+    /// Keeps what was found best on a device; returns the file.
+    pub fn keep(self, device: &Device, directory: &Path) -> io::Result<PathBuf> {
+        let path = file(device, directory);
+        replace_file(&path, self.to_text().as_bytes())?;
         Ok(path)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use compute::Backend;
+
     use super::*;
+    use crate::gpu::Gpu;
     use crate::testing::devices;
 
     #[test]
     fn what_is_found_is_what_later_starts_use() {
         let directory = std::env::temp_dir().join(format!("flash-moe-tune-{}", std::process::id()));
-        let [first, second] = [0; 2].map(|_| devices().swap_remove(0));
-        let found = Tuning { rows: 1, ahead: 12, most_workgroups: 7, ..Tuning::usual(&first) };
-        let file = first.keep_tuning(&directory, found).expect("a writable directory");
-        second.use_tuning(&directory);
-        assert_eq!((Tuning::of(&first), Tuning::of(&second)), (Tuning::usual(&first), found));
-        fs::remove_file(file).and_then(|()| fs::remove_dir(directory)).expect("they are there");
+        for device in devices() {
+            let found = Tuning { rows: 1, ahead: 12, most_workgroups: 7, ..Tuning::of(&device) };
+            let gpu = Gpu::new(device.clone()).tuned(&directory);
+            assert_eq!(gpu.products.tuning(), Tuning::of(&device), "nothing is kept");
+            let file = found.keep(&device, &directory).expect("a writable directory");
+            let gpu = Gpu::new(device.clone()).tuned(&directory);
+            assert_eq!(gpu.products.tuning(), found);
+            assert!(gpu.name().ends_with(", tuned"), "{}", gpu.name());
+            fs::remove_file(file).expect("it is there");
+        }
+        fs::remove_dir(directory).expect("it is empty");
     }
 
     #[test]
@@ -229,13 +249,17 @@ mod tests {
             ("most_workgroups 4294967295\n", ""),
             ("most_workgroups 4294967295", "most_workgroups 0"),
             ("most_workgroups 4294967295\n", "most_workgroups 4294967295\nmore 1\n"),
+            ("end\n", "end"),
         ] {
             assert!(text.contains(from), "{from}");
             assert_eq!(Tuning::from_text(&text.replace(from, to), 128), None, "{from} as {to}");
         }
+        for len in 0..text.len() {
+            assert_eq!(Tuning::from_text(&text[..len], 128), None, "the first {len} bytes");
+        }
     }
 
-    /// Every cut that can be found computes; which is best is a matter of the device.
+    /// Which cut is best is a matter of the device.
     #[test]
     fn tuning_ends_with_one_of_the_cuts() {
         let device = devices().swap_remove(0);

@@ -81,7 +81,7 @@ pub enum SynthError {
 }
 
 /// Writes a checkpoint into a new directory, or a new GGUF file; `progress` hears the bytes written and the bytes in all.
-/// It has its name only when it is complete, and nothing is left of one that failed.
+/// It has its name only when it is complete, and no file is left of one that failed.
 pub fn write(
     options: &SynthOptions,
     out: &Path,
@@ -94,15 +94,18 @@ pub fn write(
     let mut name = out.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = out.with_file_name(name);
-    // A run that was killed may have left one.
-    remove(&partial)?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(io_at(parent))?;
+    let begin = || {
+        fs::create_dir_all(parent).map_err(io_at(parent))?;
+        // A run that was killed may have left one.
+        remove_ours(&partial)
+    };
 
     let written = match options.file {
         FileKind::Gguf(experts) => {
             check_space(parent, out, gguf::file_bytes(&shape, experts))?;
+            begin()?;
             gguf::write(&partial, &shape, experts, progress)
                 .map_err(io_at(&partial))
                 .map(|bytes| SynthReport { bytes, files: 1 })
@@ -114,6 +117,7 @@ pub fn write(
             let small_bytes: usize = small_files.iter().map(|(_, contents)| contents.len()).sum();
             let bytes: u64 = tensors.iter().map(Tensor::bytes).sum();
             check_space(parent, out, bytes + small_bytes as u64)?;
+            begin()?;
             write_directory(&partial, &shape, &shards, &small_files, &mut |done| {
                 progress(done, bytes);
             })
@@ -159,6 +163,24 @@ fn write_directory(
     Ok(())
 }
 
+/// Removes what a run that was killed has left: a directory, or a file that is empty or begins like what it writes. Another
+/// file of that name is somebody else's.
+fn remove_ours(partial: &Path) -> Result<(), SynthError> {
+    let mut begin = [0; 4];
+    let file = partial.is_file().then(|| fs::File::open(partial)).transpose();
+    let is_ours = match file.map_err(io_at(partial))? {
+        Some(mut file) => {
+            let len = io::Read::read(&mut file, &mut begin).map_err(io_at(partial))?;
+            b"GGUF".starts_with(&begin[..len])
+        }
+        None => true,
+    };
+    match is_ours {
+        true => remove(partial),
+        false => Err(SynthError::Exists { path: partial.to_owned() }),
+    }
+}
+
 /// Removes a file or a directory, if it is there.
 fn remove(path: &Path) -> Result<(), SynthError> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -170,7 +192,9 @@ fn remove(path: &Path) -> Result<(), SynthError> {
 
 /// Refuses what the file system of `parent` has no room for.
 fn check_space(parent: &Path, out: &Path, needed: u64) -> Result<(), SynthError> {
-    match free_bytes(parent) {
+    // The directory may still have to be made.
+    let existing = parent.ancestors().find(|directory| directory.is_dir());
+    match existing.and_then(free_bytes) {
         Some(free) if free < needed => {
             Err(SynthError::Space { path: out.to_owned(), needed, free })
         }

@@ -128,6 +128,11 @@ impl Clock {
         Some(stamps)
     }
 
+    /// Takes back what a submission did not come to use.
+    pub(super) fn unused(&mut self, stamps: Stamps) {
+        self.idle.push(stamps);
+    }
+
     /// Tells the recorder of a submission that was seen to be done at a time.
     pub(super) fn done(&mut self, shared: &Shared, stamps: Stamps, seen: Instant) {
         let bytes = 2 * stamps.names.len() as u64 * STAMP_BYTES;

@@ -50,6 +50,11 @@ fn write(path: &Path, key: blake3::Hash, contents: &[u8]) -> io::Result<()> {
     file.extend(key.as_bytes());
     file.extend(blake3::hash(contents).as_bytes());
     file.extend(contents);
+    replace_file(path, &file)
+}
+
+/// Writes a file that is there as a whole or as it was before; its directory is made.
+pub(crate) fn replace_file(path: &Path, file: &[u8]) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }

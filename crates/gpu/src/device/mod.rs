@@ -47,6 +47,7 @@ pub(crate) use compile::Kernel;
 use compile::Layout;
 pub use error::GpuError;
 use kernel_cache::KernelCache;
+pub(crate) use kernel_cache::replace_file;
 use mapped::Readback;
 use open::{Opened, Special};
 use reading::Landing;
@@ -54,8 +55,6 @@ pub(crate) use reading::Reading;
 use recording::Recording;
 use upload::Uploads;
 pub(crate) use upload::{Part, Upload};
-
-use crate::product::Tuning;
 
 /// Bytes that a kernel can be told besides its bindings; what every desktop API offers.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;
@@ -104,8 +103,6 @@ struct Shared {
     special: Special,
     layouts: Mutex<Vec<Arc<Layout>>>,
     kernel_cache: OnceLock<KernelCache>,
-    /// How products are cut, where that was found by measuring.
-    tuning: OnceLock<Tuning>,
     readback: Mutex<Readback>,
     landing: Mutex<Landing>,
     recording: Mutex<Recording>,
@@ -196,7 +193,6 @@ impl Device {
                 special,
                 layouts: Mutex::default(),
                 kernel_cache: OnceLock::new(),
-                tuning: OnceLock::new(),
                 readback: Mutex::default(),
                 landing: Mutex::default(),
                 recording: Mutex::new(Recording::new(clock)),
@@ -226,16 +222,6 @@ impl Device {
             hasher.update(part.as_bytes()).update(b"\0");
         }
         hasher.finalize()
-    }
-
-    /// How products are cut, if that was found by measuring.
-    pub(crate) fn tuning(&self) -> Option<Tuning> {
-        self.shared.tuning.get().copied()
-    }
-
-    /// Cuts products so from now on; the first says how.
-    pub(crate) fn set_tuning(&self, tuning: Tuning) {
-        self.shared.tuning.get_or_init(|| tuning);
     }
 
     /// Whether it is the CPU in disguise.

@@ -377,7 +377,15 @@ impl Recording {
             _ => None,
         };
         // SAFETY: the encoder records, outside of passes.
-        let commands = unsafe { encoder.end_encoding() }?;
+        let commands = match unsafe { encoder.end_encoding() } {
+            Ok(commands) => commands,
+            Err(error) => {
+                if let (Some(clock), Some(stamps)) = (&mut self.clock, stamps) {
+                    clock.unused(stamps);
+                }
+                return Err(error);
+            }
+        };
         // Even if it cannot be handed over, what it uses is kept until it is certain that nothing runs.
         self.in_flight.push_back(Submission { number, encoder, commands, stamps });
         let Some(Submission { commands, .. }) = self.in_flight.back() else { return Ok(()) };

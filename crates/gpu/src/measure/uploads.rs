@@ -7,7 +7,7 @@ use compute::memory::{Arena, BLOCK_ALIGNMENT};
 
 use super::{ProductCase, Stream};
 use crate::device::{Device, GpuError, Moment, Part};
-use crate::product::Tuning;
+use crate::product::{Products, Tuning};
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,7 +35,8 @@ pub fn upload_rates(
     case: ProductCase,
 ) -> Result<UploadRates, GpuError> {
     let slots = device.buffer((block * n) as u64);
-    let mut stream = Stream::new(device, case, Tuning::of(device));
+    let mut stream = Stream::new(device, case);
+    let mut products = Products::new(Tuning::of(device));
     // Words that tell where they belong.
     let word = |index: usize| (index as u32).wrapping_mul(0x9e37_79b9);
     let failed = |error| GpuError::Failed(format!("memory for a measurement: {error}"));
@@ -72,7 +73,7 @@ pub fn upload_rates(
         let begin = Instant::now();
         let after = device.moment();
         for _ in 0..n_rounds {
-            stream.record(device);
+            stream.record(device, &mut products);
         }
         device.submit();
         if with_uploads {

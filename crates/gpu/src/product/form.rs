@@ -60,7 +60,7 @@ pub(crate) enum Of {
 /// How the products are cut; results are the same bits whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Lanes of a workgroup: a multiple of 8, at most 256.
+    /// Lanes of a workgroup: 64, 128 or 256.
     pub workgroup: u32,
     /// Rows of weights of a team of eight lanes.
     pub rows: u32,
@@ -75,8 +75,8 @@ pub struct Tuning {
     /// Teams have one row where that makes more workgroups of less than so many: they leave a part of the device
     /// without work.
     pub few_workgroups: u32,
-    /// Workgroups of a product with one row of activations; where its rows of weights need more, each of these has
-    /// several shares, one after another.
+    /// Most workgroups where a single row of activations, which is held whole, is multiplied with one matrix: where the
+    /// rows of weights need more, each of these has several shares, one after another.
     pub most_workgroups: u32,
 }
 
@@ -97,13 +97,8 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// What was found to be best on a device, or is usual on such a one.
-    pub fn of(device: &Device) -> Self {
-        device.tuning().unwrap_or_else(|| Self::usual(device))
-    }
-
     /// What is usual on such a device.
-    pub fn usual(device: &Device) -> Self {
+    pub fn of(device: &Device) -> Self {
         if device.is_software() {
             // A CPU has few processors, reads ahead by itself, and takes long to compile what is written out.
             return Self { ahead: 1, held: 64, few_workgroups: 2, ..Self::default() };

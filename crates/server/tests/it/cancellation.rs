@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -76,10 +76,17 @@ fn who_does_not_send_a_request_loses_the_connection() {
         let seen = in_time(move || std::io::read_to_string(slow).expect("the server ends it"));
         assert_eq!(seen.contains("200 OK"), begin.ends_with("\r\n\r\n"), "{seen}");
     }
-    // An answer may take longer than that.
-    let body = long(json!({ "max_tokens": 300 }));
+}
+
+#[test]
+fn an_answer_may_take_longer_than_its_request() {
+    let head_time = Duration::from_millis(100);
+    let served = Served::with(|_, options| options.head_time = head_time);
+    let begin = Instant::now();
+    let body = long(json!({ "max_tokens": 600 }));
     let answer = served.send("POST", "/v1/completions", &[], &body);
     assert!(answer.body.contains("[DONE]"), "{answer:?}");
+    assert!(begin.elapsed() > head_time, "an answer too short to tell");
 }
 
 #[test]
