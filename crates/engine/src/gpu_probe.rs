@@ -24,7 +24,7 @@ pub struct GpuProbe {
 #[cfg(feature = "gpu")]
 pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
     use checkpoint::{Affine, BlockType, FloatType, Format};
-    use gpu::measure::{ProductCase, meeting_seconds, product_rate};
+    use gpu::measure::{ProductCase, meeting_seconds, product_rate, scaled};
     use gpu::{Device, DeviceOptions, GpuError, Tuning};
 
     let measure = || -> Result<GpuProbe, GpuError> {
@@ -35,8 +35,6 @@ pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
         let device = Device::open(adapter, options)?;
         let four_bits = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
         let q4k = Format::Block(BlockType::Q4K);
-        // A processor in the guise of a GPU has an hour's work with the whole.
-        let scale = if device.is_software() { 64 } else { 1 };
         let kernels = [
             ("gate and up of 10 experts, 1024 x 4096, 4 bits", four_bits, 1024, 4096, 10, 120),
             ("gate and up of 8 experts, 512 x 2048, Q4_K", q4k, 512, 2048, 8, 480),
@@ -44,7 +42,7 @@ pub fn probe_gpu(index: usize) -> Result<GpuProbe, Error> {
         ];
         let kernels = kernels.map(|(name, format, rows, cols, experts, pool)| {
             let is_fused = experts > 1;
-            let (rows, pool) = (rows / scale, (pool / scale).max(experts));
+            let (rows, pool) = scaled(&device, rows, pool, experts);
             let case = ProductCase { format, rows, cols, experts, pool, is_fused, n_x: 1 };
             let rate = product_rate(&device, case, Tuning::of(&device))?;
             Ok(KernelRate { name, bytes_per_second: rate.bytes as f64 / rate.seconds })

@@ -10,7 +10,7 @@ use checkpoint::{Affine, BlockType, FloatType, Format};
 use compute::AttentionSpec;
 use gpu::measure::{
     GemmCase, ProductCase, attention_rate, dispatch_cost, gemm_rate, meeting_seconds, product_rate,
-    upload_rates,
+    scaled, upload_rates,
 };
 use gpu::{Device, DeviceOptions, Tile, Tuning};
 
@@ -120,9 +120,8 @@ fn products(device: &Device, tried: &Tried) {
     let affine = |bits| Format::Affine(Affine { bits, group: 64, scales: FloatType::Bf16 });
     let q4k = Format::Block(BlockType::Q4K);
     let q8 = Format::Block(BlockType::Q8_0);
-    let scale = if device.is_software() { 64_usize } else { 1 };
     let case = |format, rows, cols, experts, pool, is_fused, n_x| {
-        let (rows, pool) = (rows / scale, usize::max(pool / scale, experts));
+        let (rows, pool) = scaled(device, rows, pool, experts);
         ProductCase { format, rows, cols, experts, pool, is_fused, n_x }
     };
     let cases = [

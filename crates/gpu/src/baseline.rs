@@ -4,15 +4,13 @@
 //! Each weight costs two multiplications, a fused one and an addition, `acc += fma(q, s * x, b * x)`; by
 //! group sums (`kernels/product.wgsl`) it costs one fused one, because the sums of x are shared by all rows.
 
-use std::time::Instant;
-
 use checkpoint::{Affine, FloatType, Format};
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, GpuError, Kernel};
 use crate::formats::part_bytes;
 use crate::kernel::KernelSource;
-use crate::measure::fill;
+use crate::measure::{fill, median_seconds};
 use crate::weights::place;
 
 /// The one format that the form is written for.
@@ -52,20 +50,13 @@ pub fn fma_rate(device: &Device, case: Case) -> Result<(u64, f64), GpuError> {
     fill(device, &x.buffer, x.bytes());
     let y = Activations::new(device, experts, rows);
     let kernel = with_source(|source| device.kernel(source));
-    let run = || {
-        let begin = Instant::now();
+    let seconds = median_seconds(device, REPEATS, || {
         for index in 0..DISPATCHES {
             matrices.multiply(device, &kernel, (&slots, index * experts, experts), &x, &y);
         }
-        device.wait();
-        begin.elapsed().as_secs_f64() / DISPATCHES as f64
-    };
-    run();
-    let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
-    device.check()?;
-    times.sort_by(f64::total_cmp);
+    })?;
     let bytes = part_bytes(FORMAT, rows, cols).iter().sum::<usize>() * experts;
-    Ok((bytes as u64, times[REPEATS / 2]))
+    Ok((bytes as u64, seconds / DISPATCHES as f64))
 }
 
 /// Matrices of one shape in a buffer.

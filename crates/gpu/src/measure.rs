@@ -116,17 +116,8 @@ impl Stream {
         device: &Device,
         products: &mut Products,
     ) -> Result<f64, GpuError> {
-        let mut run = || {
-            let begin = Instant::now();
-            self.record(device, products);
-            device.wait();
-            begin.elapsed().as_secs_f64() / DISPATCHES as f64
-        };
-        run();
-        let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
-        device.check()?;
-        times.sort_by(f64::total_cmp);
-        Ok(times[REPEATS / 2])
+        let seconds = median_seconds(device, REPEATS, || self.record(device, products))?;
+        Ok(seconds / DISPATCHES as f64)
     }
 
     /// Bytes of weights that a dispatch reads.
@@ -164,6 +155,37 @@ impl Stream {
             products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
         }
     }
+}
+
+/// Median seconds of what is recorded so many times, after once.
+pub(crate) fn median_seconds(
+    device: &Device,
+    repeats: usize,
+    mut record: impl FnMut(),
+) -> Result<f64, GpuError> {
+    let mut run = || {
+        let begin = Instant::now();
+        record();
+        device.wait();
+        begin.elapsed().as_secs_f64()
+    };
+    run();
+    let times = (0..repeats).map(|_| run()).collect();
+    device.check()?;
+    Ok(median(times))
+}
+
+/// The median, of an even number the upper one.
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Rows of a matrix, and matrices in memory of which `experts` are used at a time, for a measurement on a device: a
+/// processor in the guise of a GPU has an hour's work with the whole.
+pub fn scaled(device: &Device, rows: usize, pool: usize, experts: usize) -> (usize, usize) {
+    let scale = if device.is_software() { 64 } else { 1 };
+    (rows / scale, (pool / scale).max(experts))
 }
 
 /// Fills a buffer with small numbers in every format: no code or scale is special.

@@ -240,6 +240,13 @@ impl Products {
         self.start(device, operand, (1, Of::Choice(spec)), &tables, numbers, x, y);
     }
 
+    fn kernel(&mut self, device: &Device, form: Form) -> &Kernel {
+        let tuning = self.tuning;
+        self.kernels
+            .entry(form)
+            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)))
+    }
+
     #[expect(clippy::too_many_arguments, reason = "both products have all of them")]
     fn start(
         &mut self,
@@ -264,10 +271,7 @@ impl Products {
         // What is held has to be a whole row.
         form.loops = of == Of::One && n_x == 1 && units <= form.held && groups > most;
         let groups = if form.loops { most } else { groups };
-        let kernel = self
-            .kernels
-            .entry(form)
-            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
+        let kernel = self.kernel(device, form);
         let words = operand.words(n_x_or_begin, x_div, groups);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
@@ -297,10 +301,7 @@ impl Products {
         let of = Of::Each(other_format);
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
         let form = tuning.form(first.format, (n_x, of), (is_fused, team_rows), units);
-        let kernel = self
-            .kernels
-            .entry(form)
-            .or_insert_with(|| with_source(form, tuning, |source| device.kernel(source)));
+        let kernel = self.kernel(device, form);
         let mut words = [0; 4 * MOST_MATRICES + 10];
         // Nothing goes to outputs without a matrix.
         let mut buffers =

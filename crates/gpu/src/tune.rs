@@ -9,7 +9,7 @@ use std::{fs, io};
 use checkpoint::{Affine, BlockType, FloatType, Format};
 
 use crate::device::{Device, GpuError, replace_file};
-use crate::measure::{ProductCase, Stream};
+use crate::measure::{ProductCase, Stream, scaled};
 use crate::product::{Products, Tuning};
 
 /// What a file begins with; the number changes when kernels do so much that old findings mean nothing.
@@ -50,15 +50,15 @@ fn search(
         let streams =
             streams.iter_mut().filter(|stream| of == Changes::All || stream.case.experts == 1);
         let times = compare(device, streams, &candidates)?;
-        let (index, time) = (0..times.len())
-            .map(|index| (index, times[index]))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
+        let (index, time) = times
+            .iter()
+            .enumerate()
+            .min_by(|a, b| a.1.total_cmp(b.1))
             .expect("the best so far is among them");
-        let gain = times[0] / time;
-        if gain >= LEAST_GAIN {
-            best = candidates[index];
+        let mut gain = 1.0;
+        if times[0] / time >= LEAST_GAIN {
+            (best, gain) = (candidates[index], times[0] / time);
         }
-        let gain = if gain >= LEAST_GAIN { gain } else { 1.0 };
         told(&Compared { best, among: candidates.len(), gain });
     }
     Ok(best)
@@ -68,9 +68,8 @@ fn search(
 fn cases(device: &Device) -> [ProductCase; 5] {
     let affine = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });
     let [q4k, q8] = [BlockType::Q4K, BlockType::Q8_0].map(Format::Block);
-    let scale = if device.is_software() { 64 } else { 1 };
     let case = |format, rows: usize, cols, experts, pool: usize, is_fused| {
-        let (rows, pool) = (rows / scale, (pool / scale).max(experts));
+        let (rows, pool) = scaled(device, rows, pool, experts);
         ProductCase { format, rows, cols, experts, pool, is_fused, n_x: 1 }
     };
     [

@@ -142,15 +142,12 @@ impl Recorder {
 
     /// Where the time of a GPU went while single tokens were decoded; `None` if no kernel was recorded then.
     pub fn kernels(&self) -> Option<KernelReport> {
-        let mut log = self.lock();
-        log.events.sort_unstable_by_key(chrome::order);
-        KernelReport::of(&log.events)
+        KernelReport::of(&self.sorted().events)
     }
 
     /// The spans that are kept, by time.
     pub fn spans(&self) -> Vec<Span> {
-        let mut log = self.lock();
-        log.events.sort_unstable_by_key(chrome::order);
+        let log = self.sorted();
         let time = |ns| self.0.epoch + Duration::from_nanos(ns);
         let spans = log.events.iter().map(|event| Span {
             kind: event.kind,
@@ -198,9 +195,15 @@ impl Recorder {
 
     /// Writes the record as JSON in Chrome's trace format. Nothing can be recorded meanwhile.
     pub fn write_chrome(&self, out: &mut dyn Write) -> io::Result<()> {
+        let log = self.sorted();
+        chrome::write(&log.events, log.dropped, out)
+    }
+
+    /// The log, its events by time.
+    fn sorted(&self) -> MutexGuard<'_, Log> {
         let mut log = self.lock();
         log.events.sort_unstable_by_key(chrome::order);
-        chrome::write(&log.events, log.dropped, out)
+        log
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {

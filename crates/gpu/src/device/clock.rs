@@ -21,8 +21,6 @@ use wgpu::hal;
 
 use crate::device::Shared;
 use crate::device::mapped::Mapped;
-#[cfg(any(target_os = "linux", windows))]
-use crate::device::open::Special;
 
 /// What a device must offer to have a clock.
 pub(super) const FEATURES: wgpu::Features =
@@ -119,11 +117,7 @@ impl Clock {
         unsafe {
             encoder.copy_query_results(&*stamps.set, all, &*stamps.memory.raw, 0, stride);
         }
-        match &shared.special {
-            #[cfg(any(target_os = "linux", windows))]
-            Special::Vulkan(vulkan) => vulkan.barrier(encoder, true),
-            _ => {}
-        }
+        shared.special.show_host(encoder);
         stamps.handed_over = Instant::now();
         Some(stamps)
     }

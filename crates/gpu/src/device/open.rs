@@ -26,6 +26,21 @@ pub(super) enum Special {
     Ordered,
 }
 
+impl Special {
+    /// Records that the host sees what was recorded before when that is done.
+    #[cfg_attr(
+        not(any(target_os = "linux", windows)),
+        expect(unused_variables, reason = "only Vulkan has to be told")
+    )]
+    pub(super) fn show_host(&self, encoder: &dyn hal::DynCommandEncoder) {
+        match self {
+            #[cfg(any(target_os = "linux", windows))]
+            Self::Vulkan(vulkan) => vulkan.barrier(encoder, true),
+            _ => {}
+        }
+    }
+}
+
 /// Opens an adapter. `None` if there is no way below `wgpu` for its interface.
 pub(super) fn open(
     adapter: &wgpu::Adapter,

@@ -242,11 +242,7 @@ impl Recording {
         let region = hal::BufferCopy { src_offset: at, dst_offset: to_at, size };
         // SAFETY: the encoder records outside of passes; the caller asserted the ranges.
         unsafe { encoder.copy_buffer_to_buffer(&**source, to, &[region]) };
-        match &shared.special {
-            #[cfg(any(target_os = "linux", windows))]
-            Special::Vulkan(vulkan) => vulkan.barrier(&**encoder, true),
-            _ => {}
-        }
+        shared.special.show_host(&**encoder);
     }
 
     /// Whether the work of a moment was handed over.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffers::Activations;
 use crate::device::{Device, GpuError};
+use crate::measure::median;
 use crate::rowwise::{Addend, Rowwise};
 
 /// Small kernels of a measurement.
@@ -25,10 +26,9 @@ pub fn meeting_seconds(device: &Device, spin: Duration) -> Result<f64, GpuError>
     (0..20).for_each(|_| {
         meet();
     });
-    let mut times: Vec<f64> = (0..200).map(|_| meet()).collect();
+    let times = (0..200).map(|_| meet()).collect();
     device.check()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[100])
+    Ok(median(times))
 }
 
 /// What a dispatch of a small kernel takes among many.
@@ -60,12 +60,8 @@ pub fn dispatch_cost(device: &Device, is_chain: bool) -> Result<DispatchCost, Gp
     run();
     let times: Vec<_> = (0..9).map(|_| run()).collect();
     device.check()?;
-    let median = |part: usize| {
-        let mut times: Vec<f64> = times.iter().map(|times| times[part]).collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    Ok(DispatchCost { recording: median(0), wall: median(1) })
+    let median_of = |part: usize| median(times.iter().map(|times| times[part]).collect());
+    Ok(DispatchCost { recording: median_of(0), wall: median_of(1) })
 }
 
 fn small(device: &Device) -> Activations {

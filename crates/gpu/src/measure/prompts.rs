@@ -11,7 +11,7 @@ use crate::device::{Device, GpuError};
 use crate::formats::part_bytes;
 use crate::gemm::Tile;
 use crate::kv_cache::KvCache;
-use crate::measure::fill;
+use crate::measure::{fill, median, median_seconds};
 use crate::product::{Items, Operand, Products, Tuning};
 use crate::weights::place;
 
@@ -80,7 +80,7 @@ pub fn gemm_rate(
     if let Some(tile) = tile {
         products = products.with_tile(tile);
     }
-    let seconds = median(device, || {
+    let seconds = median_seconds(device, REPEATS, || {
         let items = Items { table: &table, begin: 0, len, n_x };
         products.multiply_experts(device, &operand, items, 1, &x, &y);
     })?;
@@ -128,22 +128,6 @@ pub fn attention_rate(
         times.push(seconds);
     }
     device.check()?;
-    times.sort_by(f64::total_cmp);
     let keys: usize = (position + 1..=position + rows).sum();
-    Ok((times[REPEATS / 2], 4.0 * (keys * heads) as f64))
-}
-
-/// Median seconds of what is recorded, after once.
-fn median(device: &Device, mut record: impl FnMut()) -> Result<f64, GpuError> {
-    let mut run = || {
-        let begin = Instant::now();
-        record();
-        device.wait();
-        begin.elapsed().as_secs_f64()
-    };
-    run();
-    let mut times: Vec<f64> = (0..REPEATS).map(|_| run()).collect();
-    device.check()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[REPEATS / 2])
+    Ok((median(times), 4.0 * (keys * heads) as f64))
 }
