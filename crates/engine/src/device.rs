@@ -298,7 +298,7 @@ mod gpus {
         if let Some(directory) = options.kernel_cache.as_deref().filter(|_| !device.is_software()) {
             device.keep_kernels(directory);
         }
-        let gpu = gpu::Gpu::new(device);
+        let gpu = gpu::Gpu::new(device).with_precision(options.precise);
         let gpu = match options.kernel_cache.as_deref() {
             Some(directory) => gpu.tuned(directory),
             None => gpu,

@@ -43,7 +43,9 @@ impl Backend for Gpu {
 
     fn name(&self) -> String {
         let is_usual = self.products.tuning() == Tuning::of(&self.device);
-        format!("gpu {}{}", self.device.name(), if is_usual { "" } else { ", tuned" })
+        let tuned = if is_usual { "" } else { ", tuned" };
+        let precise = if self.products.is_precise() { ", precise" } else { "" };
+        format!("gpu {}{tuned}{precise}", self.device.name())
     }
 
     fn memory(&self) -> Memory {

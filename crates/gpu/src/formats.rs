@@ -14,12 +14,16 @@ pub(crate) const UNIT: usize = 32;
 /// How a kernel decodes a format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decoder {
-    /// The text that defines `read_half` and `half_of`.
-    pub(crate) text: &'static str,
-    /// Quads of half a unit as it is read: see `weights.wgsl`.
+    /// The text that defines `read_unit`, and `bytes_of` or `half_of`.
+    text: &'static str,
+    /// Whether weights are low-bit codes, which the text gives as bytes.
+    pub(crate) has_bytes: bool,
+    /// How bytes lie in words: see `weights.wgsl`.
+    pub(crate) order: u32,
+    /// Quads of a unit as it is read: see `weights.wgsl`.
     pub(crate) stored_quads: u32,
     /// The constants that it is a template of.
-    pub(crate) constants: [(&'static str, u32); 3],
+    pub(crate) constants: [(&'static str, u32); 4],
 }
 
 /// The parts of a matrix in the order of the device, each with its own beginning.
@@ -34,6 +38,9 @@ const Q8_0: &str = include_str!("kernels/formats/q8_0.wgsl");
 const K4_K5: &str = include_str!("kernels/formats/k4_k5.wgsl");
 const K6: &str = include_str!("kernels/formats/k6.wgsl");
 const MXFP4: &str = include_str!("kernels/formats/mxfp4.wgsl");
+const EXPAND: &str = include_str!("kernels/expand.wgsl");
+const NUMBERS: &str = include_str!("kernels/numbers.wgsl");
+const INTEGERS: &str = include_str!("kernels/integers.wgsl");
 
 fn scales_number(dtype: FloatType) -> u32 {
     match dtype {
@@ -49,12 +56,31 @@ impl Decoder {
         ("STORED_QUADS", self.stored_quads)
     }
 
-    /// The text, one that uses it, and the constants, all by other names: to stand beside another format.
-    pub(crate) fn by_other_names(self, user: &str) -> String {
-        let text = [self.text, user].concat();
+    /// The text that gives weights as numbers.
+    pub(crate) fn numbers(self) -> String {
+        [self.text, if self.has_bytes { EXPAND } else { "" }].concat()
+    }
+
+    /// Whether products with it are those of bytes: of low-bit codes, unless what is computed is precise.
+    pub(crate) fn multiplies_bytes(self, is_precise: bool) -> bool {
+        self.has_bytes && !is_precise
+    }
+
+    /// The text that defines what products need: `read_unit`, `weights_of`, `held_of`, `multiply`.
+    pub(crate) fn products(self, is_precise: bool) -> String {
+        match self.multiplies_bytes(is_precise) {
+            true => [self.text, INTEGERS].concat(),
+            false => self.numbers() + NUMBERS,
+        }
+    }
+
+    /// The text of products, one that uses it, and the constants, all by other names: to stand beside another format.
+    pub(crate) fn by_other_names(self, is_precise: bool, user: &str) -> String {
+        let text = self.products(is_precise) + user;
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let name_of = |rest: &'_ str| rest.split(|c| !is_part(c)).next().unwrap_or_default().len();
-        let declared = ["fn ", "const "].into_iter().flat_map(|word| text.split(word).skip(1));
+        let declared =
+            ["fn ", "const ", "struct "].into_iter().flat_map(|word| text.split(word).skip(1));
         let declared = declared.map(|rest| &rest[..name_of(rest)]);
         let names: Vec<&str> =
             declared.chain(self.constants.iter().map(|(name, _)| *name)).collect();
@@ -74,19 +100,25 @@ impl Decoder {
 pub(crate) fn decoder(format: Format) -> Option<Decoder> {
     let (text, stored_quads, bits, group, scales) = match format {
         Format::Affine(Affine { bits, group, scales }) => {
-            (AFFINE, 2, u32::from(bits), u32::from(group), scales_number(scales))
+            (AFFINE, 3, u32::from(bits), u32::from(group), scales_number(scales))
         }
-        Format::Float(dtype) => (FLOAT, 4, 0, 0, scales_number(dtype)),
-        Format::Block(BlockType::Q8_0) => (Q8_0, 2, 8, 0, 0),
-        Format::Block(BlockType::Q4K) => (K4_K5, 3, 4, 9, 0),
-        Format::Block(BlockType::Q5K) => (K4_K5, 3, 5, 11, 0),
-        Format::Block(BlockType::Q6K) => (K6, 3, 6, 0, 0),
+        Format::Float(dtype) => (FLOAT, 8, 0, 0, scales_number(dtype)),
+        Format::Block(BlockType::Q8_0) => (Q8_0, 3, 8, 0, 0),
+        Format::Block(BlockType::Q4K) => (K4_K5, 5, 4, 9, 0),
+        Format::Block(BlockType::Q5K) => (K4_K5, 5, 5, 11, 0),
+        Format::Block(BlockType::Q6K) => (K6, 5, 6, 0, 0),
         Format::Block(BlockType::Mxfp4) => (MXFP4, 2, 4, 0, 0),
         Format::Block(_) => return None,
     };
     let group_name = if text == K4_K5 { "BLOCK_QUADS" } else { "GROUP" };
-    let constants = [("BITS", bits), (group_name, group), ("SCALES", scales)];
-    Some(Decoder { text, stored_quads, constants })
+    // Codes of 4 and 2 bits of MLX are neighbours in a byte.
+    let order = match format {
+        Format::Affine(Affine { bits: bits @ (2 | 4), .. }) => 8 / u32::from(bits),
+        _ => 1,
+    };
+    let constants = [("BITS", bits), (group_name, group), ("SCALES", scales), ("ORDER", order)];
+    let has_bytes = !matches!(format, Format::Float(_));
+    Some(Decoder { text, has_bytes, order, stored_quads, constants })
 }
 
 /// Bytes of the parts of a matrix on the device.

@@ -12,9 +12,7 @@ use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
 use crate::formats::decoder;
 use crate::kernel::{KernelSource, unroll};
-use crate::product::{
-    ALL_ROWS, HELD, MOST_WORKGROUPS, MULTIPLY, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS,
-};
+use crate::product::{ALL_ROWS, HELD, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS};
 
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 
@@ -49,6 +47,8 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Form {
     pub(crate) format: Format,
+    /// As in the form of few rows.
+    pub(crate) is_precise: bool,
     pub(crate) is_fused: bool,
     pub(crate) is_grouped: bool,
 }
@@ -69,22 +69,39 @@ pub(crate) fn with_source<T>(
 ) -> T {
     let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
     let Tile { workgroup, rows, columns } = tile;
-    let [a, b, c] = decoder.constants;
-    let constants = [a, b, c, decoder.quads(), ("N_X", columns), ("N_ROWS", rows)];
+    let [a, b, c, d] = decoder.constants;
+    let constants = [
+        a,
+        b,
+        c,
+        d,
+        decoder.quads(),
+        ("HELD_ORDER", decoder.order),
+        ("N_X", columns),
+        ("N_ROWS", rows),
+    ];
     let writes: &[bool] = if form.is_grouped {
         &[false, false, false, true, false]
     } else {
         &[false, false, false, true]
     };
-    let text =
-        unroll(GEMM, &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup)]);
+    let text = unroll(
+        GEMM,
+        &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup), ("p", 2)],
+    );
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
-    let parts = [WEIGHTS, decoder.text, OPERAND, MULTIPLY, HELD, rows, &text];
+    let products = decoder.products(form.is_precise);
+    let holds_bytes = decoder.multiplies_bytes(form.is_precise);
+    let parts = [WEIGHTS, &products, OPERAND, HELD, rows, &text];
     use_source(&KernelSource {
         name: &crate::names::gemm(&form),
         parts: &parts,
         constants: &constants,
-        flags: &[("FUSED", form.is_fused)],
+        flags: &[
+            ("FUSED", form.is_fused),
+            ("HOLDS_BYTES", holds_bytes),
+            ("HOLDS_NUMBERS", !holds_bytes),
+        ],
         writes,
         teams: Some(workgroup),
     })
@@ -106,14 +123,15 @@ impl Gemm {
     pub(crate) fn start(
         &mut self,
         device: &Device,
-        operand: &Operand<'_>,
+        (operand, is_precise): (&Operand<'_>, bool),
         table: Option<&Buffer>,
         numbers: [u32; 3],
         [x, y]: [&Activations; 2],
     ) {
         let tile = self.tile(device).expect("the caller asked");
         let Operand { buffer, format, rows, up, .. } = *operand;
-        let form = Form { format, is_fused: up.is_some(), is_grouped: table.is_some() };
+        let (is_fused, is_grouped) = (up.is_some(), table.is_some());
+        let form = Form { format, is_precise, is_fused, is_grouped };
         let kernel = self
             .kernels
             .entry(form)

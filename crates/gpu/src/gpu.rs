@@ -100,9 +100,15 @@ impl Gpu {
     #[must_use]
     pub fn tuned(self, directory: &Path) -> Self {
         match Tuning::kept(&self.device, directory) {
-            Some(tuning) => Self { products: Products::new(tuning), ..self },
+            Some(tuning) => Self { products: self.products.with_tuning(tuning), ..self },
             None => self,
         }
+    }
+
+    /// Multiplies low-bit weights with activations in 32-bit floats, or as is usual in eight bits.
+    #[must_use]
+    pub fn with_precision(self, is_precise: bool) -> Self {
+        Self { products: self.products.with_precision(is_precise), ..self }
     }
 
     /// Lets the CPU compute experts that are in the host's memory when that is sooner than moving them: the

@@ -9,14 +9,14 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::UNIT;
+use crate::formats::{UNIT, decoder};
 use crate::gemm::{Gemm, Tile};
 use crate::rowwise::Chosen;
 use crate::weights::Weights;
 
 pub use form::Tuning;
 pub(crate) use form::{
-    ALL_ROWS, Form, HELD, MULTIPLY, OPERAND, Of, ROWS_OF_EXPERTS, WEIGHTS, with_embed, with_source,
+    ALL_ROWS, Form, HELD, OPERAND, Of, ROWS_OF_EXPERTS, WEIGHTS, with_embed, with_source,
 };
 
 /// Most workgroups in one dimension of a dispatch, in every API.
@@ -35,6 +35,8 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     tuning: Tuning,
+    /// Whether low-bit weights are multiplied with activations in 32-bit floats, not in eight bits.
+    is_precise: bool,
     pub(crate) kernels: HashMap<Form, Kernel>,
     embed: HashMap<Format, Kernel>,
     gemm: Gemm,
@@ -131,7 +133,7 @@ impl<'a> Group<'a> {
                 return false;
             }
             if operand.format != last {
-                if self.other.is_some() {
+                if self.other.is_some() || !may_share_input(last, operand.format) {
                     return false;
                 }
                 self.other = Some((place as u32, operand.format));
@@ -141,6 +143,13 @@ impl<'a> Group<'a> {
         self.products.push((*operand, y));
         true
     }
+}
+
+/// Whether activations are held in one way for both formats.
+fn may_share_input(one: Format, other: Format) -> bool {
+    let of = |format| decoder(format).expect("formats were checked when weights were loaded");
+    let (one, other) = (of(one), of(other));
+    one.order == other.order || !(one.has_bytes && other.has_bytes)
 }
 
 /// How many rows share the decoding of weights when there are so many, `most` of which can.
@@ -159,6 +168,21 @@ impl Products {
     /// The same for products of many rows.
     pub(crate) fn with_tile(self, tile: Tile) -> Self {
         Self { gemm: Gemm::new(Some(tile)), ..self }
+    }
+
+    /// The same in 32-bit floats, or in eight bits where weights have so few.
+    pub(crate) fn with_precision(self, is_precise: bool) -> Self {
+        Self { is_precise, ..self }
+    }
+
+    /// The same, cut in another way.
+    pub(crate) fn with_tuning(self, tuning: Tuning) -> Self {
+        Self::new(tuning).with_precision(self.is_precise)
+    }
+
+    /// Whether all are in 32-bit floats.
+    pub(crate) fn is_precise(&self) -> bool {
+        self.is_precise
     }
 
     /// How they are cut.
@@ -260,13 +284,15 @@ impl Products {
     ) {
         if n_x > SHARES[SHARES.len() - 1] {
             let table = tables.first().copied();
+            let operand = (operand, self.is_precise);
             return self.gemm.start(device, operand, table, [n_x_or_begin, x_div, items], [x, y]);
         }
         let Operand { buffer, format, rows, cols, up, .. } = *operand;
         let (is_fused, tuning) = (up.is_some(), self.tuning);
         let (team_rows, groups) = tuning.cut(is_fused, std::iter::once(rows as u32), items);
         let units = cols.div_ceil(UNIT) as u32;
-        let mut form = tuning.form(format, (n_x, of), (is_fused, team_rows), units);
+        let mut form =
+            tuning.form((format, self.is_precise), (n_x, of), (is_fused, team_rows), units);
         let most = (tuning.most_workgroups / items).max(1);
         // What is held has to be a whole row.
         form.loops = of == Of::One && n_x == 1 && units <= form.held && groups > most;
@@ -300,7 +326,8 @@ impl Products {
         let (team_rows, groups) = tuning.cut(is_fused, rows, items);
         let of = Of::Each(other_format);
         let (units, quads) = (first.cols.div_ceil(UNIT) as u32, (first.cols / 4) as u32);
-        let form = tuning.form(first.format, (n_x, of), (is_fused, team_rows), units);
+        let cut = (is_fused, team_rows);
+        let form = tuning.form((first.format, self.is_precise), (n_x, of), cut, units);
         let kernel = self.kernel(device, form);
         let mut words = [0; 4 * MOST_MATRICES + 10];
         // Nothing goes to outputs without a matrix.

@@ -3,13 +3,15 @@
 mod experts;
 
 use checkpoint::{Affine, BlockType, FloatType, Format};
-use compute::{Backend, ExpertWeights, Matrix, RouterSpec};
+use compute::{Backend, Cpu, CpuOptions, ExpertWeights, Matrix, RouterSpec};
 
 use crate::buffers::Activations;
 use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
 use crate::product::{Form, Items, Of, Operand, Products, Tuning, with_embed, with_source};
-use crate::testing::{Random, assert_close, devices, download, matrix, name, translate, upload};
+use crate::testing::{
+    Random, assert_close, devices, download, host, matrix, name, translate, upload,
+};
 
 /// Formats that the device knows and whose groups fit `cols`.
 fn formats(cols: usize) -> Vec<Format> {
@@ -46,11 +48,32 @@ pub(crate) fn expected(x: &[f32], weights: &Matrix) -> Vec<f32> {
     x.chunks_exact(cols).flat_map(|x| rows.iter().map(|w| dot(x, w)).collect::<Vec<_>>()).collect()
 }
 
+/// The same with activations in eight bits, as the CPU has it.
+fn expected_in_eight_bits(x: &[f32], weights: &Matrix) -> Vec<f32> {
+    let mut cpu = Cpu::new(CpuOptions::default()).expect("threads");
+    let mut out = cpu.buffer(x.len() / weights.cols, weights.rows);
+    let x = host(&mut cpu, x, weights.cols);
+    cpu.project(&x, &[weights], &mut [&mut out]);
+    let mut values = Vec::new();
+    cpu.download(&out, &mut values);
+    values
+}
+
 #[test]
 fn products_of_every_format_are_those_of_their_values() {
+    products_are_those(true, expected);
+}
+
+#[test]
+fn products_in_eight_bits_are_those_of_the_cpu() {
+    products_are_those(false, expected_in_eight_bits);
+}
+
+fn products_are_those(is_precise: bool, expected: fn(&[f32], &Matrix) -> Vec<f32>) {
     for device in devices() {
         let mut gpu = Gpu::new(device.clone());
-        gpu.products = Products::new(Tuning { few_workgroups: 0, ..Tuning::of(&device) });
+        let tuning = Tuning { few_workgroups: 0, ..Tuning::of(&device) };
+        gpu.products = Products::new(tuning).with_precision(is_precise);
         for (rows, cols) in [(5, 36), (35, 768)] {
             for format in formats(cols) {
                 let mut random = Random::new(7);
@@ -62,8 +85,9 @@ fn products_of_every_format_are_those_of_their_values() {
                 gpu.project(&buffer, &[&on_device], &mut [&mut out]);
                 let together = download(&device, &out);
                 let what = format!("{format} {rows} x {cols}");
-                let scale = expected(&x, &weights).iter().fold(1.0_f32, |a, b| a.max(b.abs()));
-                assert_close(&together, &expected(&x, &weights), 2e-6 * scale, &what);
+                let expected = expected(&x, &weights);
+                let scale = expected.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
+                assert_close(&together, &expected, 2e-6 * scale, &what);
                 // Fewer rows at a time give the same bits, by other kernels.
                 for (begin, len) in [(0, 1), (3, 3), (5, 8), (26, 1)] {
                     let buffer = upload(&device, &x[begin * cols..(begin + len) * cols], cols);
@@ -80,12 +104,16 @@ fn products_of_every_format_are_those_of_their_values() {
 #[test]
 fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
     let affine = |bits| Format::Affine(Affine { bits, group: 32, scales: FloatType::Bf16 });
-    multiply_at_once(Format::Block(BlockType::Q8_0), Format::Float(FloatType::F32));
-    // Codes of unlike widths stand at unlike places.
-    multiply_at_once(affine(8), affine(4));
+    let [q8, mxfp4] = [BlockType::Q8_0, BlockType::Mxfp4].map(Format::Block);
+    let f32 = Format::Float(FloatType::F32);
+    multiply_at_once(q8, f32, 2);
+    multiply_at_once(f32, affine(4), 2);
+    multiply_at_once(mxfp4, q8, 2);
+    // Bytes in unlike orders have no input in common.
+    multiply_at_once(affine(8), affine(4), 3);
 }
 
-fn multiply_at_once(one: Format, other: Format) {
+fn multiply_at_once(one: Format, other: Format, n_expected: u64) {
     // More of a format than a dispatch takes, a row alone, and others between them.
     let shapes = [(one, 70), (other, 33), (one, 1), (one, 64), (other, 1), (one, 35), (one, 8)];
     let cols = 96;
@@ -116,7 +144,7 @@ fn multiply_at_once(one: Format, other: Format) {
         let (apart, n_apart) = of_rows(11);
         for n_rows in [1, 3, 4] {
             let (together, n_together) = of_rows(n_rows);
-            assert_eq!((n_together, n_apart), (2, 7), "dispatches");
+            assert_eq!((n_together, n_apart), (n_expected, 7), "dispatches");
             for (together, apart) in together.iter().zip(&apart) {
                 let what = format!("{one} and {other}, {}", name(&device));
                 assert_eq!(*together, apart[..together.len()], "{what}");
@@ -292,44 +320,45 @@ fn kernels_translate_to_every_language() {
     for format in formats(256) {
         with_embed(format, translate);
         for (is_fused, is_grouped) in [(false, false), (true, false), (true, true)] {
-            let form = gemm::Form { format, is_fused, is_grouped };
-            gemm::with_source(form, Tile { workgroup: 64, rows: 4, columns: 16 }, translate);
+            for is_precise in [false, true] {
+                let form = gemm::Form { format, is_precise, is_fused, is_grouped };
+                gemm::with_source(form, Tile { workgroup: 64, rows: 4, columns: 16 }, translate);
+            }
         }
         for n_x in [1, 8] {
+            let usual = Form {
+                format,
+                is_precise: false,
+                n_x,
+                is_fused: true,
+                of: Of::Experts,
+                team_rows: 1,
+                ahead: 1,
+                held: 64,
+                loops: false,
+            };
             let choice = Of::Choice(RouterSpec { top_k: 10, normalise: n_x == 1 });
-            for (is_fused, of) in [Of::One, Of::Each(None), Of::Experts, choice]
-                .into_iter()
-                .flat_map(|of| [(false, of), (true, of)])
-            {
-                for (team_rows, ahead, held) in
-                    [(1, 1, 64), (2, if n_x == 1 { 4 } else { 1 }, 64), (1, 2, 16 * n_x as u32)]
-                {
-                    let form = Form {
-                        format,
-                        n_x,
-                        is_fused,
-                        of,
-                        team_rows,
-                        ahead,
-                        held,
-                        loops: ahead == 2,
-                    };
-                    with_source(form, Tuning::default(), translate);
+            for of in [Of::One, Of::Each(None), Of::Experts, choice] {
+                let ahead = if n_x == 1 { 4 } else { 1 };
+                let looping = Form { ahead: 2, held: 16 * n_x as u32, loops: true, ..usual };
+                for form in [usual, Form { team_rows: 2, ahead, ..usual }, looping] {
+                    for (is_fused, is_precise) in [(false, false), (true, false), (true, true)] {
+                        with_source(
+                            Form { of, is_fused, is_precise, ..form },
+                            Tuning::default(),
+                            translate,
+                        );
+                    }
                 }
             }
             for workgroup in [64, 256] {
                 let tuning = Tuning { workgroup, ..Tuning::default() };
-                let (of, team_rows, ahead, held) = (Of::Experts, 4, 1, 64);
-                let form =
-                    Form { format, n_x, is_fused: true, of, team_rows, ahead, held, loops: false };
-                with_source(form, tuning, translate);
+                with_source(Form { team_rows: 4, ..usual }, tuning, translate);
             }
             // Every format by its other names, beside another and beside itself: names must not meet.
             let of = Of::Each(Some(format));
-            for first in [q8, format] {
-                let (format, team_rows, ahead, held) = (first, 1, 1, 64);
-                let loops = false;
-                let form = Form { format, n_x, is_fused: true, of, team_rows, ahead, held, loops };
+            for (first, is_precise) in [(q8, false), (format, false), (q8, true)] {
+                let form = Form { format: first, is_precise, of, ..usual };
                 with_source(form, Tuning::default(), translate);
             }
         }

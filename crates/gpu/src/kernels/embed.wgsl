@@ -23,12 +23,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let index = tokens[group.y] * params.units + unit;
     let base = Base(params.codes, params.scales, params.biases);
+    let stored = read_unit(base, index);
     for (var part = 0u; part < 2u; part++) {
-        var w = half_of(read_half(base, index, part), index, part);
+        let w = half_of(stored, index, part);
         for (var i = 0u; i < 16u; i++) {
             let column = 32u * unit + 16u * part + i;
             if (column < params.width) {
-                out[group.y * params.width + column] = fma(w.scale, (w.q[i / 4u] * PLACES)[i % 4u], w.bias);
+                out[group.y * params.width + column] = fma(w.scale, w.q[i / 4u][i % 4u], w.bias);
             }
         }
     }

@@ -4,7 +4,7 @@
 // matrix a workgroup has is said by `rows_all.wgsl`, or for routed experts by `rows_of_experts.wgsl`.
 //
 // The order of additions is that of `product.wgsl`, and so are the bits: lane l of a team adds units l, l + 8,
-// l + 16 .. in order, of each unit the lower half first, and the team adds its lanes in pairs of pairs.
+// l + 16 .. in order, and the team adds its lanes in pairs of pairs.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W), $g
 // (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads): sums must have names of their
@@ -13,12 +13,11 @@
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.
 const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
-const HELD_PLACES = PLACES;
 const ARE_SUMMED: bool = BIASED;
 const ROW_QUADS: u32 = 8u * UNIT_QUADS;
 
 // A unit for each lane of a team, of all rows of x.
-var<workgroup> held: array<vec4<f32>, N_X * ROW_QUADS>;
+var<workgroup> held: array<vec4<u32>, N_X * ROW_QUADS>;
 
 fn base_of(r: u32, offset: u32) -> Base {
     if (r < OUT_ROWS) {
@@ -66,32 +65,28 @@ fn main(entry: Entry) {
         workgroupBarrier();
         let unit = tile + at.lane;
         if (unit < params.units) {
-            for (var part = 0u; part < 2u; part++) {
+            //: each p
+            if ($pu < PIECES) {
                 //: each r
-                let stored_$r = read_half(base_of($ru, offset), row_$r + unit, part);
+                let stored_$r = read_unit(base_of($ru, offset), row_$r + unit);
                 //: end
                 //: each r
-                let w_$r = half_of(stored_$r, row_$r + unit, part);
+                let w_$r = weights_of(stored_$r, row_$r + unit, $pu);
                 //: end
                 //: each g
                 if ($gu * 8u < n) {
                     //: each j
                     {
-                        let begin = ($gu * 8u + $ju) * ROW_QUADS + at.lane * UNIT_QUADS;
-                        let quad = begin + 4u * part;
-                        let x = array<vec4<f32>, 4>(held[quad], held[quad + 1u], held[quad + 2u], held[quad + 3u]);
-                        var x_sum = 0.0;
-                        if (BIASED) {
-                            x_sum = held[begin + 8u][part];
-                        }
+                        let x = held_of(($gu * 8u + $ju) * 8u + at.lane, $pu);
                         //: each r
-                        sum_$r_$g_$j = multiply(w_$r, x, x_sum, sum_$r_$g_$j);
+                        sum_$r_$g_$j = multiply(w_$r, x, sum_$r_$g_$j);
                         //: end
                     }
                     //: end
                 }
                 //: end
             }
+            //: end
         }
     }
 

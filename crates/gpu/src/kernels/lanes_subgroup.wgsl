@@ -34,3 +34,8 @@ fn team_sum(entry: Entry, value: f32) -> f32 {
 fn team_exchange(entry: Entry, value: f32, step: u32) -> f32 {
     return subgroupShuffleXor(value, step);
 }
+
+// The same of a word.
+fn team_exchange_word(entry: Entry, word: u32, step: u32) -> u32 {
+    return subgroupShuffleXor(word, step);
+}

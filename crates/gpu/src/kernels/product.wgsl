@@ -3,8 +3,8 @@
 // for routed experts by `rows_of_experts.wgsl` or `rows_of_choice.wgsl`; which matrix by `matrix_one.wgsl`, or by `matrix_each.wgsl` where
 // several matrices share their input.
 //
-// A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, of each the lower half
-// first, and the team adds its lanes: one order, whatever N_X and N_ROWS are.
+// A row of W belongs to a team of eight lanes. Lane l adds units l, l + 8, l + 16 .. in order, and the team adds its
+// lanes: one order, whatever N_X and N_ROWS are.
 //
 // Reads take long. So a lane has its next units on their way before it multiplies those that it has, and the first
 // before x is there. With LOOPS = 1, there are fewer workgroups than rows need: each goes on with other rows and the
@@ -27,8 +27,6 @@ struct Matrix {
     index: u32,
 }
 
-// What x is scaled by: the places of the first format's codes.
-const HELD_PLACES = PLACES;
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.
 const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
@@ -36,16 +34,11 @@ const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
 const TILE: u32 = HELD / N_X;
 const SUMS: u32 = N_ROWS * N_X;
 
-var<workgroup> held: array<vec4<f32>, HELD * UNIT_QUADS>;
+var<workgroup> held: array<vec4<u32>, HELD * UNIT_QUADS>;
 
 // The row of W that is a team's with this number, or the last if there is none.
 fn row_of(matrix: Matrix, group: u32, team: u32, r: u32) -> u32 {
     return min((group * TEAMS + team) * OUT_ROWS + r % OUT_ROWS, matrix.rows - 1u);
-}
-
-// Both halves of a unit.
-fn read_both(matrix: Matrix, base: Base, index: u32) -> array<Stored, 2> {
-    return array<Stored, 2>(read_of(matrix, base, index, 0u), read_of(matrix, base, index, 1u));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -68,9 +61,9 @@ fn main(entry: Entry) {
     }
     let is_there_$r = $ru < OUT_ROWS || matrix.is_pair;
     //: each a
-    var next_$r_$a: array<Stored, 2>;
+    var next_$r_$a: Stored;
     if (is_there_$r) {
-        next_$r_$a = read_both(matrix, base_$r, row_$r + min(at.lane + 8u * $au, last));
+        next_$r_$a = read_of(matrix, base_$r, row_$r + min(at.lane + 8u * $au, last));
     }
     //: end
     //: end
@@ -102,16 +95,16 @@ fn main(entry: Entry) {
             for (var unit = tile + at.lane; unit < end; unit += 8u * AHEAD) {
                 let then = unit + 8u * AHEAD;
                 //: each a
-                var now_$a: array<array<Stored, 2>, N_ROWS>;
+                var now_$a: array<Stored, N_ROWS>;
                 var at_$a: array<u32, N_ROWS>;
                 //: each r
                 if (is_there_$r) {
                     now_$a[$r] = next_$r_$a;
                     at_$a[$r] = row_$r + unit + 8u * $au;
                     if (then + 8u * $au <= last) {
-                        next_$r_$a = read_both(matrix, base_$r, row_$r + then + 8u * $au);
+                        next_$r_$a = read_of(matrix, base_$r, row_$r + then + 8u * $au);
                     } else if (LOOPS == 1u) {
-                        next_$r_$a = read_both(matrix, base_$r, row_then_$r + min(at.lane + 8u * $au, last));
+                        next_$r_$a = read_of(matrix, base_$r, row_then_$r + min(at.lane + 8u * $au, last));
                     }
                 }
                 //: end

@@ -13,12 +13,8 @@ pub(crate) const OPERAND: &str = include_str!("../kernels/operand.wgsl");
 const ONE: &str =
     concat!(include_str!("../kernels/operand.wgsl"), include_str!("../kernels/matrix_one.wgsl"));
 const EACH: &str = include_str!("../kernels/matrix_each.wgsl");
-pub(crate) const MULTIPLY: &str = include_str!("../kernels/multiply.wgsl");
 pub(crate) const HELD: &str = include_str!("../kernels/held.wgsl");
-const UNITS: &str =
-    concat!(include_str!("../kernels/multiply.wgsl"), include_str!("../kernels/units.wgsl"));
-const PLACES_SAME: &str = include_str!("../kernels/places_same.wgsl");
-const PLACES_OTHER: &str = include_str!("../kernels/places_other.wgsl");
+const UNITS: &str = include_str!("../kernels/units.wgsl");
 const FORMAT_ONE: &str = include_str!("../kernels/format_one.wgsl");
 const FORMAT_TWO: &str = include_str!("../kernels/format_two.wgsl");
 pub(crate) const ALL_ROWS: &str = include_str!("../kernels/rows_all.wgsl");
@@ -31,6 +27,8 @@ const EMBED: &str = include_str!("../kernels/embed.wgsl");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Form {
     pub(crate) format: Format,
+    /// Whether low-bit weights are multiplied with activations in 32-bit floats, not in eight bits.
+    pub(crate) is_precise: bool,
     pub(crate) n_x: usize,
     pub(crate) is_fused: bool,
     pub(crate) of: Of,
@@ -115,7 +113,7 @@ impl Tuning {
     /// The form of products of so many rows of activations with weights of a format and so many units a row.
     pub(super) fn form(
         self,
-        format: Format,
+        (format, is_precise): (Format, bool),
         (n_x, of): (usize, Of),
         (is_fused, team_rows): (bool, u32),
         units: u32,
@@ -130,7 +128,7 @@ impl Tuning {
         // A whole number for each team.
         let least = (8 * ahead).max(self.workgroup / 8);
         let held = if n_x == 1 { units.next_power_of_two().clamp(least, self.held) } else { 64 };
-        Form { format, n_x, is_fused, of, team_rows, ahead, held, loops: false }
+        Form { format, is_precise, n_x, is_fused, of, team_rows, ahead, held, loops: false }
     }
 
     /// Rows of weights of a team where so many rows are multiplied so many times, and the workgroups for
@@ -178,12 +176,20 @@ pub(crate) fn with_source<T>(
     };
     let stored = other.map_or(0, |other| other.stored_quads).max(decoder.stored_quads);
     let team_rows = if form.is_fused { 2 * form.team_rows } else { form.team_rows };
-    let [a, b, c] = decoder.constants;
+    let is_precise = form.is_precise;
+    let is_of_bytes = |decoder: &Decoder| decoder.multiplies_bytes(is_precise);
+    let all = [Some(decoder), other];
+    let holds_bytes = all.iter().flatten().find(|decoder| is_of_bytes(decoder));
+    let holds_numbers = all.iter().flatten().any(|decoder| !is_of_bytes(decoder));
+    let held_order = holds_bytes.map_or(1, |decoder| decoder.order);
+    let [a, b, c, d] = decoder.constants;
     let constants = [
         a,
         b,
         c,
+        d,
         ("STORED_QUADS", stored),
+        ("HELD_ORDER", held_order),
         ("N_X", form.n_x as u32),
         ("N_ROWS", team_rows),
         ("AHEAD", form.ahead),
@@ -201,18 +207,23 @@ pub(crate) fn with_source<T>(
         [("r", team_rows), ("a", form.ahead), ("s", 8 * form.held / tuning.workgroup), ("p", 2)];
     let units = unroll(UNITS, &counts);
     let (other, formats) = match other {
-        Some(other) => (other.by_other_names(&[PLACES_OTHER, &units].concat()), FORMAT_TWO),
+        Some(other) => (other.by_other_names(is_precise, &units), FORMAT_TWO),
         None => (String::new(), FORMAT_ONE),
     };
-    let units = [PLACES_SAME, &units].concat();
+    let products = decoder.products(is_precise);
     let product = unroll(PRODUCT, &counts);
     let parts =
-        [WEIGHTS, decoder.text, HELD, &units, &other, formats, choice, items, matrix, &product];
+        [WEIGHTS, &products, HELD, &units, &other, formats, choice, items, matrix, &product];
     use_source(&KernelSource {
         name: &crate::names::product(&form),
         parts: &parts,
         constants: &constants,
-        flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
+        flags: &[
+            ("FUSED", form.is_fused),
+            ("NORMALISE", spec.normalise),
+            ("HOLDS_BYTES", holds_bytes.is_some()),
+            ("HOLDS_NUMBERS", holds_numbers),
+        ],
         writes,
         teams: Some(tuning.workgroup),
     })
@@ -221,11 +232,11 @@ pub(crate) fn with_source<T>(
 /// Applies a function to the kernel that reads rows of an embedding.
 pub(crate) fn with_embed<T>(format: Format, apply: impl FnOnce(&KernelSource<'_>) -> T) -> T {
     let decoder = decoder_of(format);
-    let [a, b, c] = decoder.constants;
+    let [a, b, c, d] = decoder.constants;
     apply(&KernelSource {
         name: "embed",
-        parts: &[WEIGHTS, decoder.text, EMBED],
-        constants: &[a, b, c, decoder.quads()],
+        parts: &[WEIGHTS, &decoder.numbers(), EMBED],
+        constants: &[a, b, c, d, decoder.quads()],
         flags: &[],
         writes: &[false, false, false, true],
         teams: None,

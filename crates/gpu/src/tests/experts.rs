@@ -43,7 +43,7 @@ fn experts_agree_wherever_they_are() {
             // Room for none, for some, and for all of the experts, in one buffer and in several.
             let mut all = Vec::new();
             for (room, per_buffer) in [(0, 6), (2, 6), (6, 6), (5, 2), (6, 4), (6, 1)] {
-                let mut gpu = Gpu::new(device.clone());
+                let mut gpu = Gpu::new(device.clone()).with_precision(true);
                 make_room(&mut gpu, &loaded, room, per_buffer);
                 let on_device = upload(&device, &x, 256);
                 // The second time some or all are there.
@@ -176,7 +176,7 @@ fn layers_that_are_held_agree() {
         reference.download(&normed, &mut expected[1]);
 
         for device in devices() {
-            let mut gpu = Gpu::new(device.clone());
+            let mut gpu = Gpu::new(device.clone()).with_precision(true);
             hold(&mut gpu, &loaded, n_experts as usize, per_buffer);
             let put = |matrix: &Matrix| gpu.put(matrix).expect("the format is known");
             let (router, gate) = (put(&router), put(&gate));

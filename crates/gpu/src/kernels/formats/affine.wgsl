@@ -1,24 +1,10 @@
 // MLX affine codes of BITS bits, one scale and bias for each GROUP columns, `w = scale * q + bias`; scales
 // and biases are bf16, f16 or f32 (SCALES = 0, 1, 2).
 
-// Up to five bits, four codes become floats where they stand; wider ones, two and two.
-const STEP: u32 = 1u << BITS;
-const IS_NARROW: u32 = u32(BITS <= 5u);
-const PLACE = 1.0 / f32(STEP);
-const HIGH_PLACE = 1.0 / f32(1u << (2u * BITS * IS_NARROW));
-const PLACES = vec4<f32>(1.0, PLACE, HIGH_PLACE, PLACE * HIGH_PLACE);
-const MASK: u32 = STEP - 1u;
-
-// The four codes from the lowest bit on.
-fn codes_of(window: u32) -> vec4<f32> {
-    if (IS_NARROW == 1u) {
-        return as_floats(vec4<u32>(window) & vec4<u32>(MASK, MASK << BITS, MASK << (2u * BITS), MASK << (3u * BITS)));
-    }
-    let high = window >> (2u * BITS);
-    return as_floats(vec4<u32>(window, window, high, high) & vec4<u32>(MASK, MASK << BITS, MASK, MASK << BITS));
-}
-
 const BIASED: bool = true;
+const HALVES_DIFFER: bool = false;
+// The quad with scale and bias.
+const LAST: u32 = 2u;
 
 // The word with the scale or bias of a group, and what it says.
 fn parameter_word(base: u32, group: u32) -> u32 {
@@ -37,51 +23,71 @@ fn parameter(word: u32, group: u32) -> f32 {
 }
 
 // The words of the codes; those with the scale and the bias.
-fn read_half(base: Base, index: u32, part: u32) -> Stored {
+fn read_unit(base: Base, index: u32) -> Stored {
     var stored: Stored;
-    if (BITS == 4u) {
+    if (BITS == 2u) {
+        stored[0] = quads[base.codes / 4u + index / 2u];
+    } else if (BITS == 4u) {
         stored[0] = quads[base.codes / 4u + index];
     } else if (BITS == 8u) {
-        stored[0] = quads[base.codes / 4u + 2u * index + part];
+        stored[0] = quads[base.codes / 4u + 2u * index];
+        stored[1] = quads[base.codes / 4u + 2u * index + 1u];
     } else {
-        // From the word that holds the first of them.
-        let at = base.codes + index * BITS + part * (BITS / 2u);
+        let at = base.codes + index * BITS;
         stored[0].x = words[at];
-        if (BITS > 2u) {
-            stored[0].y = words[at + 1u];
+        stored[0].y = words[at + 1u];
+        stored[0].z = words[at + 2u];
+        if (BITS > 4u) {
+            stored[0].w = words[at + 3u];
+            stored[1].x = words[at + 4u];
         }
-        if (BITS > 3u) {
-            stored[0].z = words[at + 2u];
+        if (BITS > 5u) {
+            stored[1].y = words[at + 5u];
         }
     }
     let group = index / (GROUP / 32u);
-    stored[1].x = parameter_word(base.scales, group);
-    stored[1].y = parameter_word(base.biases, group);
+    stored[LAST].x = parameter_word(base.scales, group);
+    stored[LAST].y = parameter_word(base.biases, group);
     return stored;
 }
 
-// Four codes are at most 32 bits, in one word or across two.
-fn quad(codes: vec4<u32>, index: u32) -> vec4<f32> {
-    let bit = 4u * BITS * index;
+// Codes of 3, 5 or 6 bits are moved to bytes by fours; they are in one word or across two.
+fn spread(low: vec4<u32>, high: vec4<u32>, quad: u32) -> u32 {
+    const MASK: u32 = (1u << BITS) - 1u;
+    let bit = 4u * BITS * quad;
     let word = bit / 32u;
     let shift = bit % 32u;
-    var window = codes[word] >> shift;
+    var window = select(low[word % 4u], high[word % 4u], word >= 4u) >> shift;
     if (shift + 4u * BITS > 32u) {
-        window |= codes[word + 1u] << (32u - shift);
+        let next = word + 1u;
+        window |= select(low[next % 4u], high[next % 4u], next >= 4u) << (32u - shift);
     }
-    return codes_of(window);
+    return (window & MASK) | ((window << (8u - BITS)) & (MASK << 8u))
+        | ((window << (2u * (8u - BITS))) & (MASK << 16u)) | ((window << (3u * (8u - BITS))) & (MASK << 24u));
 }
 
-fn half_of(stored: Stored, index: u32, part: u32) -> Half {
-    var codes = stored[0];
-    if (BITS == 4u) {
-        codes = select(codes, codes.zwxy, part == 1u);
-    }
-    if (BITS == 3u || BITS == 5u) {
-        // An upper half begins in the middle of a word.
-        codes = select(codes, (codes >> vec4<u32>(16u)) | (codes.yzwx << vec4<u32>(16u)), part == 1u);
-    }
+fn bytes_of(stored: Stored, index: u32, part: u32) -> Bytes {
     let group = index / (GROUP / 32u);
-    let q = array<vec4<f32>, 4>(quad(codes, 0u), quad(codes, 1u), quad(codes, 2u), quad(codes, 3u));
-    return Half(q, parameter(stored[1].x, group), parameter(stored[1].y, group));
+    let scale = parameter(stored[LAST].x, group);
+    var bias = parameter(stored[LAST].y, group);
+    var bytes: vec4<u32>;
+    if (BITS == 2u) {
+        let both = select(stored[0].xy, stored[0].zw, index % 2u == 1u);
+        bytes = (vec4<u32>(select(both.x, both.y, part == 1u)) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(0x03030303u);
+    } else if (BITS == 4u) {
+        let pair = select(stored[0].xy, stored[0].zw, part == 1u);
+        bytes = (pair.xxyy >> vec4<u32>(0u, 4u, 0u, 4u)) & vec4<u32>(0x0f0f0f0fu);
+    } else if (BITS == 8u) {
+        // 128 less: bytes are signed.
+        bytes = select(stored[0], stored[1], part == 1u) ^ vec4<u32>(0x80808080u);
+        bias = fma(128.0, scale, bias);
+    } else {
+        let low = stored[0];
+        let high = stored[1];
+        let quad = 4u * part;
+        bytes = vec4<u32>(
+            spread(low, high, quad), spread(low, high, quad + 1u), spread(low, high, quad + 2u), spread(low, high, quad + 3u),
+        );
+    }
+    return Bytes(bytes, scale, bias);
 }
