@@ -13,6 +13,7 @@ use crate::delta_net;
 use crate::delta_state::DeltaState;
 use crate::experts::LayerSlots;
 use crate::formats;
+use crate::gemm::quantized_bytes;
 use crate::gpu::Gpu;
 use crate::host::Host;
 use crate::kv_cache::KvCache;
@@ -83,7 +84,9 @@ impl Backend for Gpu {
             .map_or(0, |spec| AttentionKernels::scratch_bytes(spec, needs.rows, needs.context));
         // Inner activations of every use of an expert, of gate and of up where they are stored unlike.
         let inner = (2 * size_of::<f32>() * 16 * needs.rows * needs.intermediate) as u64;
-        DRIVER_BYTES + attention + inner
+        // Inputs of products in eight bits.
+        let widest = (needs.rows * needs.widest).max(16 * needs.rows * needs.intermediate);
+        DRIVER_BYTES + attention + inner + quantized_bytes(widest) as u64
     }
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {
@@ -294,7 +297,8 @@ impl Backend for Gpu {
 
     fn numerics(&self) -> String {
         let host = self.host.as_ref().map(|host| format!(" beside {}", host.numerics()));
-        format!("gpu {}{}", self.device.name(), host.unwrap_or_default())
+        let products = if self.products.is_precise() { "precise" } else { "in eight bits" };
+        format!("gpu {}, {products}{}", self.device.name(), host.unwrap_or_default())
     }
 
     fn kv_block_bytes(&self, spec: &AttentionSpec) -> usize {

@@ -10,11 +10,18 @@ use checkpoint::Format;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::decoder;
+use crate::formats::{UNIT, decoder};
 use crate::kernel::{KernelSource, unroll};
-use crate::product::{ALL_ROWS, HELD, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS};
+use crate::product::{
+    ALL_ROWS, HELD, HOLD, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS,
+};
+use crate::scratch::Scratch;
 
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
+const NUMBERS: &str = include_str!("kernels/gemm_numbers.wgsl");
+const BYTES: &str = include_str!("kernels/gemm_bytes.wgsl");
+/// Lanes of a workgroup of the kernel that quantises.
+const QUANTIZE_LANES: u32 = 256;
 
 /// How large the tiles are; results are the same bits whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +66,27 @@ pub(crate) struct Gemm {
     /// Instead of the default of the device.
     tile: Option<Tile>,
     kernels: HashMap<Form, Kernel>,
+    /// By the order of bytes.
+    quantize: HashMap<u32, Kernel>,
+    /// The rows of activations that were quantised last.
+    quantized: Scratch,
+}
+
+/// Bytes of so many values in eight bits, with what belongs to each unit.
+pub(crate) const fn quantized_bytes(values: usize) -> usize {
+    values.div_ceil(UNIT) * 48
+}
+
+/// Calls `use_source` with the source of the kernel that quantises rows of activations.
+pub(crate) fn with_quantize<T>(order: u32, use_source: impl FnOnce(&KernelSource<'_>) -> T) -> T {
+    use_source(&KernelSource {
+        name: "in eight bits",
+        parts: &[include_str!("kernels/eight_bits.wgsl"), include_str!("kernels/quantize.wgsl")],
+        constants: &[("HELD_ORDER", order)],
+        flags: &[],
+        writes: &[false, true],
+        teams: Some(QUANTIZE_LANES),
+    })
 }
 
 /// Calls `use_source` with the source of a form.
@@ -85,14 +113,16 @@ pub(crate) fn with_source<T>(
     } else {
         &[false, false, false, true]
     };
-    let text = unroll(
-        GEMM,
-        &[("r", rows), ("g", columns / 8), ("j", 8), ("s", 64 * columns / workgroup), ("p", 2)],
-    );
+    let holds_bytes = decoder.multiplies_bytes(form.is_precise);
+    // Quads of a unit that are read: as many as there are, or those of bytes with what belongs to them.
+    let unit_quads = if holds_bytes { 3 } else { 8 };
+    let pieces = (8 * unit_quads * columns).div_ceil(workgroup);
+    let counts = [("r", rows), ("g", columns / 8), ("j", 8), ("s", pieces), ("p", 2)];
+    let text = unroll(GEMM, &counts);
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
     let products = decoder.products(form.is_precise);
-    let holds_bytes = decoder.multiplies_bytes(form.is_precise);
-    let parts = [WEIGHTS, &products, OPERAND, HELD, rows, &text];
+    let (hold, x) = if holds_bytes { ("", BYTES) } else { (HOLD, NUMBERS) };
+    let parts = [WEIGHTS, &products, OPERAND, HELD, hold, rows, x, &text];
     use_source(&KernelSource {
         name: &crate::names::gemm(&form),
         parts: &parts,
@@ -118,6 +148,31 @@ impl Gemm {
         self.tile.or_else(|| Tile::of(device))
     }
 
+    /// Quantises all rows of `x` for products with such weights, if those are products of bytes: [`Gemm::start`] takes
+    /// what was quantised last.
+    pub(crate) fn quantize(
+        &mut self,
+        device: &Device,
+        (format, is_precise): (Format, bool),
+        x: &Activations,
+    ) {
+        let decoder = decoder(format).expect("formats were checked when weights were loaded");
+        if !decoder.multiplies_bytes(is_precise) {
+            return;
+        }
+        let Self { quantize, quantized, .. } = self;
+        let order = decoder.order;
+        let kernel = quantize
+            .entry(order)
+            .or_insert_with(|| with_quantize(order, |source| device.kernel(source)));
+        let units = x.width().div_ceil(UNIT);
+        let quantized = quantized.at_least(device, quantized_bytes(units * UNIT * x.rows()));
+        let words = [(x.width() / 4) as u32, units as u32];
+        let groups = [(units as u32).div_ceil(QUANTIZE_LANES / 8), x.rows() as u32, 1];
+        assert!(groups[1] <= MOST_WORKGROUPS, "the rows fit one dispatch");
+        device.dispatch(kernel, &[&x.buffer, quantized], &words, groups);
+    }
+
     /// Records a product: `numbers` are the rows of `x` or where the items of `table` begin, the uses of a row of
     /// `x`, and how many items there are, each of as many rows as the tile has columns.
     pub(crate) fn start(
@@ -132,6 +187,11 @@ impl Gemm {
         let Operand { buffer, format, rows, up, .. } = *operand;
         let (is_fused, is_grouped) = (up.is_some(), table.is_some());
         let form = Form { format, is_precise, is_fused, is_grouped };
+        let decoder = decoder(format).expect("formats were checked when weights were loaded");
+        let x = match decoder.multiplies_bytes(is_precise) {
+            true => self.quantized.at_least(device, 0),
+            false => &x.buffer,
+        };
         let kernel = self
             .kernels
             .entry(form)
@@ -141,8 +201,8 @@ impl Gemm {
         let groups = (rows as u32).div_ceil(tile.workgroup / 8 * team_rows);
         let words = operand.words(n_x_or_begin, x_div, groups);
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
-        let buffers = [buffer, buffer, &x.buffer, &y.buffer];
-        let all = table.map(|table| [buffer, buffer, &x.buffer, &y.buffer, table]);
+        let buffers = [buffer, buffer, x, &y.buffer];
+        let all = table.map(|table| [buffer, buffer, x, &y.buffer, table]);
         let buffers = all.as_ref().map_or(&buffers[..], |all| &all[..]);
         device.dispatch(kernel, buffers, &words, [groups, items, 1]);
     }

@@ -16,7 +16,7 @@ use crate::weights::Weights;
 
 pub use form::Tuning;
 pub(crate) use form::{
-    ALL_ROWS, Form, HELD, OPERAND, Of, ROWS_OF_EXPERTS, WEIGHTS, with_embed, with_source,
+    ALL_ROWS, Form, HELD, HOLD, OPERAND, Of, ROWS_OF_EXPERTS, WEIGHTS, with_embed, with_source,
 };
 
 /// Most workgroups in one dimension of a dispatch, in every API.
@@ -211,7 +211,16 @@ impl Products {
         let n_x = share(rows, self.most_shared(device));
         let items = rows.div_ceil(n_x) as u32;
         if rows > MOST_ROWS_OF_EACH {
+            let mut quantized = None;
             for (operand, y) in products {
+                // Neighbours share what is quantised.
+                let decoder = decoder(operand.format);
+                let order =
+                    decoder.filter(|decoder| decoder.has_bytes).map(|decoder| decoder.order);
+                if order.is_some() && order != quantized {
+                    self.quantize(device, operand.format, n_x, x);
+                    quantized = order;
+                }
                 self.start(device, operand, (n_x, Of::One), &[], [rows as u32, 1, items], x, y);
             }
             return;
@@ -244,6 +253,7 @@ impl Products {
         assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
         let numbers = [items.begin, top_k as u32, items.len];
         let tables = [items.table];
+        self.quantize(device, operand.format, items.n_x, x);
         self.start(device, operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
     }
 
@@ -262,6 +272,13 @@ impl Products {
         let numbers = [logits.width() as u32, uses, uses];
         let tables = [&logits.buffer, &chosen.choices, &chosen.items];
         self.start(device, operand, (1, Of::Choice(spec)), &tables, numbers, x, y);
+    }
+
+    /// Quantises rows for products that so many of them share, if those are many.
+    fn quantize(&mut self, device: &Device, format: Format, n_x: usize, x: &Activations) {
+        if n_x > SHARES[SHARES.len() - 1] {
+            self.gemm.quantize(device, (format, self.is_precise), x);
+        }
     }
 
     fn kernel(&mut self, device: &Device, form: Form) -> &Kernel {

@@ -316,6 +316,9 @@ fn kernels_translate_to_every_language() {
     crate::expert_kernels::with_gated(translate);
     crate::expert_kernels::with_place(translate);
     crate::groups::with_source(16, translate);
+    for order in [1, 2, 4] {
+        gemm::with_quantize(order, translate);
+    }
     let q8 = Format::Block(BlockType::Q8_0);
     for format in formats(256) {
         with_embed(format, translate);

@@ -7,7 +7,7 @@
 // l + 16 .. in order, and the team adds its lanes in pairs of pairs.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W), $g
-// (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads): sums must have names of their
+// (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads: `gemm_numbers.wgsl` or `gemm_bytes.wgsl`): sums must have names of their
 // own to be kept in registers.
 
 const TEAMS: u32 = WORKGROUP / 8u;
@@ -39,9 +39,8 @@ fn main(entry: Entry) {
     //: each r
     let row_$r = min(first + $ru % OUT_ROWS, params.rows - 1u) * params.units;
     //: end
-    // Where the rows of x are of which a lane reads: in the place of those that are not there, the last.
     //: each s
-    let from_$s = x_row_of(item, min(($su * TEAMS + at.team) / 8u, n - 1u)) * params.x_quads;
+    let from_$s = row_of_piece(at, item, n, $su);
     //: end
     //: each g
     //: each j
@@ -53,14 +52,12 @@ fn main(entry: Entry) {
 
     for (var tile = 0u; tile < params.units; tile += 8u) {
         // All of them are read before the first is needed.
-        let quad = (tile + at.team % 8u) * 8u + at.lane;
-        let last_quad = params.x_quads - 1u;
         //: each s
-        let value_$s = select(vec4<f32>(), x[from_$s + min(quad, last_quad)], quad <= last_quad);
+        let value_$s = piece_of(at, from_$s, tile, $su);
         //: end
         workgroupBarrier();
         //: each s
-        hold(entry, at.lane, $su * TEAMS + at.team, value_$s);
+        hold_piece(entry, at, $su, value_$s);
         //: end
         workgroupBarrier();
         let unit = tile + at.lane;

@@ -34,6 +34,8 @@ const OUT_ROWS: u32 = N_ROWS / select(1u, 2u, FUSED);
 const TILE: u32 = HELD / N_X;
 const SUMS: u32 = N_ROWS * N_X;
 
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+
 var<workgroup> held: array<vec4<u32>, HELD * UNIT_QUADS>;
 
 // The row of W that is a team's with this number, or the last if there is none.

@@ -13,7 +13,10 @@ pub(crate) const OPERAND: &str = include_str!("../kernels/operand.wgsl");
 const ONE: &str =
     concat!(include_str!("../kernels/operand.wgsl"), include_str!("../kernels/matrix_one.wgsl"));
 const EACH: &str = include_str!("../kernels/matrix_each.wgsl");
+/// What is held of activations, and how it comes there.
 pub(crate) const HELD: &str = include_str!("../kernels/held.wgsl");
+pub(crate) const HOLD: &str =
+    concat!(include_str!("../kernels/eight_bits.wgsl"), include_str!("../kernels/hold.wgsl"));
 const UNITS: &str = include_str!("../kernels/units.wgsl");
 const FORMAT_ONE: &str = include_str!("../kernels/format_one.wgsl");
 const FORMAT_TWO: &str = include_str!("../kernels/format_two.wgsl");
@@ -213,7 +216,7 @@ pub(crate) fn with_source<T>(
     let products = decoder.products(is_precise);
     let product = unroll(PRODUCT, &counts);
     let parts =
-        [WEIGHTS, &products, HELD, &units, &other, formats, choice, items, matrix, &product];
+        [WEIGHTS, &products, HELD, HOLD, &units, &other, formats, choice, items, matrix, &product];
     use_source(&KernelSource {
         name: &crate::names::product(&form),
         parts: &parts,
