@@ -25,6 +25,8 @@ struct Tile {
     keys: u32,
 }
 
+/// Where rows are few and the sequence is short, so that larger tiles would leave a device without work.
+const FEWEST: Tile = Tile { queries: 2, keys: 1 };
 /// Where rows are few: a row of the heads that share keys.
 const FEW: Tile = Tile { queries: 8, keys: 1 };
 /// Where they are many, each read of a key or a query serves more.
@@ -40,6 +42,8 @@ const COMBINE_LANES: usize = 64;
 const MAX_ROWS: usize = if cfg!(test) { 192 } else { 2048 };
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
+/// Tiles of all segments up to which they are the smallest. Larger ones read keys and values less often.
+const FEW_TILES: usize = 64;
 /// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
 /// busy.
 const MANY_WORKGROUPS: usize = if cfg!(test) { 40 } else { 512 };
@@ -84,6 +88,8 @@ struct Shape {
 struct Compiled {
     prepare: Kernel,
     attend: Kernel,
+    /// The same in the smallest tiles.
+    attend_fewest: Kernel,
     /// The same in tiles for many rows, where a workgroup has the memory for them and compiling it is worth
     /// the time.
     attend_many: Option<Kernel>,
@@ -177,8 +183,10 @@ impl AttentionKernels {
         let sums = self.partial_sums.at_least(device, room * query_bytes);
         let totals = self.partial_totals.at_least(device, room * 8 * n_heads * len);
         let kernels = &self.compiled[&Shape::of(spec)];
+        let are_few = n_tiles_of(FEW) * n_kv_heads * n_segments < FEW_TILES;
         let (attend, tile) = match &kernels.attend_many {
             Some(many) if merges_itself => (many, MANY),
+            _ if are_few && !merges_itself => (&kernels.attend_fewest, FEWEST),
             _ => (&kernels.attend, FEW),
         };
 
@@ -248,11 +256,12 @@ impl Shape {
 
     fn compile(self, device: &Device) -> Compiled {
         let [prepare, attend, combine] = self.with_sources(|source| device.kernel(source));
+        let attend_fewest = self.with_attend(FEWEST, |source| device.kernel(source));
         let is_worth_it = !device.is_software() || cfg!(test);
         let fits = self.workgroup_bytes(MANY) <= device.workgroup_bytes() as usize;
         let attend_many =
             (is_worth_it && fits).then(|| self.with_attend(MANY, |source| device.kernel(source)));
-        Compiled { prepare, attend, attend_many, combine }
+        Compiled { prepare, attend, attend_fewest, attend_many, combine }
     }
 
     /// Bytes of memory of a workgroup that attends: queries, scores, and what lanes add.

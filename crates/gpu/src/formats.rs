@@ -17,13 +17,33 @@ pub(crate) struct Decoder {
     /// The text that defines `read_unit`, and `bytes_of` or `half_of`.
     text: &'static str,
     /// Whether weights are low-bit codes, which the text gives as bytes.
-    pub(crate) has_bytes: bool,
+    has_bytes: bool,
     /// How bytes lie in words: see `weights.wgsl`.
-    pub(crate) order: u32,
+    order: u32,
     /// Quads of a unit as it is read: see `weights.wgsl`.
     pub(crate) stored_quads: u32,
     /// The constants that it is a template of.
     pub(crate) constants: [(&'static str, u32); 4],
+}
+
+/// How activations are held for products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// In 32-bit floats.
+    Numbers,
+    /// In eight bits, with bytes in the order of those of the weights: see `weights.wgsl`.
+    Bytes { order: u32 },
+}
+
+impl Held {
+    /// The constants of kernels that tell it.
+    pub(crate) fn constants(self) -> [(&'static str, u32); 2] {
+        let (holds_bytes, order) = match self {
+            Self::Numbers => (0, 1),
+            Self::Bytes { order } => (1, order),
+        };
+        [("HOLDS_BYTES", holds_bytes), ("HELD_ORDER", order)]
+    }
 }
 
 /// The parts of a matrix in the order of the device, each with its own beginning.
@@ -61,16 +81,19 @@ impl Decoder {
         [self.text, if self.has_bytes { EXPAND } else { "" }].concat()
     }
 
-    /// Whether products with it are those of bytes: of low-bit codes, unless what is computed is precise.
-    pub(crate) fn multiplies_bytes(self, is_precise: bool) -> bool {
-        self.has_bytes && !is_precise
+    /// How activations are held for it: for low-bit codes in eight bits, unless what is computed is precise.
+    pub(crate) fn held(self, is_precise: bool) -> Held {
+        match self.has_bytes && !is_precise {
+            true => Held::Bytes { order: self.order },
+            false => Held::Numbers,
+        }
     }
 
     /// The text that defines what products need: `read_unit`, `weights_of`, `held_of`, `multiply`.
     pub(crate) fn products(self, is_precise: bool) -> String {
-        match self.multiplies_bytes(is_precise) {
-            true => [self.text, INTEGERS].concat(),
-            false => self.numbers() + NUMBERS,
+        match self.held(is_precise) {
+            Held::Bytes { .. } => [self.text, INTEGERS].concat(),
+            Held::Numbers => self.numbers() + NUMBERS,
         }
     }
 

@@ -10,7 +10,7 @@ use checkpoint::Format;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{UNIT, decoder};
+use crate::formats::{Held, UNIT, decoder};
 use crate::kernel::{KernelSource, unroll};
 use crate::product::{
     ALL_ROWS, HELD, HOLD, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS,
@@ -98,40 +98,30 @@ pub(crate) fn with_source<T>(
     let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
     let Tile { workgroup, rows, columns } = tile;
     let [a, b, c, d] = decoder.constants;
-    let constants = [
-        a,
-        b,
-        c,
-        d,
-        decoder.quads(),
-        ("HELD_ORDER", decoder.order),
-        ("N_X", columns),
-        ("N_ROWS", rows),
-    ];
+    let [holds, order] = decoder.held(form.is_precise).constants();
+    let constants = [a, b, c, d, holds, order, decoder.quads(), ("N_X", columns), ("N_ROWS", rows)];
     let writes: &[bool] = if form.is_grouped {
         &[false, false, false, true, false]
     } else {
         &[false, false, false, true]
     };
-    let holds_bytes = decoder.multiplies_bytes(form.is_precise);
     // Quads of a unit that are read: as many as there are, or those of bytes with what belongs to them.
-    let unit_quads = if holds_bytes { 3 } else { 8 };
+    let held = decoder.held(form.is_precise);
+    let (unit_quads, hold, x) = match held {
+        Held::Bytes { .. } => (3, "", BYTES),
+        Held::Numbers => (8, HOLD, NUMBERS),
+    };
     let pieces = (8 * unit_quads * columns).div_ceil(workgroup);
     let counts = [("r", rows), ("g", columns / 8), ("j", 8), ("s", pieces), ("p", 2)];
     let text = unroll(GEMM, &counts);
     let rows = if form.is_grouped { ROWS_OF_EXPERTS } else { ALL_ROWS };
     let products = decoder.products(form.is_precise);
-    let (hold, x) = if holds_bytes { ("", BYTES) } else { (HOLD, NUMBERS) };
     let parts = [WEIGHTS, &products, OPERAND, HELD, hold, rows, x, &text];
     use_source(&KernelSource {
         name: &crate::names::gemm(&form),
         parts: &parts,
         constants: &constants,
-        flags: &[
-            ("FUSED", form.is_fused),
-            ("HOLDS_BYTES", holds_bytes),
-            ("HOLDS_NUMBERS", !holds_bytes),
-        ],
+        flags: &[("FUSED", form.is_fused)],
         writes,
         teams: Some(workgroup),
     })
@@ -148,20 +138,9 @@ impl Gemm {
         self.tile.or_else(|| Tile::of(device))
     }
 
-    /// Quantises all rows of `x` for products with such weights, if those are products of bytes: [`Gemm::start`] takes
-    /// what was quantised last.
-    pub(crate) fn quantize(
-        &mut self,
-        device: &Device,
-        (format, is_precise): (Format, bool),
-        x: &Activations,
-    ) {
-        let decoder = decoder(format).expect("formats were checked when weights were loaded");
-        if !decoder.multiplies_bytes(is_precise) {
-            return;
-        }
+    /// Quantises all rows of `x`, with bytes in such an order: [`Gemm::start`] takes what was quantised last.
+    pub(crate) fn quantize(&mut self, device: &Device, order: u32, x: &Activations) {
         let Self { quantize, quantized, .. } = self;
-        let order = decoder.order;
         let kernel = quantize
             .entry(order)
             .or_insert_with(|| with_quantize(order, |source| device.kernel(source)));
@@ -188,9 +167,9 @@ impl Gemm {
         let (is_fused, is_grouped) = (up.is_some(), table.is_some());
         let form = Form { format, is_precise, is_fused, is_grouped };
         let decoder = decoder(format).expect("formats were checked when weights were loaded");
-        let x = match decoder.multiplies_bytes(is_precise) {
-            true => self.quantized.at_least(device, 0),
-            false => &x.buffer,
+        let x = match decoder.held(is_precise) {
+            Held::Bytes { .. } => self.quantized.at_least(device, 0),
+            Held::Numbers => &x.buffer,
         };
         let kernel = self
             .kernels

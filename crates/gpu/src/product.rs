@@ -9,7 +9,7 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{UNIT, decoder};
+use crate::formats::{Held, UNIT, decoder};
 use crate::gemm::{Gemm, Tile};
 use crate::rowwise::Chosen;
 use crate::weights::Weights;
@@ -121,7 +121,7 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Takes a matrix if it can stand after the others.
-    fn take(&mut self, operand: &Operand<'a>, y: &'a Activations) -> bool {
+    fn take(&mut self, operand: &Operand<'a>, y: &'a Activations, is_precise: bool) -> bool {
         let place = self.products.len();
         let is_second_pair = operand.up.is_some() && self.pair.is_some();
         if place == MOST_MATRICES || is_second_pair {
@@ -133,7 +133,8 @@ impl<'a> Group<'a> {
                 return false;
             }
             if operand.format != last {
-                if self.other.is_some() || !may_share_input(last, operand.format) {
+                let held = |format| held(format, is_precise);
+                if self.other.is_some() || held(last) != held(operand.format) {
                     return false;
                 }
                 self.other = Some((place as u32, operand.format));
@@ -145,11 +146,9 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Whether activations are held in one way for both formats.
-fn may_share_input(one: Format, other: Format) -> bool {
-    let of = |format| decoder(format).expect("formats were checked when weights were loaded");
-    let (one, other) = (of(one), of(other));
-    one.order == other.order || !(one.has_bytes && other.has_bytes)
+/// How activations are held for a format.
+fn held(format: Format, is_precise: bool) -> Held {
+    decoder(format).expect("formats were checked when weights were loaded").held(is_precise)
 }
 
 /// How many rows share the decoding of weights when there are so many, `most` of which can.
@@ -214,12 +213,10 @@ impl Products {
             let mut quantized = None;
             for (operand, y) in products {
                 // Neighbours share what is quantised.
-                let decoder = decoder(operand.format);
-                let order =
-                    decoder.filter(|decoder| decoder.has_bytes).map(|decoder| decoder.order);
-                if order.is_some() && order != quantized {
-                    self.quantize(device, operand.format, n_x, x);
-                    quantized = order;
+                let held = held(operand.format, self.is_precise);
+                if held != Held::Numbers && quantized != Some(held) {
+                    self.quantize(device, held, n_x, x);
+                    quantized = Some(held);
                 }
                 self.start(device, operand, (n_x, Of::One), &[], [rows as u32, 1, items], x, y);
             }
@@ -231,10 +228,10 @@ impl Products {
         order.sort_by_key(|(operand, _)| formats.iter().position(|f| *f == operand.format));
         let mut group = Group::default();
         for (operand, y) in order {
-            if !group.take(operand, y) {
+            if !group.take(operand, y, self.is_precise) {
                 self.start_each(device, &group, n_x, items, x);
                 group = Group::default();
-                group.take(operand, y);
+                group.take(operand, y, self.is_precise);
             }
         }
         self.start_each(device, &group, n_x, items, x);
@@ -253,7 +250,7 @@ impl Products {
         assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
         let numbers = [items.begin, top_k as u32, items.len];
         let tables = [items.table];
-        self.quantize(device, operand.format, items.n_x, x);
+        self.quantize(device, held(operand.format, self.is_precise), items.n_x, x);
         self.start(device, operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
     }
 
@@ -275,9 +272,11 @@ impl Products {
     }
 
     /// Quantises rows for products that so many of them share, if those are many.
-    fn quantize(&mut self, device: &Device, format: Format, n_x: usize, x: &Activations) {
-        if n_x > SHARES[SHARES.len() - 1] {
-            self.gemm.quantize(device, (format, self.is_precise), x);
+    fn quantize(&mut self, device: &Device, held: Held, n_x: usize, x: &Activations) {
+        if let Held::Bytes { order } = held
+            && n_x > SHARES[SHARES.len() - 1]
+        {
+            self.gemm.quantize(device, order, x);
         }
     }
 

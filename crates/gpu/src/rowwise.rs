@@ -83,7 +83,7 @@ fn with_sum<T>(Form { sum, norm }: Form, apply: impl FnOnce(&KernelSource<'_>) -
             ("NORM", norm),
         ],
         writes: &[false, false, false, false, false, true, true],
-        teams: None,
+        teams: Some(256),
     })
 }
 

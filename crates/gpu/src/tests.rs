@@ -106,14 +106,14 @@ fn several_matrices_are_multiplied_at_once_with_the_same_bits() {
     let affine = |bits| Format::Affine(Affine { bits, group: 32, scales: FloatType::Bf16 });
     let [q8, mxfp4] = [BlockType::Q8_0, BlockType::Mxfp4].map(Format::Block);
     let f32 = Format::Float(FloatType::F32);
-    multiply_at_once(q8, f32, 2);
-    multiply_at_once(f32, affine(4), 2);
-    multiply_at_once(mxfp4, q8, 2);
-    // Bytes in unlike orders have no input in common.
-    multiply_at_once(affine(8), affine(4), 3);
+    multiply_at_once(q8, f32, [3, 8]);
+    multiply_at_once(f32, affine(4), [3, 8]);
+    multiply_at_once(mxfp4, q8, [2, 8]);
+    // Floats and bytes have no input in common, nor have bytes in unlike orders.
+    multiply_at_once(affine(8), affine(4), [3, 12]);
 }
 
-fn multiply_at_once(one: Format, other: Format, n_expected: u64) {
+fn multiply_at_once(one: Format, other: Format, [of_few, of_many]: [u64; 2]) {
     // More of a format than a dispatch takes, a row alone, and others between them.
     let shapes = [(one, 70), (other, 33), (one, 1), (one, 64), (other, 1), (one, 35), (one, 8)];
     let cols = 96;
@@ -144,7 +144,7 @@ fn multiply_at_once(one: Format, other: Format, n_expected: u64) {
         let (apart, n_apart) = of_rows(11);
         for n_rows in [1, 3, 4] {
             let (together, n_together) = of_rows(n_rows);
-            assert_eq!((n_together, n_apart), (n_expected, 7), "dispatches");
+            assert_eq!((n_together, n_apart), (of_few, of_many), "dispatches");
             for (together, apart) in together.iter().zip(&apart) {
                 let what = format!("{one} and {other}, {}", name(&device));
                 assert_eq!(*together, apart[..together.len()], "{what}");

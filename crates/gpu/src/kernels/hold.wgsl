@@ -1,24 +1,22 @@
 // Holds a quad of x, the one of this lane in its team's unit. All lanes of the workgroup must call it.
 fn hold(entry: Entry, lane: u32, unit: u32, value: vec4<f32>) {
-    if (HOLDS_BYTES) {
+    let at = unit * UNIT_QUADS;
+    if (HOLDS_BYTES == 1u) {
         let bytes = in_eight_bits(entry, lane, value);
-        let at = unit * UNIT_QUADS + BYTES_AT;
         held[at + lane / 4u][lane % 4u] = bytes.word;
         if (lane == 0u) {
             held[at + 2u] = bitcast<vec4<u32>>(vec4<f32>(bytes.scale, bytes.sum, 0.0, 0.0));
         }
+        return;
     }
-    if (HOLDS_NUMBERS) {
-        held[unit * UNIT_QUADS + lane] = bitcast<vec4<u32>>(value);
-    }
-    // Beside bytes, numbers are for floats, which have no biases.
-    if (HOLDS_NUMBERS && ARE_SUMMED && !HOLDS_BYTES) {
+    held[at + lane] = bitcast<vec4<u32>>(value);
+    if (ARE_SUMMED) {
         var sum = total(value);
         sum += team_exchange(entry, sum, 1u);
         sum += team_exchange(entry, sum, 2u);
         let upper = team_exchange(entry, sum, 4u);
         if (lane == 0u) {
-            held[unit * UNIT_QUADS + 8u] = bitcast<vec4<u32>>(vec4<f32>(sum, upper, 0.0, 0.0));
+            held[at + 8u] = bitcast<vec4<u32>>(vec4<f32>(sum, upper, 0.0, 0.0));
         }
     }
 }

@@ -23,7 +23,7 @@ fn weights_of(stored: Stored, index: u32, part: u32) -> Weights {
 
 // What is held of a unit of x.
 fn held_of(unit: u32, part: u32) -> Held {
-    let begin = unit * UNIT_QUADS + BYTES_AT;
+    let begin = unit * UNIT_QUADS;
     let parameters = bitcast<vec4<f32>>(held[begin + 2u]);
     return Held(held[begin], held[begin + 1u], parameters.x, parameters.y);
 }

@@ -25,12 +25,15 @@ var<immediate> params: Params;
 @group(0) @binding(5) var<storage, read_write> x: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
 
-const LANES: u32 = 256u;
+const LANES: u32 = WORKGROUP;
+// Quads of a row that a lane keeps until they are normed; what is more of them is read again.
+const KEPT: u32 = 4u;
 const LEFT_OUT: u32 = 0xffffffffu;
 // Outputs that are read before they are used: reads take long, and several are as quick as one.
 const AHEAD: u32 = 8u;
 
-var<workgroup> partial: array<f32, LANES>;
+// Sums of teams.
+var<workgroup> partial: array<f32, LANES / 8u>;
 
 fn combined(row: u32, quad: u32) -> vec4<f32> {
     let at = row * params.width + quad;
@@ -56,38 +59,73 @@ fn combined(row: u32, quad: u32) -> vec4<f32> {
     return sum;
 }
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let row = group.x;
+// What is normed of a row: a quad of it, with what is added.
+fn summed(row: u32, quad: u32) -> vec4<f32> {
+    let at = row * params.width + quad;
+    if (COMBINE) {
+        return combined(row, quad);
+    }
+    if (ADD) {
+        return x[at] + y[at];
+    }
+    return x[at];
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(entry: Entry) {
+    let local = entry.local;
+    let row = entry.group.x;
     let begin = row * params.width;
+    var kept: array<vec4<f32>, KEPT>;
+    // On their way while others are added.
+    var weights: array<vec4<f32>, KEPT>;
     var squares = vec4<f32>(params.zero);
-    for (var quad = local; quad < params.width; quad += LANES) {
-        var value: vec4<f32>;
-        if (COMBINE) {
-            value = combined(row, quad);
-        } else if (ADD) {
-            value = x[begin + quad] + y[begin + quad];
-        } else {
-            value = x[begin + quad];
+    for (var i = 0u; i < KEPT; i++) {
+        let quad = local + i * LANES;
+        if (quad < params.width) {
+            if (NORM) {
+                weights[i] = weight[quad];
+            }
+            kept[i] = summed(row, quad);
+            squares = fma(kept[i], kept[i], squares);
         }
+    }
+    for (var quad = local + KEPT * LANES; quad < params.width; quad += LANES) {
+        let value = summed(row, quad);
         if (ADD || COMBINE) {
             x[begin + quad] = value;
         }
         squares = fma(value, value, squares);
     }
+    if (ADD || COMBINE) {
+        for (var i = 0u; i < KEPT; i++) {
+            let quad = local + i * LANES;
+            if (quad < params.width) {
+                x[begin + quad] = kept[i];
+            }
+        }
+    }
     if (!NORM) {
         return;
     }
-    partial[local] = (squares.x + squares.y) + (squares.z + squares.w);
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if (local < step) {
-            partial[local] += partial[local + step];
-        }
+    let at = lanes(entry);
+    let of_team = team_sum(entry, (squares.x + squares.y) + (squares.z + squares.w));
+    if (at.lane == 0u) {
+        partial[at.team] = of_team;
     }
     workgroupBarrier();
-    let scale = 1.0 / sqrt(partial[0] / f32(4u * params.width) + params.eps);
-    for (var quad = local; quad < params.width; quad += LANES) {
+    var sum = 0.0;
+    for (var team = 0u; team < LANES / 8u; team++) {
+        sum += partial[team];
+    }
+    let scale = 1.0 / sqrt(sum / f32(4u * params.width) + params.eps);
+    for (var i = 0u; i < KEPT; i++) {
+        let quad = local + i * LANES;
+        if (quad < params.width) {
+            out[begin + quad] = kept[i] * scale * weights[i];
+        }
+    }
+    for (var quad = local + KEPT * LANES; quad < params.width; quad += LANES) {
         out[begin + quad] = x[begin + quad] * scale * weight[quad];
     }
 }

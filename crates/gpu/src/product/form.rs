@@ -26,6 +26,9 @@ const ROWS_OF_CHOICE: &str = include_str!("../kernels/rows_of_choice.wgsl");
 const PRODUCT: &str = include_str!("../kernels/product.wgsl");
 const EMBED: &str = include_str!("../kernels/embed.wgsl");
 
+/// What a lane reads at once, in quads, of weights that are floats: few matrices are, they are small, and their units long.
+const FLOAT_AHEAD: u32 = 32;
+
 /// A form of the product kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Form {
@@ -67,8 +70,8 @@ pub struct Tuning {
     pub rows: u32,
     /// The same where gate and up are computed together.
     pub fused_rows: u32,
-    /// Most quads of weights, of all of its rows and of gate and up, that a lane reads at once where a single
-    /// row of activations is multiplied.
+    /// Most quads of weights in low-bit codes, of all of its rows and of gate and up, that a lane reads at once where a
+    /// single row of activations is multiplied.
     pub ahead: u32,
     /// Most units of a single row of activations that a workgroup holds: a power of two, from 64. A row that is
     /// longer is read in parts, for each of which all wait.
@@ -89,7 +92,7 @@ impl Default for Tuning {
             workgroup: 128,
             rows: 2,
             fused_rows: 1,
-            ahead: 6,
+            ahead: 12,
             held: 128,
             few_workgroups: 264,
             most_workgroups: u32::MAX,
@@ -125,7 +128,8 @@ impl Tuning {
         // Blocks of 256 values are the longest.
         let quads = (part_bytes(format, 1, 8 * UNIT).iter().sum::<usize>() as u32).div_ceil(8 * 16);
         let of_a_unit = n_matrices * team_rows * quads;
-        let most = if n_x == 1 { self.ahead / of_a_unit } else { 1 };
+        let quads = if matches!(format, Format::Float(_)) { FLOAT_AHEAD } else { self.ahead };
+        let most = if n_x == 1 { quads / of_a_unit } else { 1 };
         let is_of_use = |ahead: &u32| *ahead <= most && 8 * ahead <= units;
         let ahead = [4, 2].into_iter().find(is_of_use).unwrap_or(1);
         // A whole number for each team.
@@ -180,11 +184,7 @@ pub(crate) fn with_source<T>(
     let stored = other.map_or(0, |other| other.stored_quads).max(decoder.stored_quads);
     let team_rows = if form.is_fused { 2 * form.team_rows } else { form.team_rows };
     let is_precise = form.is_precise;
-    let is_of_bytes = |decoder: &Decoder| decoder.multiplies_bytes(is_precise);
-    let all = [Some(decoder), other];
-    let holds_bytes = all.iter().flatten().find(|decoder| is_of_bytes(decoder));
-    let holds_numbers = all.iter().flatten().any(|decoder| !is_of_bytes(decoder));
-    let held_order = holds_bytes.map_or(1, |decoder| decoder.order);
+    let [holds, order] = decoder.held(is_precise).constants();
     let [a, b, c, d] = decoder.constants;
     let constants = [
         a,
@@ -192,7 +192,8 @@ pub(crate) fn with_source<T>(
         c,
         d,
         ("STORED_QUADS", stored),
-        ("HELD_ORDER", held_order),
+        holds,
+        order,
         ("N_X", form.n_x as u32),
         ("N_ROWS", team_rows),
         ("AHEAD", form.ahead),
@@ -221,12 +222,7 @@ pub(crate) fn with_source<T>(
         name: &crate::names::product(&form),
         parts: &parts,
         constants: &constants,
-        flags: &[
-            ("FUSED", form.is_fused),
-            ("NORMALISE", spec.normalise),
-            ("HOLDS_BYTES", holds_bytes.is_some()),
-            ("HOLDS_NUMBERS", holds_numbers),
-        ],
+        flags: &[("FUSED", form.is_fused), ("NORMALISE", spec.normalise)],
         writes,
         teams: Some(tuning.workgroup),
     })
