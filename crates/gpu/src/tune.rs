@@ -243,7 +243,7 @@ mod tests {
             ("fused_rows 1", "fused_rows 99"),
             ("held 128", "held 256"),
             ("held 128", "held 100"),
-            ("ahead 12", "ahead -1"),
+            ("ahead 6", "ahead -1"),
             ("few_workgroups", "workgroups"),
             ("most_workgroups 4294967295\n", ""),
             ("most_workgroups 4294967295", "most_workgroups 0"),

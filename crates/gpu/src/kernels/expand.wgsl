@@ -1,5 +1,11 @@
 // Bytes as numbers, in the order of the weights: for what is precise, and for embeddings.
 
+const ARE_FLOATS: bool = false;
+
+fn dealt(unit: u32, quad: u32) -> u32 {
+    return quad;
+}
+
 // Four signed bytes: 128 more, as the mantissa of 2^23 + bits.
 fn numbers_of(bytes: u32) -> vec4<f32> {
     let b = bytes ^ 0x80808080u;

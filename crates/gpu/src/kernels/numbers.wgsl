@@ -13,21 +13,32 @@ struct Held {
     sum: f32,
 }
 
+// Whether units of weights are dealt out: see `formats/float.wgsl`.
+fn deals() -> bool {
+    return ARE_FLOATS && params.units % 8u == 0u;
+}
+
 fn weights_of(stored: Stored, index: u32, part: u32) -> Weights {
     return Weights(half_of(stored, index, part));
 }
 
+fn held_quad(unit: u32, quad: u32) -> vec4<f32> {
+    if (deals()) {
+        let place = dealt(unit, quad);
+        return bitcast<vec4<f32>>(held[(unit / 8u * 8u + place / 8u) * UNIT_QUADS + place % 8u]);
+    }
+    return bitcast<vec4<f32>>(held[unit * UNIT_QUADS + quad]);
+}
+
 // What is held of a unit of x.
 fn held_of(unit: u32, part: u32) -> Held {
-    let begin = unit * UNIT_QUADS;
-    let quad = begin + 4u * part;
+    let quad = 4u * part;
     let quads = array<vec4<f32>, 4>(
-        bitcast<vec4<f32>>(held[quad]), bitcast<vec4<f32>>(held[quad + 1u]),
-        bitcast<vec4<f32>>(held[quad + 2u]), bitcast<vec4<f32>>(held[quad + 3u]),
+        held_quad(unit, quad), held_quad(unit, quad + 1u), held_quad(unit, quad + 2u), held_quad(unit, quad + 3u),
     );
     var sum = 0.0;
     if (BIASED) {
-        sum = bitcast<f32>(held[begin + 8u][part]);
+        sum = bitcast<f32>(held[unit * UNIT_QUADS + 8u][part]);
     }
     return Held(quads, sum);
 }

@@ -27,7 +27,7 @@ const PRODUCT: &str = include_str!("../kernels/product.wgsl");
 const EMBED: &str = include_str!("../kernels/embed.wgsl");
 
 /// What a lane reads at once, in quads, of weights that are floats: few matrices are, they are small, and their units long.
-const FLOAT_AHEAD: u32 = 32;
+const FLOAT_AHEAD: u32 = 16;
 
 /// A form of the product kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +92,7 @@ impl Default for Tuning {
             workgroup: 128,
             rows: 2,
             fused_rows: 1,
-            ahead: 12,
+            ahead: 6,
             held: 128,
             few_workgroups: 264,
             most_workgroups: u32::MAX,
