@@ -16,7 +16,7 @@ use compute::{DeltaNetSpec, Span};
 use crate::buffers::{Activations, Constant};
 use crate::delta_state::DeltaState;
 use crate::device::{Device, Kernel};
-use crate::kernel::KernelSource;
+use crate::kernel::{KernelSource, unroll};
 use crate::scratch::Scratch;
 
 /// Lanes of a workgroup; eight of them are a team.
@@ -25,6 +25,8 @@ const LANES: u32 = 64;
 const TEAMS: usize = LANES as usize / 8;
 /// Lanes of a workgroup that computes a single row.
 const STEP_LANES: u32 = 256;
+/// Rows that are on their way while one is computed.
+const RULE_AHEAD: u32 = 3;
 /// Most rows that are computed at once: they bound the working memory. Fewer where this crate tests itself,
 /// so that short sequences are divided.
 const MAX_ROWS: usize = if cfg!(test) { 60 } else { 512 };
@@ -158,7 +160,7 @@ impl DeltaNetKernels {
         );
         device.dispatch(
             &kernels.rule,
-            &[mixed, &state.recurrent, &inputs.qkv.buffer, &state.history, &out.buffer],
+            &[mixed, &state.recurrent, &inputs.qkv.buffer, &state.history, &out.buffer, mixed],
             &[row as u32, rows as u32, history, 0],
             [workgroups(spec.value_dim), spec.n_value_heads as u32, 1],
         );
@@ -256,10 +258,15 @@ impl Shape {
             teams: Some(LANES),
         };
         let mix = apply(&source);
+        let lane_chunks = (self.key_dim / 4).div_ceil(8) as u32;
+        let rule = include_str!("kernels/delta_net_rule.wgsl");
+        let rule = unroll(rule, &[("i", lane_chunks), ("a", RULE_AHEAD)]);
+        let constants = [&constants[..], &[("AHEAD", RULE_AHEAD)]].concat();
         let rule = apply(&KernelSource {
             name: "delta net: rule",
-            parts: &[gates, include_str!("kernels/delta_net_rule.wgsl")],
-            writes: &[false, true, false, true, true],
+            parts: &[gates, &rule],
+            constants: &constants,
+            writes: &[false, true, false, true, true, false],
             ..source
         });
         let norm = apply(&KernelSource {

@@ -47,9 +47,9 @@ pub struct ProductRate {
 }
 
 /// Dispatches of a measurement.
-const DISPATCHES: usize = 64;
+pub(crate) const DISPATCHES: usize = 64;
 /// Measurements, of which the median counts.
-const REPEATS: usize = 7;
+pub(crate) const REPEATS: usize = 7;
 
 /// Measures a product: dispatches one after another, each of which waits for the one before.
 pub fn product_rate(
@@ -116,7 +116,9 @@ impl Stream {
         device: &Device,
         products: &mut Products,
     ) -> Result<f64, GpuError> {
-        let seconds = median_seconds(device, REPEATS, || self.record(device, products))?;
+        let seconds = median_seconds(device, REPEATS, || {
+            (0..DISPATCHES).for_each(|index| self.record(device, products, index));
+        })?;
         Ok(seconds / DISPATCHES as f64)
     }
 
@@ -127,8 +129,8 @@ impl Stream {
         (part_bytes(format, rows, cols).iter().sum::<usize>() * experts * n_matrices) as u64
     }
 
-    /// Records [`DISPATCHES`] products, each of which waits for the one before.
-    fn record(&mut self, device: &Device, products: &mut Products) {
+    /// Records one of [`DISPATCHES`] products, which waits for the one before.
+    pub(crate) fn record(&mut self, device: &Device, products: &mut Products, index: usize) {
         let ProductCase { format, rows, cols, experts, pool, is_fused, n_x } = self.case;
         let stride = (self.stride / 4) as u32;
         let operand = Operand {
@@ -140,20 +142,18 @@ impl Stream {
             up: is_fused.then_some(self.parts[1]),
             stride,
         };
-        for index in 0..DISPATCHES {
-            if experts == 1 {
-                // As the trunk is multiplied.
-                let slot = (index * 7 % pool) as u32 * stride;
-                let shifted = |parts: [u32; 3]| parts.map(|part| part + slot);
-                let (parts, up) = (shifted(operand.parts), operand.up.map(shifted));
-                let operand = Operand { parts, up, ..operand };
-                products.multiply(device, &self.x, &mut [(operand, &mut self.y)]);
-                continue;
-            }
-            let begin = (index * experts * (2 + n_x)) as u32;
-            let items = Items { table: &self.table, begin, len: experts as u32, n_x };
-            products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
+        if experts == 1 {
+            // As the trunk is multiplied.
+            let slot = (index * 7 % pool) as u32 * stride;
+            let shifted = |parts: [u32; 3]| parts.map(|part| part + slot);
+            let (parts, up) = (shifted(operand.parts), operand.up.map(shifted));
+            let operand = Operand { parts, up, ..operand };
+            products.multiply(device, &self.x, &mut [(operand, &mut self.y)]);
+            return;
         }
+        let begin = (index * experts * (2 + n_x)) as u32;
+        let items = Items { table: &self.table, begin, len: experts as u32, n_x };
+        products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{fs, io};
 use checkpoint::{Affine, BlockType, FloatType, Format};
 
 use crate::device::{Device, GpuError, replace_file};
-use crate::measure::{ProductCase, Stream, scaled};
+use crate::measure::{DISPATCHES, ProductCase, REPEATS, Stream, median_seconds, scaled};
 use crate::product::{Products, Tuning};
 
 /// What a file begins with; the number changes when kernels do so much that old findings mean nothing.
@@ -77,7 +77,7 @@ fn cases(device: &Device) -> [ProductCase; 5] {
         case(affine, 4096, 1024, 10, 32, false),
         case(q4k, 512, 2048, 8, 64, true),
         case(q8, 8192, 2048, 1, 4, false),
-        case(affine, 32_768, 4096, 1, 1, false),
+        case(affine, 8192, 4096, 1, 4, false),
     ]
 }
 
@@ -109,30 +109,30 @@ fn properties(device: &Device) -> Vec<(Changes, Others)> {
     all
 }
 
-/// The geometric mean of the cases' times with each candidate; of each, the best round counts, because other work
-/// only makes it slower.
+/// The times of the cases with each candidate; the best round counts, because other work only makes it slower.
+///
+/// The cases take turns, dispatch by dispatch, as kernels do where a token is decoded: what is quick when it runs again and
+/// again may be long, and come late to processors that ran something else.
 fn compare<'a>(
     device: &Device,
     streams: impl Iterator<Item = &'a mut Stream>,
     candidates: &[Tuning],
 ) -> Result<Vec<f64>, GpuError> {
+    let mut streams: Vec<_> = streams.collect();
     // What is compiled once serves all rounds.
     let mut all: Vec<Products> = candidates.iter().map(|tuning| Products::new(*tuning)).collect();
-    let mut logarithms = vec![0.0; candidates.len()];
-    let mut n_cases = 0.0;
-    for stream in streams {
-        n_cases += 1.0;
-        let mut best = vec![f64::INFINITY; candidates.len()];
-        for _ in 0..ROUNDS {
-            for (products, best) in all.iter_mut().zip(&mut best) {
-                *best = best.min(stream.seconds(device, products)?);
-            }
-        }
-        for (sum, best) in logarithms.iter_mut().zip(&best) {
-            *sum += best.ln();
+    let mut best = vec![f64::INFINITY; candidates.len()];
+    for _ in 0..ROUNDS {
+        for (products, best) in all.iter_mut().zip(&mut best) {
+            let seconds = median_seconds(device, REPEATS, || {
+                for index in 0..DISPATCHES {
+                    streams.iter_mut().for_each(|stream| stream.record(device, products, index));
+                }
+            })?;
+            *best = best.min(seconds);
         }
     }
-    Ok(logarithms.into_iter().map(|sum: f64| (sum / n_cases).exp()).collect())
+    Ok(best)
 }
 
 impl fmt::Display for Tuning {

@@ -1,6 +1,9 @@
 // The gated delta rule over all rows of a span, with the state in registers: a team of lanes takes a column
 // of the state of a value head, each lane some rows of it.
 //
+// What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $i (chunks of a lane) and $a (rows
+// that are on their way while one is computed): what has a name of its own is kept in registers.
+//
 //     S <- decay S;  delta = strength (v - S^T k);  S <- S + k delta^T;  o = S^T q
 //
 // The output is S^T q before the update, plus delta times (k . q): both reads of the state are one.
@@ -26,43 +29,15 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> history: array<f32>;
 // (rows, N_VALUE_HEADS, VALUE_DIM).
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
+// The same as `mixed`.
+@group(0) @binding(5) var<storage, read> scalars: array<f32>;
 var<immediate> params: Params;
 
 // A chunk is four rows of the state.
 const CHUNKS: u32 = KEY_DIM / 4u;
-const LANE_CHUNKS: u32 = (CHUNKS + 7u) / 8u;
-
-struct Row {
-    query: array<vec4<f32>, LANE_CHUNKS>,
-    key: array<vec4<f32>, LANE_CHUNKS>,
-    value: f32,
-    decay: f32,
-    strength: f32,
-    product: f32,
-}
 
 fn scalar(index: u32, at: u32) -> f32 {
-    return mixed[index * (MIXED / 4u) + at / 4u][at % 4u];
-}
-
-// What a lane reads of a row.
-fn load_row(index: u32, head: u32, key_head: u32, column: u32, lane: u32) -> Row {
-    var row: Row;
-    let at = index * (MIXED / 4u) + key_head * CHUNKS;
-    for (var i = 0u; i < LANE_CHUNKS; i++) {
-        let chunk = i * 8u + lane;
-        row.query[i] = vec4<f32>();
-        row.key[i] = vec4<f32>();
-        if (chunk < CHUNKS) {
-            row.query[i] = mixed[at + chunk];
-            row.key[i] = mixed[at + KEYS / 4u + chunk];
-        }
-    }
-    row.value = scalar(index, 2u * KEYS + head * VALUE_DIM + column);
-    row.decay = scalar(index, CHANNELS + 2u * head);
-    row.strength = scalar(index, CHANNELS + 2u * head + 1u);
-    row.product = scalar(index, CHANNELS + 2u * N_VALUE_HEADS + key_head);
-    return row;
+    return scalars[index * MIXED + at];
 }
 
 // The last inputs of the convolution become the history of what comes next.
@@ -92,43 +67,72 @@ fn main(entry: Entry) {
     // Teams without a column read what the last one does, for all must take part in sums.
     let column = min(place, VALUE_DIM - 1u);
     let at = (head * VALUE_DIM + column) * CHUNKS;
-    var s: array<vec4<f32>, LANE_CHUNKS>;
-    for (var i = 0u; i < LANE_CHUNKS; i++) {
-        let chunk = i * 8u + me.lane;
-        s[i] = vec4<f32>();
-        if (chunk < CHUNKS) {
-            s[i] = state[at + chunk];
-        }
+    let last = params.rows - 1u;
+    //: each i
+    let chunk_$i = $iu * 8u + me.lane;
+    // Chunks that are not there are zero.
+    let is_chunk_$i = chunk_$i < CHUNKS;
+    var s_$i = vec4<f32>();
+    if (is_chunk_$i) {
+        s_$i = state[at + chunk_$i];
     }
-    // The next row is read while one is computed.
-    var next = load_row(0u, head, key_head, column, me.lane);
-    for (var index = 0u; index < params.rows; index++) {
-        let row = next;
-        next = load_row(min(index + 1u, params.rows - 1u), head, key_head, column, me.lane);
-        var by_key = vec4<f32>(params.zero);
-        var by_query = vec4<f32>(params.zero);
-        for (var i = 0u; i < LANE_CHUNKS; i++) {
-            s[i] = fma(s[i], vec4<f32>(row.decay), vec4<f32>(params.zero));
-            by_key = fma(s[i], row.key[i], by_key);
-            by_query = fma(s[i], row.query[i], by_query);
+    let key_at_$i = key_head * CHUNKS + min(chunk_$i, CHUNKS - 1u);
+    //: end
+    //: each a
+    let first_$a = min($au, last);
+    //: each i
+    var query_$a_$i = mixed[first_$a * (MIXED / 4u) + key_at_$i];
+    var key_$a_$i = mixed[first_$a * (MIXED / 4u) + KEYS / 4u + key_at_$i];
+    //: end
+    var value_$a = scalar(first_$a, 2u * KEYS + head * VALUE_DIM + column);
+    var decay_$a = scalar(first_$a, CHANNELS + 2u * head);
+    var strength_$a = scalar(first_$a, CHANNELS + 2u * head + 1u);
+    var product_$a = scalar(first_$a, CHANNELS + 2u * N_VALUE_HEADS + key_head);
+    //: end
+    for (var begin = 0u; begin < params.rows; begin += AHEAD) {
+        //: each a
+        if (begin + $au < params.rows) {
+            let index = begin + $au;
+            let then = min(index + AHEAD, last);
+            //: each i
+            let q_$i = query_$a_$i;
+            let k_$i = select(vec4<f32>(), key_$a_$i, is_chunk_$i);
+            query_$a_$i = mixed[then * (MIXED / 4u) + key_at_$i];
+            key_$a_$i = mixed[then * (MIXED / 4u) + KEYS / 4u + key_at_$i];
+            //: end
+            let value = value_$a;
+            let decay = decay_$a;
+            let strength = strength_$a;
+            let product = product_$a;
+            value_$a = scalar(then, 2u * KEYS + head * VALUE_DIM + column);
+            decay_$a = scalar(then, CHANNELS + 2u * head);
+            strength_$a = scalar(then, CHANNELS + 2u * head + 1u);
+            product_$a = scalar(then, CHANNELS + 2u * N_VALUE_HEADS + key_head);
+            var by_key = vec4<f32>(params.zero);
+            var by_query = vec4<f32>(params.zero);
+            //: each i
+            s_$i = fma(s_$i, vec4<f32>(decay), vec4<f32>(params.zero));
+            by_key = fma(s_$i, k_$i, by_key);
+            by_query = fma(s_$i, q_$i, by_query);
+            //: end
+            let known = team_sum(entry, (by_key.x + by_key.y) + (by_key.z + by_key.w));
+            let answer = team_sum(entry, (by_query.x + by_query.y) + (by_query.z + by_query.w));
+            let delta = strength * (value - known);
+            //: each i
+            s_$i = fma(k_$i, vec4<f32>(delta), s_$i);
+            //: end
+            if (is_ours && me.lane == 0u) {
+                let to = ((params.row + index) * N_VALUE_HEADS + head) * VALUE_DIM + column;
+                out[to] = fma(delta, product, answer);
+            }
         }
-        let known = team_sum(entry, (by_key.x + by_key.y) + (by_key.z + by_key.w));
-        let answer = team_sum(entry, (by_query.x + by_query.y) + (by_query.z + by_query.w));
-        let delta = row.strength * (row.value - known);
-        for (var i = 0u; i < LANE_CHUNKS; i++) {
-            s[i] = fma(row.key[i], vec4<f32>(delta), s[i]);
-        }
-        if (is_ours && me.lane == 0u) {
-            let to = ((params.row + index) * N_VALUE_HEADS + head) * VALUE_DIM + column;
-            out[to] = fma(delta, row.product, answer);
-        }
+        //: end
     }
-    for (var i = 0u; i < LANE_CHUNKS; i++) {
-        let chunk = i * 8u + me.lane;
-        if (is_ours && chunk < CHUNKS) {
-            state[at + chunk] = s[i];
-        }
+    //: each i
+    if (is_ours && is_chunk_$i) {
+        state[at + chunk_$i] = s_$i;
     }
+    //: end
     let lane = (head * COLUMNS + entry.group.x) * WORKGROUP + entry.local;
     for (var channel = lane; channel < CHANNELS; channel += N_VALUE_HEADS * COLUMNS * WORKGROUP) {
         keep_history(channel);

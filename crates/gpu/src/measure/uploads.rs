@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use compute::memory::{Arena, BLOCK_ALIGNMENT};
 
-use super::{ProductCase, Stream};
+use super::{DISPATCHES, ProductCase, Stream};
 use crate::device::{Device, GpuError, Moment, Part};
 use crate::product::{Products, Tuning};
 
@@ -73,7 +73,7 @@ pub fn upload_rates(
         let begin = Instant::now();
         let after = device.moment();
         for _ in 0..n_rounds {
-            stream.record(device, &mut products);
+            (0..DISPATCHES).for_each(|index| stream.record(device, &mut products, index));
         }
         device.submit();
         if with_uploads {
