@@ -318,6 +318,8 @@ impl Products {
         assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
         buffers[4..4 + tables.len()].copy_from_slice(tables);
+        // One more tells what was chosen.
+        let groups = groups + u32::from(matches!(of, Of::Choice(_)));
         device.dispatch(kernel, &buffers[..4 + tables.len()], &words, [groups, items, 1]);
     }
 

@@ -4,6 +4,8 @@
 const MOST: u32 = 1024u;
 // Parts that the softmax is summed in: one order of additions, however many lanes there are.
 const PARTS: u32 = 128u;
+// Quads that are compared at a time.
+const STEP: u32 = 4u;
 
 // Logits in order as integers, four at a time, filled up with zeros.
 var<workgroup> keys: array<vec4<u32>, MOST / 4u>;
@@ -22,9 +24,30 @@ fn value_of(expert: u32) -> f32 {
     return bitcast<f32>(key ^ select(0xffffffffu, 0x80000000u, key >= 0x80000000u));
 }
 
+fn key_at(expert: u32) -> u32 {
+    return keys[min(expert, MOST - 1u) / 4u][expert % 4u];
+}
+
+// Which of four logits come before a key: equals do, too, where their index is lower.
+fn earlier(four: vec4<u32>, key: u32, is_lower: bool) -> vec4<u32> {
+    return select(vec4<u32>(0u), vec4<u32>(1u), four > vec4<u32>(key - u32(is_lower)));
+}
+
+// Puts an expert where it belongs, when those are counted that come before its four.
+fn place(expert: u32, key: u32, before: vec4<u32>) {
+    var rank = (before.x + before.y) + (before.z + before.w);
+    for (var i = 0u; i < expert % 4u; i++) {
+        rank += u32(keys[expert / 4u][i] == key);
+    }
+    if (rank < TOP_K) {
+        ids[rank] = expert;
+    }
+}
+
 // Leaves the chosen experts of a row of so many logits in `ids`.
 fn choose(local: u32, row: u32, n_experts: u32) {
-    let n_quads = (n_experts + 3u) / 4u;
+    // Whole steps, filled up with nothing.
+    let n_quads = (n_experts + 4u * STEP - 1u) / (4u * STEP) * STEP;
     for (var quad = local; quad < n_quads; quad += WORKGROUP) {
         var four = vec4<u32>();
         for (var i = 0u; i < 4u; i++) {
@@ -36,21 +59,23 @@ fn choose(local: u32, row: u32, n_experts: u32) {
         keys[quad] = four;
     }
     workgroupBarrier();
-    for (var expert = local; expert < n_experts; expert += WORKGROUP) {
-        let own = expert / 4u;
-        let key = keys[own][expert % 4u];
+    // Two experts of a lane at a time share what is read.
+    for (var expert = local; expert < n_experts; expert += 2u * WORKGROUP) {
+        let other = expert + WORKGROUP;
+        let key = key_at(expert);
+        let other_key = key_at(other);
         var before = vec4<u32>();
-        for (var quad = 0u; quad < n_quads; quad++) {
-            // Equals with a lower index come first, too.
-            let least = vec4<u32>(key - u32(quad < own));
-            before += select(vec4<u32>(0u), vec4<u32>(1u), keys[quad] > least);
+        var before_other = vec4<u32>();
+        for (var step = 0u; step < n_quads; step += STEP) {
+            for (var i = 0u; i < STEP; i++) {
+                let four = keys[step + i];
+                before += earlier(four, key, step + i < expert / 4u);
+                before_other += earlier(four, other_key, step + i < other / 4u);
+            }
         }
-        for (var i = 0u; i < expert % 4u; i++) {
-            before.x += u32(keys[own][i] == key);
-        }
-        let rank = (before.x + before.y) + (before.z + before.w);
-        if (rank < TOP_K) {
-            ids[rank] = expert;
+        place(expert, key, before);
+        if (other < n_experts) {
+            place(other, other_key, before_other);
         }
     }
     workgroupBarrier();

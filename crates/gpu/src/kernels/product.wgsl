@@ -51,7 +51,9 @@ fn main(entry: Entry) {
     if (n == 0u) {
         return;
     }
-    begin(entry, item);
+    if (!begin(entry, item)) {
+        return;
+    }
     let matrix = matrix_of(entry.group.x, item);
     let last = params.units - 1u;
     var group = entry.group.x - matrix.group;

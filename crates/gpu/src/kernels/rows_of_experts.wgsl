@@ -4,7 +4,9 @@
 
 const ITEM_WORDS: u32 = 2u + N_X;
 
-fn begin(entry: Entry, item: u32) {}
+fn begin(entry: Entry, item: u32) -> bool {
+    return true;
+}
 
 fn slot_of(item: u32) -> u32 {
     return items[params.n_x + item * ITEM_WORDS];
