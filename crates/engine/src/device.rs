@@ -1,5 +1,7 @@
 //! Which device computes: the one that the options ask for, or the one that a measurement finds faster.
 
+use std::time::Duration;
+
 use compute::{Backend, Cpu, CpuOptions, Isa, KvType, Reference};
 
 use crate::error::Error;
@@ -103,6 +105,14 @@ pub(crate) fn check(options: &EngineOptions, inventory: &Inventory) -> Result<()
     }
 }
 
+/// Bytes a second that a device reads from a memory of its own; `None` where it is the host's, or a GPU is software.
+pub fn own_memory_bandwidth(device: Device, duration: Duration) -> Option<Result<f64, String>> {
+    match device {
+        Device::Gpu(index) => gpus::own_memory_bandwidth(index.unwrap_or(0), duration),
+        Device::Auto | Device::Cpu | Device::CpuIsa(_) | Device::Reference => None,
+    }
+}
+
 pub use gpus::{HAS_GPUS, gpus, tune_gpus};
 
 /// GPUs, where the program was built with them.
@@ -179,6 +189,16 @@ mod gpus {
             told(&format!("  kept in {}; remove it to go back", path.display()));
         }
         Ok(())
+    }
+
+    pub(super) fn own_memory_bandwidth(
+        index: usize,
+        duration: Duration,
+    ) -> Option<Result<f64, String>> {
+        let adapters = gpu::adapters();
+        let adapter = adapters.get(index)?;
+        let is_own = !adapter.is_software() && !adapter.shares_memory();
+        is_own.then(|| read_bandwidth(adapter, duration))
     }
 
     fn read_bandwidth(adapter: &Adapter, duration: Duration) -> Result<f64, String> {
@@ -335,6 +355,10 @@ mod gpus {
     /// No GPUs.
     pub fn tune_gpus(_: &Path, _: &mut dyn FnMut(&str)) -> Result<(), Error> {
         Err(Error::Gpu(WITHOUT.to_owned()))
+    }
+
+    pub(super) fn own_memory_bandwidth(_: usize, _: Duration) -> Option<Result<f64, String>> {
+        None
     }
 
     pub(super) fn faster_gpu(_: &EngineOptions, _: &Inventory) -> Result<(usize, String), String> {

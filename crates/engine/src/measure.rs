@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::inventory::Inventory;
 use crate::options::EngineOptions;
 
+pub use crate::device::own_memory_bandwidth;
 pub use crate::gpu_probe::{GpuProbe, KernelRate, probe_gpu};
 pub use compute::memory_bandwidth;
 pub use experts::{

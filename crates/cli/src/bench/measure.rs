@@ -63,6 +63,7 @@ impl<'a> Bench<'a> {
             drive_reads: (drive.read_bytes(), 0),
             direct: false,
             memory_reads,
+            is_device_memory: false,
             speeds: Vec::new(),
             loads: Vec::new(),
             budgets,
@@ -202,8 +203,15 @@ impl<'a> Bench<'a> {
     fn speeds(&mut self, repeat: usize) -> anyhow::Result<Speeds> {
         self.progress.show("measuring memory and drive ...");
         let (threads, bytes) = self.memory_reads;
-        let memory = measure::memory_bandwidth(threads, bytes, self.settings.probe)
-            .context("measuring the speed of memory")?;
+        let probe = self.settings.probe;
+        let memory = match measure::own_memory_bandwidth(self.settings.engine.device, probe) {
+            Some(speed) => {
+                self.results.is_device_memory = true;
+                speed.map_err(anyhow::Error::msg)
+            }
+            None => measure::memory_bandwidth(threads, bytes, probe).map_err(Into::into),
+        };
+        let memory = memory.context("measuring the speed of memory")?;
         // Other places each time: the host of a virtual machine may remember.
         let seed = self.settings.seed ^ ((repeat + self.results.speeds.len()) as u64) << 48;
         let mut best = 0.0;

@@ -60,7 +60,7 @@ pub struct Cell {
 /// The machine's speeds around a repeat, in bytes a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Speeds {
-    /// All threads reading memory.
+    /// All threads reading memory, or a device reading that of its own.
     pub memory: f64,
     /// Direct random reads of an expert's size.
     pub drive: f64,
@@ -91,8 +91,10 @@ pub struct Results {
     pub drive_reads: (u64, usize),
     /// Whether those went past the page cache.
     pub direct: bool,
-    /// Threads and bytes by which memory was measured.
+    /// Threads and bytes by which memory was measured, if it was the host's.
     pub memory_reads: (usize, usize),
+    /// Whether it was that of the device.
+    pub is_device_memory: bool,
     /// Every measurement of the machine's speeds.
     pub speeds: Vec<Speeds>,
     /// The machine's load before each repeat, where the system tells.
@@ -367,8 +369,9 @@ impl Results {
         head["device"] = json!(self.device);
         head["machine_speeds"] = json!({
             "memory_bytes_per_second": self.memory().map(Spread::to_json),
-            "memory_threads": self.memory_reads.0,
-            "memory_buffer_bytes": self.memory_reads.1,
+            "memory_of": if self.is_device_memory { "device" } else { "host" },
+            "memory_threads": (!self.is_device_memory).then_some(self.memory_reads.0),
+            "memory_buffer_bytes": (!self.is_device_memory).then_some(self.memory_reads.1),
             "drive_bytes_per_second": self.drive().map(Spread::to_json),
             "drive_read_bytes": self.drive_reads.0,
             "drive_threads": self.drive_reads.1,

@@ -252,7 +252,10 @@ fn phase_table(results: &Results) -> Table {
 
 fn speed_table(results: &Results) -> Table {
     let (threads, bytes) = results.memory_reads;
-    let memory = format!("memory, {threads} threads reading {}", format_bytes(bytes as u64));
+    let memory = match results.is_device_memory {
+        true => "memory of the device, read by it".to_owned(),
+        false => format!("memory, {threads} threads reading {}", format_bytes(bytes as u64)),
+    };
     let (read, threads) = results.drive_reads;
     let how = if results.direct { "direct" } else { "BUFFERED" };
     let drive =
@@ -281,8 +284,9 @@ fn notes(settings: &Settings, results: &Results) -> Vec<String> {
          {seed}, one at a time with logits and without sampling; warm after {warmup} uncounted ones."
     ));
     notes.push(
-        "Limit: the slower of reading the touched bytes from memory and the missing ones from the drive, \
-         at the speeds measured around the same repeat."
+        "Limit: the slower of reading the touched bytes from memory (a device's own, where it has one; what is \
+         moved there is not counted) and the missing ones from the drive, at the speeds measured around the same \
+         repeat."
             .to_owned(),
     );
     notes.push(match results.coldness() {
