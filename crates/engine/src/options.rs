@@ -73,7 +73,7 @@ pub struct EngineOptions {
     pub sessions: usize,
     /// The device.
     pub device: Device,
-    /// Whether the CPU multiplies low-bit weights with activations in `f32` instead of eight bits: slower,
+    /// Whether low-bit weights are multiplied with activations in `f32` instead of eight bits: slower,
     /// and as near to the reference as rounding allows.
     pub precise: bool,
     /// Savings that change what the model says; default: none.

@@ -42,7 +42,8 @@ const COMBINE_LANES: usize = 64;
 const MAX_ROWS: usize = if cfg!(test) { 192 } else { 2048 };
 /// Positions of a table of angles: a chunk of the cache is a multiple.
 const ANGLES: usize = FIRST_CHUNK;
-/// Tiles of all segments up to which they are the smallest. Larger ones read keys and values less often.
+/// Tiles of all segments, counted as for [`FEW`], below which they are the smallest: larger ones read keys and values less
+/// often, and so many keep half of an H100's processors busy.
 const FEW_TILES: usize = 64;
 /// Workgroups from which on each of them merges the segments of its rows: enough to keep a large device
 /// busy.

@@ -86,7 +86,8 @@ impl Backend for Gpu {
         let inner = (2 * size_of::<f32>() * 16 * needs.rows * needs.intermediate) as u64;
         // Inputs of products in eight bits.
         let widest = (needs.rows * needs.widest).max(16 * needs.rows * needs.intermediate);
-        DRIVER_BYTES + attention + inner + quantized_bytes(widest) as u64
+        let quantized = if self.products.is_precise() { 0 } else { quantized_bytes(widest) };
+        DRIVER_BYTES + attention + inner + quantized as u64
     }
 
     fn delta_state_bytes(&self, spec: &DeltaNetSpec) -> u64 {

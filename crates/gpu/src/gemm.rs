@@ -146,9 +146,10 @@ impl Gemm {
             .or_insert_with(|| with_quantize(order, |source| device.kernel(source)));
         let units = x.width().div_ceil(UNIT);
         let quantized = quantized.at_least(device, quantized_bytes(units * UNIT * x.rows()));
-        let words = [(x.width() / 4) as u32, units as u32];
-        let groups = [(units as u32).div_ceil(QUANTIZE_LANES / 8), x.rows() as u32, 1];
-        assert!(groups[1] <= MOST_WORKGROUPS, "the rows fit one dispatch");
+        let rows = x.rows() as u32;
+        let layer = rows.min(MOST_WORKGROUPS);
+        let words = [(x.width() / 4) as u32, units as u32, rows, layer];
+        let groups = [(units as u32).div_ceil(QUANTIZE_LANES / 8), layer, rows.div_ceil(layer)];
         device.dispatch(kernel, &[&x.buffer, quantized], &words, groups);
     }
 

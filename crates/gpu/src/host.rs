@@ -1,8 +1,8 @@
 //! Experts that the CPU computes for the device, where that is sooner than moving them: a lossy choice that has to
 //! be asked for.
 //!
-//! The CPU multiplies in eight bits, the device in floats. Which of them computes an expert depends on what is
-//! held where, so the output does, too. How long both take is measured when memory for experts is reserved, and
+//! Both multiply by the same rule, but add in other orders and have another `exp`. Which of them computes an expert
+//! depends on what is held where, so the output does, too. How long both take is measured when memory for experts is reserved, and
 //! the CPU's share is measured on.
 
 use std::sync::Arc;

@@ -315,11 +315,11 @@ impl Products {
         let groups = if form.loops { most } else { groups };
         let kernel = self.kernel(device, form);
         let words = operand.words(n_x_or_begin, x_div, groups);
-        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         let mut buffers = [buffer, buffer, &x.buffer, &y.buffer, buffer, buffer, buffer];
         buffers[4..4 + tables.len()].copy_from_slice(tables);
         // One more tells what was chosen.
         let groups = groups + u32::from(matches!(of, Of::Choice(_)));
+        assert!(groups.max(items) <= MOST_WORKGROUPS, "the product fits one dispatch");
         device.dispatch(kernel, &buffers[..4 + tables.len()], &words, [groups, items, 1]);
     }
 

@@ -26,7 +26,7 @@ pub struct Compared {
     pub best: Tuning,
     /// Of how many.
     pub among: usize,
-    /// The mean time with the former one through that with this one.
+    /// The time of all cases with the former one through that with this one.
     pub gain: f64,
 }
 
@@ -111,8 +111,8 @@ fn properties(device: &Device) -> Vec<(Changes, Others)> {
 
 /// The times of the cases with each candidate; the best round counts, because other work only makes it slower.
 ///
-/// The cases take turns, dispatch by dispatch, as kernels do where a token is decoded: what is quick when it runs again and
-/// again may be long, and come late to processors that ran something else.
+/// The cases take turns, dispatch by dispatch, because kernels do where a token is decoded: one whose text is long is quick
+/// when it runs again and again, and slow on processors that ran another one. Cases do not wait for each other.
 fn compare<'a>(
     device: &Device,
     streams: impl Iterator<Item = &'a mut Stream>,

@@ -55,7 +55,7 @@ pub struct EngineArgs {
     /// as near to the reference implementation as rounding allows.
     #[arg(long)]
     pub precise: bool,
-    /// How keys and values of attention are stored; default: f16, or f32 with --precise.
+    /// How the CPU stores keys and values of attention; default: f16, or f32 with --precise. GPUs have f16.
     #[arg(long, value_enum, value_name = "TYPE")]
     pub kv_type: Option<KvTypeArg>,
     /// Read through the system's page cache instead of past it.

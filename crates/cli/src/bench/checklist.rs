@@ -35,8 +35,9 @@ const TIME: Duration = Duration::from_secs(1);
 const MOST_DIFFERENCE: f64 = 0.001;
 /// Share of positions at which another token may be the best.
 const MOST_OTHERS: f64 = 0.02;
-/// How much more the CPU may differ when it rounds activations to eight bits, as it does by default.
-const EIGHT_BITS: f64 = 5.0;
+/// How much more both may differ when activations are rounded to eight bits, as is the default: in a text as short as
+/// this one a few tokens decide. Of 821 tokens of tales the GPU's differ by 0.1 %, the CPU's by 0.3 %; of these by 0.7 and 0.2 %.
+const EIGHT_BITS: f64 = 10.0;
 /// Least share of what memory allows that decoding a model of some size should reach.
 const LEAST_REACHED: f64 = 0.4;
 /// The same for a kernel by itself.
@@ -281,7 +282,9 @@ fn agreement(checks: &mut Checks, directory: &Path, has_gpu: bool) -> anyhow::Re
         );
     };
     if has_gpu {
-        compare("GPU beside exact CPU", score(Device::Gpu(Some(0)), false), 1.0);
+        let gpu = Device::Gpu(Some(0));
+        compare("exact GPU beside exact CPU", score(gpu, true), 1.0);
+        compare("GPU beside exact CPU", score(gpu, false), EIGHT_BITS);
     }
     compare("CPU beside exact CPU", score(Device::Cpu, false), EIGHT_BITS);
     Ok(())

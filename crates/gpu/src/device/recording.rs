@@ -22,7 +22,8 @@ use crate::device::vulkan;
 use crate::device::{Buffer, Grave, IMMEDIATE_BYTES, MAX_BINDINGS, Moment, Shared, lock};
 
 /// Dispatches after which work is handed to the device although nobody waits for it, so that it computes
-/// while more is recorded: few while it has nothing to do, twice as many with each submission that it has, to so many.
+/// while more is recorded: the first number while it
+/// has nothing to do, doubled by each submission under way, to the second.
 const SUBMIT_FIRST: u32 = 8;
 pub(super) const SUBMIT_AFTER: u32 = 96;
 
@@ -163,7 +164,7 @@ impl Recording {
         }
         self.n_dispatches += 1;
         self.counts.dispatches += 1;
-        let most = (SUBMIT_FIRST << self.in_flight.len().min(8)).min(SUBMIT_AFTER);
+        let most = SUBMIT_AFTER.min(SUBMIT_FIRST << self.in_flight.len().min(8));
         if self.n_dispatches >= most {
             self.hand_over(shared);
         }

@@ -7,8 +7,8 @@
 // l + 16 .. in order, and the team adds its lanes in pairs of pairs.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $r (rows of W), $g
-// (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads: `gemm_numbers.wgsl` or `gemm_bytes.wgsl`): sums must have names of their
-// own to be kept in registers.
+// (groups of eight rows of x), $j (rows of a group) and $s (quads of x that a lane reads, by `gemm_numbers.wgsl` or
+// `gemm_bytes.wgsl`): sums must have names of their own to be kept in registers.
 
 const TEAMS: u32 = WORKGROUP / 8u;
 // Rows of y of a team.

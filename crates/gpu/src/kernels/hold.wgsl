@@ -3,7 +3,13 @@ fn hold(entry: Entry, lane: u32, unit: u32, value: vec4<f32>) {
     let at = unit * UNIT_QUADS;
     if (HOLDS_BYTES == 1u) {
         let bytes = in_eight_bits(entry, lane, value);
-        held[at + lane / 4u][lane % 4u] = bytes.word;
+        // A lane stores for four: one that stores a part of a vector may touch the others.
+        let second = team_exchange_word(entry, bytes.word, 1u);
+        let third = team_exchange_word(entry, bytes.word, 2u);
+        let fourth = team_exchange_word(entry, bytes.word, 3u);
+        if (lane % 4u == 0u) {
+            held[at + lane / 4u] = vec4<u32>(bytes.word, second, third, fourth);
+        }
         if (lane == 0u) {
             held[at + 2u] = bitcast<vec4<u32>>(vec4<f32>(bytes.scale, bytes.sum, 0.0, 0.0));
         }

@@ -2,8 +2,11 @@
 
 struct Params {
     // Quads and units of a row.
-    x_quads: u32,
+        x_quads: u32,
     units: u32,
+    rows: u32,
+    // Rows of a layer of workgroups.
+    layer: u32,
 }
 
 var<immediate> params: Params;
@@ -14,7 +17,8 @@ var<immediate> params: Params;
 @compute @workgroup_size(WORKGROUP)
 fn main(entry: Entry) {
     let at = lanes(entry);
-    let row = entry.group.y;
+    // Workgroups behind the last row do what it needs once more: all must take part in exchanges.
+    let row = min(entry.group.z * params.layer + entry.group.y, params.rows - 1u);
     let unit = entry.group.x * (WORKGROUP / 8u) + at.team;
     let quad = unit * 8u + at.lane;
     let last_quad = params.x_quads - 1u;

@@ -1,5 +1,6 @@
 // An item is N_X neighbouring rows of x, and no expert's: its slot is the first.
 
+// Prepares an item, and tells whether the workgroup multiplies.
 fn begin(entry: Entry, item: u32) -> bool {
     return true;
 }

@@ -6,7 +6,7 @@
 @group(0) @binding(5) var<storage, read_write> chosen: array<u32>;
 @group(0) @binding(6) var<storage, read_write> items: array<u32>;
 
-// Here `n_x` is the number of experts and `x_div` that of all uses.
+// Here `n_x` is the number of experts and `x_div` that of all uses. Prepares an item, and tells whether the workgroup multiplies.
 fn begin(entry: Entry, item: u32) -> bool {
     let row = item / TOP_K;
     choose(entry.local, row, params.n_x);

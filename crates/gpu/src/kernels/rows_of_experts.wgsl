@@ -4,6 +4,7 @@
 
 const ITEM_WORDS: u32 = 2u + N_X;
 
+// Prepares an item, and tells whether the workgroup multiplies.
 fn begin(entry: Entry, item: u32) -> bool {
     return true;
 }
