@@ -100,6 +100,33 @@ fn products_are_those(is_precise: bool, expected: fn(&[f32], &Matrix) -> Vec<f32
     }
 }
 
+/// A value that is no number, or infinite, shows in all products of its row, and in no other row.
+#[test]
+fn values_that_are_not_finite_show() {
+    let (rows, cols, n_x) = (5, 96, 20);
+    let mut random = Random::new(31);
+    let weights = matrix(&mut random, Format::Block(BlockType::Q8_0), rows, cols);
+    let mut x = random.numbers(n_x * cols);
+    x[3 * cols + 40] = f32::NAN;
+    x[7 * cols + 95] = f32::NEG_INFINITY;
+    for device in devices() {
+        let mut gpu = Gpu::new(device.clone());
+        let weights = gpu.put(&weights).expect("the format is known");
+        let mut of = |first: usize, n: usize| {
+            let x = upload(&device, &x[first * cols..(first + n) * cols], cols);
+            let mut out = gpu.buffer(n, rows);
+            gpu.project(&x, &[&weights], &mut [&mut out]);
+            download(&device, &out)
+        };
+        let together = of(0, n_x);
+        for (row, out) in together.chunks_exact(rows).enumerate() {
+            let is_odd = [3, 7].contains(&row);
+            assert!(out.iter().all(|y| y.is_finite() != is_odd), "row {row}: {out:?}");
+            assert!(of(row, 1).iter().all(|y| y.is_finite() != is_odd), "row {row} alone");
+        }
+    }
+}
+
 /// Few rows are multiplied with several matrices a dispatch, many with one.
 #[test]
 fn several_matrices_are_multiplied_at_once_with_the_same_bits() {

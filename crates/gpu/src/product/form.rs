@@ -26,7 +26,8 @@ const ROWS_OF_CHOICE: &str = include_str!("../kernels/rows_of_choice.wgsl");
 const PRODUCT: &str = include_str!("../kernels/product.wgsl");
 const EMBED: &str = include_str!("../kernels/embed.wgsl");
 
-/// What a lane reads at once, in quads, of weights that are floats: few matrices are, they are small, and their units long.
+/// What a lane reads at once, in quads, of weights that are floats: few matrices are, they are small, and their units
+/// long.
 const FLOAT_AHEAD: u32 = 16;
 
 /// A form of the product kernel.
@@ -128,8 +129,8 @@ impl Tuning {
         // Blocks of 256 values are the longest.
         let quads = (part_bytes(format, 1, 8 * UNIT).iter().sum::<usize>() as u32).div_ceil(8 * 16);
         let of_a_unit = n_matrices * team_rows * quads;
-        let quads = if matches!(format, Format::Float(_)) { FLOAT_AHEAD } else { self.ahead };
-        let most = if n_x == 1 { quads / of_a_unit } else { 1 };
+        let most_quads = if matches!(format, Format::Float(_)) { FLOAT_AHEAD } else { self.ahead };
+        let most = if n_x == 1 { most_quads / of_a_unit } else { 1 };
         let is_of_use = |ahead: &u32| *ahead <= most && 8 * ahead <= units;
         let ahead = [4, 2].into_iter().find(is_of_use).unwrap_or(1);
         // A whole number for each team.
