@@ -149,21 +149,18 @@ fn compute(
     let inner = sized(inner, device, uses, layout.intermediate());
     inner.set_rows(uses);
     if layout.is_fused() {
-        for &(slots, items) in parts {
-            products.multiply_experts(device, &layout.gate_up(slots), items, top_k, x, inner);
-        }
+        let all = parts.iter().map(|&(slots, items)| (layout.gate_up(slots), items, &*inner));
+        products.multiply_experts(device, all, top_k, x);
     } else {
         let other = sized(other, device, uses, layout.intermediate());
         other.set_rows(uses);
-        for &(slots, items) in parts {
-            products.multiply_experts(device, &layout.gate(slots), items, top_k, x, inner);
-            products.multiply_experts(device, &layout.up(slots), items, top_k, x, other);
-        }
+        let gates = parts.iter().map(|&(slots, items)| (layout.gate(slots), items, &*inner));
+        let ups = parts.iter().map(|&(slots, items)| (layout.up(slots), items, &*other));
+        products.multiply_experts(device, gates.chain(ups), top_k, x);
         gate(device, gated, inner, other);
     }
-    for &(slots, items) in parts {
-        products.multiply_experts(device, &layout.down(slots), items, 1, inner, out);
-    }
+    let downs = parts.iter().map(|&(slots, items)| (layout.down(slots), items, out));
+    products.multiply_experts(device, downs, 1, inner);
 }
 
 fn gate(device: &Device, gated: &Kernel, x: &Activations, y: &Activations) {

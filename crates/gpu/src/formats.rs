@@ -102,8 +102,9 @@ impl Decoder {
         let text = self.products(is_precise) + user;
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let name_of = |rest: &'_ str| rest.split(|c| !is_part(c)).next().unwrap_or_default().len();
-        let declared =
-            ["fn ", "const ", "struct "].into_iter().flat_map(|word| text.split(word).skip(1));
+        let declared = ["fn ", "const ", "struct ", "alias "]
+            .into_iter()
+            .flat_map(|word| text.split(word).skip(1));
         let declared = declared.map(|rest| &rest[..name_of(rest)]);
         let names: Vec<&str> =
             declared.chain(self.constants.iter().map(|(name, _)| *name)).collect();
@@ -117,6 +118,11 @@ impl Decoder {
         }
         out
     }
+}
+
+/// The decoder of a format of weights that are on a device: that there is one was checked when they were loaded.
+pub(crate) fn decoder_of(format: Format) -> Decoder {
+    decoder(format).expect("formats were checked when weights were loaded")
 }
 
 /// How kernels decode a format; `None` if none does.

@@ -10,7 +10,7 @@ use checkpoint::Format;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{Held, UNIT, decoder};
+use crate::formats::{Held, UNIT, decoder_of};
 use crate::kernel::{KernelSource, unroll};
 use crate::product::{
     ALL_ROWS, HELD, HOLD, MOST_WORKGROUPS, OPERAND, Operand, ROWS_OF_EXPERTS, WEIGHTS,
@@ -95,18 +95,18 @@ pub(crate) fn with_source<T>(
     tile: Tile,
     use_source: impl FnOnce(&KernelSource<'_>) -> T,
 ) -> T {
-    let decoder = decoder(form.format).expect("formats were checked when weights were loaded");
+    let decoder = decoder_of(form.format);
     let Tile { workgroup, rows, columns } = tile;
     let [a, b, c, d] = decoder.constants;
-    let [holds, order] = decoder.held(form.is_precise).constants();
+    let held = decoder.held(form.is_precise);
+    let [holds, order] = held.constants();
     let constants = [a, b, c, d, holds, order, decoder.quads(), ("N_X", columns), ("N_ROWS", rows)];
     let writes: &[bool] = if form.is_grouped {
         &[false, false, false, true, false]
     } else {
         &[false, false, false, true]
     };
-    // Quads of a unit that are read: as many as there are, or those of bytes with what belongs to them.
-    let held = decoder.held(form.is_precise);
+    // Quads of a unit that are read: eight of floats, or two of bytes with one of what belongs to them.
     let (unit_quads, hold, x) = match held {
         Held::Bytes { .. } => (3, "", BYTES),
         Held::Numbers => (8, HOLD, NUMBERS),
@@ -167,8 +167,7 @@ impl Gemm {
         let Operand { buffer, format, rows, up, .. } = *operand;
         let (is_fused, is_grouped) = (up.is_some(), table.is_some());
         let form = Form { format, is_precise, is_fused, is_grouped };
-        let decoder = decoder(format).expect("formats were checked when weights were loaded");
-        let x = match decoder.held(is_precise) {
+        let x = match decoder_of(format).held(is_precise) {
             Held::Bytes { .. } => self.quantized.at_least(device, 0),
             Held::Numbers => &x.buffer,
         };

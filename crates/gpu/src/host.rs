@@ -2,8 +2,8 @@
 //! be asked for.
 //!
 //! Both multiply by the same rule, but add in other orders and have another `exp`. Which of them computes an expert
-//! depends on what is held where, so the output does, too. How long both take is measured when memory for experts is reserved, and
-//! the CPU's share is measured on.
+//! depends on what is held where, so the output does, too. How long both take is measured when memory for experts is
+//! reserved, and the CPU's share is measured on.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -57,9 +57,11 @@ pub fn product_rate(
     case: ProductCase,
     tuning: Tuning,
 ) -> Result<ProductRate, GpuError> {
-    let mut stream = Stream::new(device, case);
-    let seconds = stream.seconds(device, &mut Products::new(tuning))?;
-    Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds })
+    let (mut stream, mut products) = (Stream::new(device, case), Products::new(tuning));
+    let seconds = median_seconds(device, REPEATS, || {
+        (0..DISPATCHES).for_each(|index| stream.record(device, &mut products, index));
+    })?;
+    Ok(ProductRate { bytes: stream.dispatch_bytes(), seconds: seconds / DISPATCHES as f64 })
 }
 
 /// Products that are measured, or that something else is measured beside.
@@ -110,18 +112,6 @@ impl Stream {
         }
     }
 
-    /// Median seconds of a dispatch, among many that follow each other.
-    pub(crate) fn seconds(
-        &mut self,
-        device: &Device,
-        products: &mut Products,
-    ) -> Result<f64, GpuError> {
-        let seconds = median_seconds(device, REPEATS, || {
-            (0..DISPATCHES).for_each(|index| self.record(device, products, index));
-        })?;
-        Ok(seconds / DISPATCHES as f64)
-    }
-
     /// Bytes of weights that a dispatch reads.
     fn dispatch_bytes(&self) -> u64 {
         let ProductCase { format, rows, cols, experts, is_fused, .. } = self.case;
@@ -153,7 +143,7 @@ impl Stream {
         }
         let begin = (index * experts * (2 + n_x)) as u32;
         let items = Items { table: &self.table, begin, len: experts as u32, n_x };
-        products.multiply_experts(device, &operand, items, 1, &self.x, &self.y);
+        products.multiply_experts(device, [(operand, items, &self.y)], 1, &self.x);
     }
 }
 

@@ -9,7 +9,7 @@ use compute::RouterSpec;
 
 use crate::buffers::Activations;
 use crate::device::{Buffer, Device, Kernel};
-use crate::formats::{Held, UNIT, decoder};
+use crate::formats::{Held, UNIT, decoder_of};
 use crate::gemm::{Gemm, Tile};
 use crate::rowwise::Chosen;
 use crate::weights::Weights;
@@ -133,7 +133,7 @@ impl<'a> Group<'a> {
                 return false;
             }
             if operand.format != last {
-                let held = |format| held(format, is_precise);
+                let held = |format| decoder_of(format).held(is_precise);
                 if self.other.is_some() || held(last) != held(operand.format) {
                     return false;
                 }
@@ -144,11 +144,6 @@ impl<'a> Group<'a> {
         self.products.push((*operand, y));
         true
     }
-}
-
-/// How activations are held for a format.
-fn held(format: Format, is_precise: bool) -> Held {
-    decoder(format).expect("formats were checked when weights were loaded").held(is_precise)
 }
 
 /// How many rows share the decoding of weights when there are so many, `most` of which can.
@@ -212,12 +207,7 @@ impl Products {
         if rows > MOST_ROWS_OF_EACH {
             let mut quantized = None;
             for (operand, y) in products {
-                // Neighbours share what is quantised.
-                let held = held(operand.format, self.is_precise);
-                if held != Held::Numbers && quantized != Some(held) {
-                    self.quantize(device, held, n_x, x);
-                    quantized = Some(held);
-                }
+                self.quantize(device, operand.format, n_x, x, &mut quantized);
                 self.start(device, operand, (n_x, Of::One), &[], [rows as u32, 1, items], x, y);
             }
             return;
@@ -237,21 +227,22 @@ impl Products {
         self.start_each(device, &group, n_x, items, x);
     }
 
-    /// The same for the experts that `items` tells; `top_k` uses of a row of `x` each, or one.
-    pub(crate) fn multiply_experts(
+    /// The same for the experts that items tell, of each of some products; `top_k` uses of a row of `x` each, or one.
+    pub(crate) fn multiply_experts<'a>(
         &mut self,
         device: &Device,
-        operand: &Operand<'_>,
-        items: Items<'_>,
+        products: impl IntoIterator<Item = (Operand<'a>, Items<'a>, &'a Activations)>,
         top_k: usize,
         x: &Activations,
-        y: &Activations,
     ) {
-        assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
-        let numbers = [items.begin, top_k as u32, items.len];
-        let tables = [items.table];
-        self.quantize(device, held(operand.format, self.is_precise), items.n_x, x);
-        self.start(device, operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
+        let mut quantized = None;
+        for (operand, items, y) in products {
+            assert_eq!((operand.cols, operand.rows), (x.width(), y.width()), "shapes agree");
+            let numbers = [items.begin, top_k as u32, items.len];
+            let tables = [items.table];
+            self.quantize(device, operand.format, items.n_x, x, &mut quantized);
+            self.start(device, &operand, (items.n_x, Of::Experts), &tables, numbers, x, y);
+        }
     }
 
     /// The same for the experts that the router chooses by its logits, each in the slot of its index; `chosen`
@@ -271,12 +262,23 @@ impl Products {
         self.start(device, operand, (1, Of::Choice(spec)), &tables, numbers, x, y);
     }
 
-    /// Quantises rows for products that so many of them share, if those are many.
-    fn quantize(&mut self, device: &Device, held: Held, n_x: usize, x: &Activations) {
+    /// Quantises rows for products with a format that so many of them share, if those are many and the rows are not as
+    /// `last` tells: neighbours of one input share what is quantised.
+    fn quantize(
+        &mut self,
+        device: &Device,
+        format: Format,
+        n_x: usize,
+        x: &Activations,
+        last: &mut Option<Held>,
+    ) {
+        let held = decoder_of(format).held(self.is_precise);
         if let Held::Bytes { order } = held
             && n_x > SHARES[SHARES.len() - 1]
+            && *last != Some(held)
         {
             self.gemm.quantize(device, order, x);
+            *last = Some(held);
         }
     }
 

@@ -7,7 +7,7 @@ mod support;
 #[path = "../../compute/tests/it/mixers.rs"]
 pub(crate) mod mixers;
 
-pub(crate) use support::{Random, assert_close, matrix, upload as host};
+pub(crate) use support::{Random, assert_close, download as from_host, matrix, upload as host};
 
 use checkpoint::Format;
 use compute::{Backend, ExpertShape, ExpertWeights, LoadedExpert};

@@ -10,7 +10,7 @@ use crate::gemm::{self, Tile};
 use crate::gpu::Gpu;
 use crate::product::{Form, Items, Of, Operand, Products, Tuning, with_embed, with_source};
 use crate::testing::{
-    Random, assert_close, devices, download, host, matrix, name, translate, upload,
+    Random, assert_close, devices, download, from_host, host, matrix, name, translate, upload,
 };
 
 /// Formats that the device knows and whose groups fit `cols`.
@@ -54,9 +54,7 @@ fn expected_in_eight_bits(x: &[f32], weights: &Matrix) -> Vec<f32> {
     let mut out = cpu.buffer(x.len() / weights.cols, weights.rows);
     let x = host(&mut cpu, x, weights.cols);
     cpu.project(&x, &[weights], &mut [&mut out]);
-    let mut values = Vec::new();
-    cpu.download(&out, &mut values);
-    values
+    from_host(&mut cpu, &out)
 }
 
 #[test]
@@ -251,7 +249,7 @@ fn every_cut_gives_the_same_bits() {
                 products.multiply(&device, &x, &mut [(pair, &mut gated)]);
                 values.extend(download(&device, &gated));
                 let items = Items { table: &table, begin: 0, len: 1, n_x: 1 };
-                products.multiply_experts(&device, &pair, items, 1, &x, &gated);
+                products.multiply_experts(&device, [(pair, items, &gated)], 1, &x);
                 values.extend(download(&device, &gated));
                 values
             };

@@ -79,9 +79,8 @@ pub struct LossyArgs {
     /// as 0.5. The output then depends on what was computed before.
     #[arg(long, value_name = "LOGITS", default_value_t = 0.0)]
     pub cache_bias: f32,
-    /// With a GPU: let the CPU compute experts that are in the host's memory, when that
-    /// is measured to be sooner than moving them to the GPU. The output then depends on which those are, within
-    /// rounding.
+    /// With a GPU: let the CPU compute experts that are in the host's memory when that is measured to be sooner than
+    /// moving them to the GPU. The output then depends on which those are, within rounding.
     #[arg(long)]
     pub device_split: bool,
     /// A checkpoint of the same model with fewer bits, such as `flash-moe quantize` makes: with --twin-share,

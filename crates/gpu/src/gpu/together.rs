@@ -113,6 +113,6 @@ impl Gpu {
         let (chosen, _) = chosen.as_ref().expect("experts were chosen before");
         let items = Items { table: &chosen.items, begin: 0, len: uses as u32, n_x: 1 };
         let down = slots.layout.down(&slots.buffers()[0]);
-        products.multiply_experts(device, &down, items, 1, inner, out);
+        products.multiply_experts(device, [(down, items, out)], 1, inner);
     }
 }

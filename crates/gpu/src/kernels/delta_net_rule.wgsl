@@ -36,8 +36,12 @@ var<immediate> params: Params;
 // A chunk is four rows of the state.
 const CHUNKS: u32 = KEY_DIM / 4u;
 
-fn scalar(index: u32, at: u32) -> f32 {
-    return scalars[index * MIXED + at];
+// The value of a column, the decay, the strength of writing, and the product of query and key.
+fn scalars_of(index: u32, head: u32, key_head: u32, column: u32) -> vec4<f32> {
+    let at = index * MIXED;
+    let gates = at + CHANNELS + 2u * head;
+    let value = scalars[at + 2u * KEYS + head * VALUE_DIM + column];
+    return vec4<f32>(value, scalars[gates], scalars[gates + 1u], scalars[at + CHANNELS + 2u * N_VALUE_HEADS + key_head]);
 }
 
 // The last inputs of the convolution become the history of what comes next.
@@ -84,10 +88,7 @@ fn main(entry: Entry) {
     var query_$a_$i = mixed[first_$a * (MIXED / 4u) + key_at_$i];
     var key_$a_$i = mixed[first_$a * (MIXED / 4u) + KEYS / 4u + key_at_$i];
     //: end
-    var value_$a = scalar(first_$a, 2u * KEYS + head * VALUE_DIM + column);
-    var decay_$a = scalar(first_$a, CHANNELS + 2u * head);
-    var strength_$a = scalar(first_$a, CHANNELS + 2u * head + 1u);
-    var product_$a = scalar(first_$a, CHANNELS + 2u * N_VALUE_HEADS + key_head);
+    var scalars_$a = scalars_of(first_$a, head, key_head, column);
     //: end
     for (var begin = 0u; begin < params.rows; begin += AHEAD) {
         //: each a
@@ -100,14 +101,11 @@ fn main(entry: Entry) {
             query_$a_$i = mixed[then * (MIXED / 4u) + key_at_$i];
             key_$a_$i = mixed[then * (MIXED / 4u) + KEYS / 4u + key_at_$i];
             //: end
-            let value = value_$a;
-            let decay = decay_$a;
-            let strength = strength_$a;
-            let product = product_$a;
-            value_$a = scalar(then, 2u * KEYS + head * VALUE_DIM + column);
-            decay_$a = scalar(then, CHANNELS + 2u * head);
-            strength_$a = scalar(then, CHANNELS + 2u * head + 1u);
-            product_$a = scalar(then, CHANNELS + 2u * N_VALUE_HEADS + key_head);
+            let value = scalars_$a.x;
+            let decay = scalars_$a.y;
+            let strength = scalars_$a.z;
+            let product = scalars_$a.w;
+            scalars_$a = scalars_of(then, head, key_head, column);
             var by_key = vec4<f32>(params.zero);
             var by_query = vec4<f32>(params.zero);
             //: each i

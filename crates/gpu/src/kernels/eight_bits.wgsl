@@ -51,9 +51,7 @@ fn in_eight_bits(entry: Entry, lane: u32, value: vec4<f32>) -> EightBits {
         scale = bitcast<f32>(bits | 0x7fc00000u);
     }
     let word = pack4xI8(vec4<i32>(round(select(vec4<f32>(0.0), value * inverse, is_large))));
-    var sum = bitcast<u32>(dot4I8Packed(word, 0x01010101u));
-    sum += team_exchange_word(entry, sum, 1u);
-    sum += team_exchange_word(entry, sum, 2u);
-    sum += team_exchange_word(entry, sum, 4u);
-    return EightBits(in_order(entry, lane, word), scale, scale * f32(bitcast<i32>(sum)));
+    // Small whole numbers: exact in any order.
+    let sum = team_sum(entry, f32(dot4I8Packed(word, 0x01010101u)));
+    return EightBits(in_order(entry, lane, word), scale, scale * sum);
 }

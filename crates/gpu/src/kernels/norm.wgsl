@@ -25,7 +25,6 @@ var<immediate> params: Params;
 @group(0) @binding(5) var<storage, read_write> x: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
 
-const LANES: u32 = WORKGROUP;
 // Quads of a row that a lane keeps until they are normed; what is more of them is read again.
 const KEPT: u32 = 4u;
 const LEFT_OUT: u32 = 0xffffffffu;
@@ -33,7 +32,7 @@ const LEFT_OUT: u32 = 0xffffffffu;
 const AHEAD: u32 = 8u;
 
 // Sums of teams.
-var<workgroup> partial: array<f32, LANES / 8u>;
+var<workgroup> partial: array<f32, WORKGROUP / 8u>;
 
 fn combined(row: u32, quad: u32) -> vec4<f32> {
     let at = row * params.width + quad;
@@ -81,7 +80,7 @@ fn main(entry: Entry) {
     var weights: array<vec4<f32>, KEPT>;
     var squares = vec4<f32>(params.zero);
     for (var i = 0u; i < KEPT; i++) {
-        let quad = local + i * LANES;
+        let quad = local + i * WORKGROUP;
         if (quad < params.width) {
             if (NORM) {
                 weights[i] = weight[quad];
@@ -90,7 +89,7 @@ fn main(entry: Entry) {
             squares = fma(kept[i], kept[i], squares);
         }
     }
-    for (var quad = local + KEPT * LANES; quad < params.width; quad += LANES) {
+    for (var quad = local + KEPT * WORKGROUP; quad < params.width; quad += WORKGROUP) {
         let value = summed(row, quad);
         if (ADD || COMBINE) {
             x[begin + quad] = value;
@@ -99,7 +98,7 @@ fn main(entry: Entry) {
     }
     if (ADD || COMBINE) {
         for (var i = 0u; i < KEPT; i++) {
-            let quad = local + i * LANES;
+            let quad = local + i * WORKGROUP;
             if (quad < params.width) {
                 x[begin + quad] = kept[i];
             }
@@ -115,17 +114,17 @@ fn main(entry: Entry) {
     }
     workgroupBarrier();
     var sum = 0.0;
-    for (var team = 0u; team < LANES / 8u; team++) {
+    for (var team = 0u; team < WORKGROUP / 8u; team++) {
         sum += partial[team];
     }
     let scale = 1.0 / sqrt(sum / f32(4u * params.width) + params.eps);
     for (var i = 0u; i < KEPT; i++) {
-        let quad = local + i * LANES;
+        let quad = local + i * WORKGROUP;
         if (quad < params.width) {
             out[begin + quad] = kept[i] * scale * weights[i];
         }
     }
-    for (var quad = local + KEPT * LANES; quad < params.width; quad += LANES) {
+    for (var quad = local + KEPT * WORKGROUP; quad < params.width; quad += WORKGROUP) {
         out[begin + quad] = x[begin + quad] * scale * weight[quad];
     }
 }

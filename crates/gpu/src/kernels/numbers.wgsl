@@ -3,9 +3,7 @@
 
 const PIECES: u32 = 2u;
 
-struct Weights {
-    half: Half,
-}
+alias Weights = Half;
 
 struct Held {
     quads: array<vec4<f32>, 4>,
@@ -19,7 +17,7 @@ fn deals() -> bool {
 }
 
 fn weights_of(stored: Stored, index: u32, part: u32) -> Weights {
-    return Weights(half_of(stored, index, part));
+    return half_of(stored, index, part);
 }
 
 fn held_quad(unit: u32, quad: u32) -> vec4<f32> {
@@ -45,8 +43,7 @@ fn held_of(unit: u32, part: u32) -> Held {
 
 // The product of both, added to `sum`; by the group sums of MLX's identity, sum((s q + b) x) = s sum(q x) + b sum(x). Sums begin
 // with a zero that a compiler does not know, so that it has no choice of which product to round: see `delta_net.rs`.
-fn multiply(weights: Weights, x: Held, sum: f32) -> f32 {
-    let w = weights.half;
+fn multiply(w: Weights, x: Held, sum: f32) -> f32 {
     var products = fma(w.q[0], x.quads[0], vec4<f32>(params.zero));
     products = fma(w.q[1], x.quads[1], products);
     products = fma(w.q[2], x.quads[2], products);

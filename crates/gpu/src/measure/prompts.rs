@@ -82,7 +82,7 @@ pub fn gemm_rate(
     }
     let seconds = median_seconds(device, REPEATS, || {
         let items = Items { table: &table, begin: 0, len, n_x };
-        products.multiply_experts(device, &operand, items, 1, &x, &y);
+        products.multiply_experts(device, [(operand, items, &y)], 1, &x);
     })?;
     let n_matrices = if is_fused { 2 } else { 1 };
     Ok((seconds, 2.0 * (of_each * experts * rows * cols * n_matrices) as f64))

@@ -4,7 +4,7 @@ use checkpoint::Format;
 use compute::RouterSpec;
 
 use crate::device::Device;
-use crate::formats::{Decoder, UNIT, decoder, part_bytes};
+use crate::formats::{UNIT, decoder_of, part_bytes};
 use crate::kernel::{KernelSource, unroll};
 use crate::rowwise::CHOICE;
 
@@ -155,10 +155,6 @@ impl Tuning {
         let team_rows = if groups(most) * times < self.few_workgroups { 1 } else { most };
         (team_rows, groups(team_rows))
     }
-}
-
-fn decoder_of(format: Format) -> Decoder {
-    decoder(format).expect("formats were checked when weights were loaded")
 }
 
 /// Calls `use_source` with the source of a form.

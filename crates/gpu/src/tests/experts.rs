@@ -9,7 +9,8 @@ use compute::{
 use crate::gpu::Gpu;
 use crate::host::Costs;
 use crate::testing::{
-    Random, assert_close, devices, download, experts, hold, host, make_room, matrix, name, upload,
+    Random, assert_close, devices, download, experts, from_host, hold, host, make_room, matrix,
+    name, upload,
 };
 
 #[test]
@@ -81,9 +82,7 @@ fn outputs<B: Backend>(
     let mut out = backend.buffer(n_uses, 256);
     backend.set_rows(&mut out, n_uses);
     backend.experts(0, &x, experts, uses, &mut out);
-    let mut values = Vec::new();
-    backend.download(&out, &mut values);
-    values
+    from_host(backend, &out)
 }
 
 /// Few rows: experts are looked up on the device before the host knows who was chosen.
@@ -189,9 +188,7 @@ fn layers_that_are_held_agree() {
         let outputs = MoeOutputs { routing: &routing, routed: &routed, shared: both };
         let norm = NextNorm { weight: &weight, eps: 1e-6, out: &mut normed };
         reference.combine_norm(&mut sum, outputs, norm);
-        let mut expected = [Vec::new(), Vec::new()];
-        reference.download(&sum, &mut expected[0]);
-        reference.download(&normed, &mut expected[1]);
+        let expected = [&sum, &normed].map(|values| from_host(&mut reference, values));
 
         for device in devices() {
             let mut gpu = Gpu::new(device.clone()).with_precision(true);
@@ -286,12 +283,7 @@ fn experts_that_the_cpu_computes_agree_within_its_rounding() {
     let on_host = host(&mut reference, &logits, n_experts as usize);
     reference.route(&on_host, spec, &mut routing);
     uses.group(&routing);
-    let input = host(&mut reference, &x, 256);
-    let mut out = reference.buffer(rows * top_k, 256);
-    reference.set_rows(&mut out, rows * top_k);
-    reference.experts(0, &input, &loaded, &uses, &mut out);
-    let mut expected = Vec::new();
-    reference.download(&out, &mut expected);
+    let expected = outputs(&mut reference, &x, &loaded, &uses);
     let scale = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
     for device in devices() {
         let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() });
