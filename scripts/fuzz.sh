@@ -30,15 +30,17 @@ printf '\003%060d' 0 >"$corpus/prefix_entry/whole"
 printf '\000FM-PREFX\001' >"$corpus/prefix_entry/header"
 
 cargo +nightly fuzz build --sanitizer none 2>&1 | tail -n 40
-for target in gguf safetensors_header config routing_trace prefix_entry; do
-    echo "== $target, $seconds s"
-    log=$corpus/$target.log
+fuzz() {
+    local target=$1 log=$corpus/$1.log
     if ! cargo +nightly fuzz run --sanitizer none "$target" "$corpus/$target" -- \
         -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 -verbosity=0 \
         -print_final_stats=1 >"$log" 2>&1; then
         tail -n 60 "$log" >&2
         echo "$target: a crash was found (see fuzz/artifacts/$target), or it did not run" >&2
-        exit 1
+        return 1
     fi
-    grep "^stat::number_of_executed_units" "$log"
-done
+    echo "== $target, $seconds s: $(grep "^stat::number_of_executed_units" "$log")"
+}
+export -f fuzz
+export corpus seconds
+printf '%s\n' gguf safetensors_header config routing_trace prefix_entry | xargs -P "$(nproc)" -I{} bash -c 'fuzz {}'
