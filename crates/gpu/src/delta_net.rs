@@ -25,8 +25,10 @@ const LANES: u32 = 64;
 const TEAMS: usize = LANES as usize / 8;
 /// Lanes of a workgroup that computes a single row.
 const STEP_LANES: u32 = 256;
-/// Rows that are on their way while one is computed.
-const RULE_AHEAD: u32 = 3;
+/// Most rows that a workgroup of the delta rule holds, and values of queries and keys: 8 KiB of its memory.
+const MOST_HELD: [usize; 2] = [8, 2048];
+// Each lane reads one value, and one scalar, of the rows that are held.
+const _: () = assert!(MOST_HELD[0] * TEAMS <= LANES as usize && 3 * MOST_HELD[0] <= LANES as usize);
 /// Most rows that are computed at once: they bound the working memory. Fewer where this crate tests itself,
 /// so that short sequences are divided.
 const MAX_ROWS: usize = if cfg!(test) { 60 } else { 512 };
@@ -260,8 +262,10 @@ impl Shape {
         let mix = apply(&source);
         let lane_chunks = (self.key_dim / 4).div_ceil(8) as u32;
         let rule = include_str!("kernels/delta_net_rule.wgsl");
-        let rule = unroll(rule, &[("i", lane_chunks), ("a", RULE_AHEAD)]);
-        let constants = [&constants[..], &[("AHEAD", RULE_AHEAD)]].concat();
+        let held = (MOST_HELD[1] / (2 * self.key_dim)).min(MOST_HELD[0]) as u32;
+        let parts = (held * 2 * self.key_dim as u32 / 4).div_ceil(LANES);
+        let rule = unroll(rule, &[("i", lane_chunks), ("p", parts)]);
+        let constants = [&constants[..], &[("HELD", held)]].concat();
         let rule = apply(&KernelSource {
             name: "delta net: rule",
             parts: &[gates, &rule],

@@ -1,8 +1,11 @@
 // The gated delta rule over all rows of a span, with the state in registers: a team of lanes takes a column
 // of the state of a value head, each lane some rows of it.
 //
-// What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $i (chunks of a lane) and $a (rows
-// that are on their way while one is computed): what has a name of its own is kept in registers.
+// A workgroup holds HELD rows of what its head reads: queries, keys, values, gates. Those of the next rows are on
+// their way to registers while these are computed, so that no row waits for memory of the device.
+//
+// What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $i (chunks of a lane) and $p (parts of
+// the next rows that a lane reads): what has a name of its own is kept in registers.
 //
 //     S <- decay S;  delta = strength (v - S^T k);  S <- S + k delta^T;  o = S^T q
 //
@@ -35,13 +38,39 @@ var<immediate> params: Params;
 
 // A chunk is four rows of the state.
 const CHUNKS: u32 = KEY_DIM / 4u;
+const TEAMS: u32 = WORKGROUP / 8u;
+// Chunks of the queries and keys of the rows that are held.
+const HELD_CHUNKS: u32 = HELD * 2u * CHUNKS;
 
-// The value of a column, the decay, the strength of writing, and the product of query and key.
-fn scalars_of(index: u32, head: u32, key_head: u32, column: u32) -> vec4<f32> {
-    let at = index * MIXED;
-    let gates = at + CHANNELS + 2u * head;
-    let value = scalars[at + 2u * KEYS + head * VALUE_DIM + column];
-    return vec4<f32>(value, scalars[gates], scalars[gates + 1u], scalars[at + CHANNELS + 2u * N_VALUE_HEADS + key_head]);
+// (HELD, 2, CHUNKS): the query and the key of each row.
+var<workgroup> held: array<vec4<f32>, HELD_CHUNKS>;
+// (HELD, TEAMS).
+var<workgroup> held_values: array<f32, HELD * TEAMS>;
+// (3, HELD): decays, strengths of writing, products of query and key.
+var<workgroup> held_gates: array<f32, 3u * HELD>;
+
+// A chunk of the rows from `begin` on. Rows and chunks that are not there are the last.
+fn chunk_of(begin: u32, index: u32, key_head: u32) -> vec4<f32> {
+    let place = min(index, HELD_CHUNKS - 1u);
+    let row = min(begin + place / (2u * CHUNKS), params.rows - 1u);
+    let inside = place % (2u * CHUNKS);
+    let skipped = select(0u, KEYS / 4u - CHUNKS, inside >= CHUNKS);
+    return mixed[row * (MIXED / 4u) + key_head * CHUNKS + skipped + inside];
+}
+
+// The value of a row and a column of this workgroup.
+fn value_of(begin: u32, index: u32, head: u32, first_column: u32) -> f32 {
+    let row = min(begin + index / TEAMS, params.rows - 1u);
+    let column = min(first_column + index % TEAMS, VALUE_DIM - 1u);
+    return scalars[row * MIXED + 2u * KEYS + head * VALUE_DIM + column];
+}
+
+// One of the three scalars of a row.
+fn gate_of(begin: u32, index: u32, head: u32, key_head: u32) -> f32 {
+    let row = min(begin + index % HELD, params.rows - 1u);
+    let kind = min(index / HELD, 2u);
+    let gates = row * MIXED + CHANNELS;
+    return scalars[gates + select(2u * head + kind, 2u * N_VALUE_HEADS + key_head, kind == 2u)];
 }
 
 // The last inputs of the convolution become the history of what comes next.
@@ -66,12 +95,11 @@ fn main(entry: Entry) {
     if (TILED != 0u) {
         key_head = head % N_KEY_HEADS;
     }
-    let place = entry.group.x * (WORKGROUP / 8u) + me.team;
+    let place = entry.group.x * TEAMS + me.team;
     let is_ours = place < VALUE_DIM;
     // Teams without a column read what the last one does, for all must take part in sums.
     let column = min(place, VALUE_DIM - 1u);
     let at = (head * VALUE_DIM + column) * CHUNKS;
-    let last = params.rows - 1u;
     //: each i
     let chunk_$i = $iu * 8u + me.lane;
     // Chunks that are not there are zero.
@@ -80,32 +108,51 @@ fn main(entry: Entry) {
     if (is_chunk_$i) {
         s_$i = state[at + chunk_$i];
     }
-    let key_at_$i = key_head * CHUNKS + min(chunk_$i, CHUNKS - 1u);
+    let key_at_$i = min(chunk_$i, CHUNKS - 1u);
     //: end
-    //: each a
-    let first_$a = min($au, last);
-    //: each i
-    var query_$a_$i = mixed[first_$a * (MIXED / 4u) + key_at_$i];
-    var key_$a_$i = mixed[first_$a * (MIXED / 4u) + KEYS / 4u + key_at_$i];
+    let first_column = entry.group.x * TEAMS;
+    //: each p
+    var next_$p = chunk_of(0u, $pu * WORKGROUP + entry.local, key_head);
     //: end
-    var scalars_$a = scalars_of(first_$a, head, key_head, column);
-    //: end
-    for (var begin = 0u; begin < params.rows; begin += AHEAD) {
-        //: each a
-        if (begin + $au < params.rows) {
-            let index = begin + $au;
-            let then = min(index + AHEAD, last);
+    var next_value = value_of(0u, entry.local, head, first_column);
+    var next_gate = gate_of(0u, entry.local, head, key_head);
+    for (var begin = 0u; begin < params.rows; begin += HELD) {
+        // All have computed the rows before.
+        workgroupBarrier();
+        //: each p
+        if ($pu * WORKGROUP + entry.local < HELD_CHUNKS) {
+            held[$pu * WORKGROUP + entry.local] = next_$p;
+        }
+        //: end
+        if (entry.local < HELD * TEAMS) {
+            held_values[entry.local] = next_value;
+        }
+        if (entry.local < 3u * HELD) {
+            held_gates[entry.local] = next_gate;
+        }
+        workgroupBarrier();
+        //: each p
+        next_$p = chunk_of(begin + HELD, $pu * WORKGROUP + entry.local, key_head);
+        //: end
+        next_value = value_of(begin + HELD, entry.local, head, first_column);
+        next_gate = gate_of(begin + HELD, entry.local, head, key_head);
+        //: each i
+        var query_$i = held[key_at_$i];
+        var key_$i = held[CHUNKS + key_at_$i];
+        //: end
+        let rows = min(HELD, params.rows - begin);
+        for (var row = 0u; row < rows; row++) {
+            let then = min(row + 1u, HELD - 1u) * 2u * CHUNKS;
             //: each i
-            let q_$i = query_$a_$i;
-            let k_$i = select(vec4<f32>(), key_$a_$i, is_chunk_$i);
-            query_$a_$i = mixed[then * (MIXED / 4u) + key_at_$i];
-            key_$a_$i = mixed[then * (MIXED / 4u) + KEYS / 4u + key_at_$i];
+            let q_$i = query_$i;
+            let k_$i = select(vec4<f32>(), key_$i, is_chunk_$i);
+            query_$i = held[then + key_at_$i];
+            key_$i = held[then + CHUNKS + key_at_$i];
             //: end
-            let value = scalars_$a.x;
-            let decay = scalars_$a.y;
-            let strength = scalars_$a.z;
-            let product = scalars_$a.w;
-            scalars_$a = scalars_of(then, head, key_head, column);
+            let value = held_values[row * TEAMS + me.team];
+            let decay = held_gates[row];
+            let strength = held_gates[HELD + row];
+            let product = held_gates[2u * HELD + row];
             var by_key = vec4<f32>(params.zero);
             var by_query = vec4<f32>(params.zero);
             //: each i
@@ -120,11 +167,10 @@ fn main(entry: Entry) {
             s_$i = fma(k_$i, vec4<f32>(delta), s_$i);
             //: end
             if (is_ours && me.lane == 0u) {
-                let to = ((params.row + index) * N_VALUE_HEADS + head) * VALUE_DIM + column;
+                let to = ((params.row + begin + row) * N_VALUE_HEADS + head) * VALUE_DIM + column;
                 out[to] = fma(delta, product, answer);
             }
         }
-        //: end
     }
     //: each i
     if (is_ours && is_chunk_$i) {
