@@ -17,6 +17,8 @@ fn outputs_and_states_agree_and_do_not_depend_on_cuts() {
         ([2, 4, 32, 32, 4], true),
         ([1, 3, 8, 20, 2], false),
         ([1, 2, 128, 44, 4], true),
+        // Fewer rows fit where the delta rule holds them.
+        ([1, 2, 172, 12, 4], false),
     ] {
         let case = DeltaCase::new(LEN, shape, tiled);
         let expected = case.expected();
@@ -40,7 +42,7 @@ fn a_state_goes_on_from_a_snapshot_with_the_same_bits() {
 
 #[test]
 fn kernels_translate_to_every_language() {
-    for shape in [[2, 4, 32, 32, 4], [1, 3, 8, 20, 2], [16, 32, 128, 128, 4]] {
+    for shape in [[2, 4, 32, 32, 4], [1, 3, 8, 20, 2], [16, 32, 128, 128, 4], [1, 2, 256, 8, 4]] {
         Shape::of(&DeltaCase::new(1, shape, true).spec).with_sources(translate);
     }
 }

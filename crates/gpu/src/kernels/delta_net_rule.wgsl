@@ -1,8 +1,8 @@
 // The gated delta rule over all rows of a span, with the state in registers: a team of lanes takes a column
 // of the state of a value head, each lane some rows of it.
 //
-// A workgroup holds HELD rows of what its head reads: queries, keys, values, gates. Those of the next rows are on
-// their way to registers while these are computed, so that no row waits for memory of the device.
+// A workgroup holds HELD rows of what its head reads: queries and keys, values, scalars. Those of the next rows are on
+// their way to registers while these are computed, so that only the first wait for memory of the device.
 //
 // What stands between `each` and `end` is repeated by `kernel.rs`, with the number in place of $i (chunks of a lane) and $p (parts of
 // the next rows that a lane reads): what has a name of its own is kept in registers.
@@ -47,7 +47,7 @@ var<workgroup> held: array<vec4<f32>, HELD_CHUNKS>;
 // (HELD, TEAMS).
 var<workgroup> held_values: array<f32, HELD * TEAMS>;
 // (3, HELD): decays, strengths of writing, products of query and key.
-var<workgroup> held_gates: array<f32, 3u * HELD>;
+var<workgroup> held_scalars: array<f32, 3u * HELD>;
 
 // A chunk of the rows from `begin` on. Rows and chunks that are not there are the last.
 fn chunk_of(begin: u32, index: u32, key_head: u32) -> vec4<f32> {
@@ -66,7 +66,7 @@ fn value_of(begin: u32, index: u32, head: u32, first_column: u32) -> f32 {
 }
 
 // One of the three scalars of a row.
-fn gate_of(begin: u32, index: u32, head: u32, key_head: u32) -> f32 {
+fn scalar_of(begin: u32, index: u32, head: u32, key_head: u32) -> f32 {
     let row = min(begin + index % HELD, params.rows - 1u);
     let kind = min(index / HELD, 2u);
     let gates = row * MIXED + CHANNELS;
@@ -115,7 +115,7 @@ fn main(entry: Entry) {
     var next_$p = chunk_of(0u, $pu * WORKGROUP + entry.local, key_head);
     //: end
     var next_value = value_of(0u, entry.local, head, first_column);
-    var next_gate = gate_of(0u, entry.local, head, key_head);
+    var next_scalar = scalar_of(0u, entry.local, head, key_head);
     for (var begin = 0u; begin < params.rows; begin += HELD) {
         // All have computed the rows before.
         workgroupBarrier();
@@ -128,14 +128,14 @@ fn main(entry: Entry) {
             held_values[entry.local] = next_value;
         }
         if (entry.local < 3u * HELD) {
-            held_gates[entry.local] = next_gate;
+            held_scalars[entry.local] = next_scalar;
         }
         workgroupBarrier();
         //: each p
         next_$p = chunk_of(begin + HELD, $pu * WORKGROUP + entry.local, key_head);
         //: end
         next_value = value_of(begin + HELD, entry.local, head, first_column);
-        next_gate = gate_of(begin + HELD, entry.local, head, key_head);
+        next_scalar = scalar_of(begin + HELD, entry.local, head, key_head);
         //: each i
         var query_$i = held[key_at_$i];
         var key_$i = held[CHUNKS + key_at_$i];
@@ -150,9 +150,9 @@ fn main(entry: Entry) {
             key_$i = held[then + CHUNKS + key_at_$i];
             //: end
             let value = held_values[row * TEAMS + me.team];
-            let decay = held_gates[row];
-            let strength = held_gates[HELD + row];
-            let product = held_gates[2u * HELD + row];
+            let decay = held_scalars[row];
+            let strength = held_scalars[HELD + row];
+            let product = held_scalars[2u * HELD + row];
             var by_key = vec4<f32>(params.zero);
             var by_query = vec4<f32>(params.zero);
             //: each i
