@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::held_out;
 use crate::resuming::facts;
 
-const SOURCES: [&str; 6] = ["story", "tale", "answer", "skill", "mixed", "tool"];
+/// Half of the recorded texts: they take a minute.
+const SOURCES: [&str; 4] = ["tale", "skill", "mixed", "tool"];
 
 fn compare(model: &Path, variant: &str, sources: &[&str], tolerance: f64) {
     let options = EngineOptions { memory: Some(2 << 30), ..EngineOptions::default() };
@@ -57,7 +58,7 @@ fn the_demo_model_in_bf16_predicts_as_well_as_recorded() {
     // Its 75 MB are not part of the repository.
     match std::env::var_os("FLASH_MOE_DEMO_BF16") {
         // It is slow, and the sources are told apart by the other form.
-        Some(model) => compare(Path::new(&model), "bf16", &["tale", "skill", "tool"], 0.005),
+        Some(model) => compare(Path::new(&model), "bf16", &["tale", "tool"], 0.005),
         None => println!("skipped: FLASH_MOE_DEMO_BF16 does not name the model's directory"),
     }
 }
