@@ -31,7 +31,7 @@ printf '\000FM-PREFX\001' >"$corpus/prefix_entry/header"
 
 cargo +nightly fuzz build --sanitizer none 2>&1 | tail -n 40
 fuzz() {
-    local target=$1 log=$corpus/$1.log
+    local target=$1 log=$corpus/$1.log units
     if ! cargo +nightly fuzz run --sanitizer none "$target" "$corpus/$target" -- \
         -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 -verbosity=0 \
         -print_final_stats=1 >"$log" 2>&1; then
@@ -39,7 +39,8 @@ fuzz() {
         echo "$target: a crash was found (see fuzz/artifacts/$target), or it did not run" >&2
         return 1
     fi
-    echo "== $target, $seconds s: $(grep "^stat::number_of_executed_units" "$log")"
+    units=$(grep "^stat::number_of_executed_units" "$log") || return
+    echo "== $target, $seconds s: $units"
 }
 export -f fuzz
 export corpus seconds

@@ -25,10 +25,12 @@ const LANES: u32 = 64;
 const TEAMS: usize = LANES as usize / 8;
 /// Lanes of a workgroup that computes a single row.
 const STEP_LANES: u32 = 256;
-/// Most rows that a workgroup of the delta rule holds, and values of queries and keys: 8 KiB of its memory.
-const MOST_HELD: [usize; 2] = [8, 2048];
-// Each lane reads one value, and one scalar, of the rows that are held.
-const _: () = assert!(MOST_HELD[0] * TEAMS <= LANES as usize && 3 * MOST_HELD[0] <= LANES as usize);
+/// Most rows that a workgroup of the delta rule holds.
+const HELD_ROWS: usize = 8;
+/// Most values of their queries and keys: 8 KiB of its memory.
+const HELD_VALUES: usize = 2048;
+// Each lane reads one value of the rows that are held; the three scalars of each are fewer.
+const _: () = assert!(HELD_ROWS * TEAMS <= LANES as usize);
 /// Most rows that are computed at once: they bound the working memory. Fewer where this crate tests itself,
 /// so that short sequences are divided.
 const MAX_ROWS: usize = if cfg!(test) { 60 } else { 512 };
@@ -262,7 +264,7 @@ impl Shape {
         let mix = apply(&source);
         let lane_chunks = (self.key_dim / 4).div_ceil(8) as u32;
         let rule = include_str!("kernels/delta_net_rule.wgsl");
-        let held = (MOST_HELD[1] / (2 * self.key_dim)).min(MOST_HELD[0]) as u32;
+        let held = (HELD_VALUES / (2 * self.key_dim)).min(HELD_ROWS) as u32;
         let parts = (held * 2 * self.key_dim as u32 / 4).div_ceil(LANES);
         let rule = unroll(rule, &[("i", lane_chunks), ("p", parts)]);
         let constants = [&constants[..], &[("HELD", held)]].concat();

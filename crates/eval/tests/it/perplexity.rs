@@ -57,7 +57,7 @@ fn the_demo_model_predicts_as_well_as_recorded() {
 fn the_demo_model_in_bf16_predicts_as_well_as_recorded() {
     // Its 75 MB are not part of the repository.
     match std::env::var_os("FLASH_MOE_DEMO_BF16") {
-        // It is slow, and the sources are told apart by the other form.
+        // It is slow: these are the texts that it predicts worst and best.
         Some(model) => compare(Path::new(&model), "bf16", &["tale", "tool"], 0.005),
         None => println!("skipped: FLASH_MOE_DEMO_BF16 does not name the model's directory"),
     }
