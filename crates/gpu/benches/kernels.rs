@@ -21,7 +21,7 @@ fn main() {
     let is_wanted = |what: &str| words.is_empty() || words.contains(&what);
     let adapters = gpu::adapters();
     let adapter = adapters.first().expect("a GPU");
-    let options = DeviceOptions { subgroups: true, checked: false };
+    let options = DeviceOptions { checked: false, ..DeviceOptions::default() };
     let device = Device::open(adapter, options).expect("the adapter opens");
     println!("{}", device.name());
     if is_wanted("meeting") {

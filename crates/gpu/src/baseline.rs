@@ -1,8 +1,10 @@
-//! The 4-bit product in the form that this program's ancestor had, kept to be measured beside ours
-//! (`cargo bench -p flash-moe-gpu --bench baseline`); no model is computed by it.
+//! Products in other forms, kept to be measured beside ours (`cargo bench -p flash-moe-gpu --bench baseline`); no model is
+//! computed by them. Here the 4-bit one that this program's ancestor had.
 //!
 //! Each weight costs two multiplications, a fused one and an addition, `acc += fma(q, s * x, b * x)`; by
 //! group sums (`kernels/product.wgsl`) it costs one fused one, because the sums of x are shared by all rows.
+
+mod matrices;
 
 use checkpoint::{Affine, FloatType, Format};
 
@@ -12,6 +14,8 @@ use crate::formats::part_bytes;
 use crate::kernel::KernelSource;
 use crate::measure::{fill, median_seconds};
 use crate::weights::place;
+
+pub use matrices::{Cut, matrix_rate};
 
 /// The one format that the form is written for.
 const FORMAT: Format = Format::Affine(Affine { bits: 4, group: 64, scales: FloatType::Bf16 });

@@ -61,6 +61,11 @@ impl KernelSource<'_> {
     /// The whole text.
     pub(crate) fn text(&self, subgroups: bool) -> String {
         let mut text = String::new();
+        // What a part begins with that asks for more of the language has to stand before all else.
+        let asks = |line: &&str| line.starts_with("enable ");
+        for line in self.parts.iter().flat_map(|part| part.lines().take_while(asks)) {
+            text.extend([line, "\n"]);
+        }
         let mut constant = |name: &str, value: u32| {
             writeln!(text, "const {name}: u32 = {value}u;").expect("a String takes all");
         };
@@ -78,7 +83,7 @@ impl KernelSource<'_> {
             text.push_str(if subgroups { LANES_SUBGROUP } else { LANES_SHARED });
         }
         for part in self.parts {
-            text.push_str(part);
+            text.extend(part.lines().skip_while(asks).flat_map(|line| [line, "\n"]));
         }
         text
     }

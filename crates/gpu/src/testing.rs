@@ -38,7 +38,7 @@ pub(crate) fn devices() -> Vec<Device> {
         "a GPU, or Mesa's software Vulkan; set FLASH_MOE_NO_GPU_TESTS to leave these tests out",
     );
     let open = |subgroups| {
-        let options = DeviceOptions { subgroups, checked: true };
+        let options = DeviceOptions { subgroups, checked: true, ..DeviceOptions::default() };
         Device::open(adapter, options).expect("the device opens")
     };
     let mut devices = vec![open(true), open(false)];
@@ -118,24 +118,41 @@ pub(crate) fn translate(source: &KernelSource<'_>) {
     for subgroups in [true, false] {
         let text = source.text(subgroups);
         let what = format!("{} (subgroups: {subgroups})", source.name);
-        let module = naga::front::wgsl::parse_str(&text)
-            .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(&text)));
         let capabilities = naga::valid::Capabilities::IMMEDIATES
             | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
             | naga::valid::Capabilities::SUBGROUP
             | naga::valid::Capabilities::SUBGROUP_BARRIER;
-        let mut validator =
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
-        validator
-            .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-            .subgroup_operations(naga::valid::SubgroupOperationSet::all());
-        let info = validator
-            .validate(&module)
-            .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(&text)));
+        let (module, info) = checked(&text, &what, capabilities);
         to_spirv(&module, &info).unwrap_or_else(|error| panic!("{what}, SPIR-V: {error}"));
         to_msl(&module, &info).unwrap_or_else(|error| panic!("{what}, MSL: {error}"));
         to_hlsl(&module, &info).unwrap_or_else(|error| panic!("{what}, HLSL: {error}"));
     }
+}
+
+/// The same of a kernel with cooperative matrices, to the languages that have them.
+#[track_caller]
+pub(crate) fn translate_matrices(source: &KernelSource<'_>) {
+    let what = source.name;
+    let text = source.text(true);
+    let (module, info) = checked(&text, what, naga::valid::Capabilities::all());
+    to_spirv(&module, &info).unwrap_or_else(|error| panic!("{what}, SPIR-V: {error}"));
+    to_msl(&module, &info).unwrap_or_else(|error| panic!("{what}, MSL: {error}"));
+}
+
+#[track_caller]
+fn checked(
+    text: &str,
+    what: &str,
+    capabilities: naga::valid::Capabilities,
+) -> (naga::Module, Info) {
+    let module = naga::front::wgsl::parse_str(text)
+        .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
+    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
+    (module, info)
 }
 
 type Info = naga::valid::ModuleInfo;

@@ -79,6 +79,18 @@ impl Adapter {
         self.raw.features().contains(clock::FEATURES)
     }
 
+    /// Whether it multiplies matrices of 16 x 16 floats of 16 bits, and adds in 32.
+    pub fn has_matrices(&self) -> bool {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let offered = self.raw.features().contains(super::MATRICES);
+        let mut kinds = self.raw.cooperative_matrix_properties().into_iter();
+        offered
+            && kinds.any(|kind| {
+                let sizes = [kind.m_size, kind.n_size, kind.k_size];
+                sizes == [16; 3] && (kind.ab_type, kind.cr_type) == (F16, F32)
+            })
+    }
+
     /// Bytes that a kernel can reach through one binding.
     pub fn max_binding_bytes(&self) -> u64 {
         self.raw.limits().max_storage_buffer_binding_size

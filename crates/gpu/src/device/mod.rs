@@ -63,6 +63,9 @@ const MAX_BINDINGS: usize = 11;
 /// How long a meeting is waited for by asking again and again before the thread sleeps: being woken takes
 /// longer than most work between two meetings of a token.
 const SPIN: Duration = Duration::from_micros(200);
+/// What kernels with cooperative matrices need.
+const MATRICES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 /// How a device is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
@@ -70,11 +73,13 @@ pub struct DeviceOptions {
     pub subgroups: bool,
     /// Whether kernels check each access: for tests.
     pub checked: bool,
+    /// Whether kernels use cooperative matrices and floats of 16 bits: for a baseline.
+    pub matrices: bool,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { subgroups: true, checked: cfg!(debug_assertions) }
+        Self { subgroups: true, checked: cfg!(debug_assertions), matrices: false }
     }
 }
 
@@ -164,7 +169,15 @@ impl Device {
         let has_subgroups = offered.contains(wgpu::Features::SUBGROUP);
         // A sum of eight lanes must not reach into another subgroup.
         let subgroups = options.subgroups && has_subgroups && info.subgroup_min_size >= 8;
-        let features = wgpu::Features::IMMEDIATES | (offered & wgpu::Features::SUBGROUP);
+        let matrices = match options.matrices {
+            true if !adapter.has_matrices() => {
+                return Err(GpuError::Lacks { adapter: info.name, what: "cooperative matrices" });
+            }
+            true => MATRICES,
+            false => wgpu::Features::empty(),
+        };
+        let wanted = wgpu::Features::SUBGROUP | matrices;
+        let features = wgpu::Features::IMMEDIATES | (offered & wanted);
         let timing = if recorder.is_some() { clock::FEATURES } else { wgpu::Features::empty() };
         let features = features | timing;
         let limits = adapter.raw().limits();

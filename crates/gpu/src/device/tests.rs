@@ -277,7 +277,7 @@ fn traced(recorder: &Recorder) -> Option<Device> {
         return None;
     }
     let adapter = adapters().into_iter().next()?;
-    let options = DeviceOptions { subgroups: true, checked: true };
+    let options = DeviceOptions { checked: true, ..DeviceOptions::default() };
     let device = Device::open_traced(&adapter, options, recorder.clone());
     if !adapter.has_timestamps() {
         assert!(matches!(device, Err(GpuError::NoTimestamps { .. })), "{device:?}");
