@@ -35,12 +35,13 @@ fn main() {
         Err(error) => return println!("{error}"),
     };
     let scale = if device.is_software() { 8 } else { 1 };
-    let shape = [2048 / scale, 8192 / scale, 2048 / scale];
+    let shape = [2048, 8192, 2048].map(|n| n / scale);
+    let [x_rows, w_rows, columns] = shape;
     for [sixteens, down, across] in CUTS {
         let cut = Cut { sixteens, down, across };
         let (seconds, worst) = matrix_rate(&device, shape, cut).expect("the device works");
         println!(
-            "2048 x 2048 x 8192, cooperative matrices, {:3} x {:3} by {:3} lanes: {:6.2} ms, {:6.1} TFLOP/s, error {worst:e}",
+            "{x_rows} x {columns} x {w_rows}, cooperative matrices, {:3} x {:3} by {:3} lanes: {:6.2} ms, {:6.1} TFLOP/s, error {worst:e}",
             16 * sixteens * down,
             32 * across,
             32 * down * across,

@@ -7,6 +7,7 @@
 use half::f16;
 
 use crate::device::{Buffer, Device, GpuError};
+use crate::formats::UNIT;
 use crate::kernel::{KernelSource, unroll};
 use crate::measure::median_seconds;
 
@@ -14,7 +15,6 @@ use crate::measure::median_seconds;
 const REPEATS: usize = 5;
 /// Products of a measurement.
 const DISPATCHES: usize = 4;
-const UNIT: usize = 32;
 
 /// How a workgroup of subgroups of 32 lanes is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Cut {
 }
 
 /// Median seconds of a product of `[x_rows, w_rows, columns]`, which the cut divides, and the largest difference from the
-/// exact result among some elements, in units of that result.
+/// exact result among some elements: relative, or absolute below one.
 ///
 /// # Errors
 /// If the device does not have such matrices, or fails.
